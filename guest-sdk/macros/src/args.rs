@@ -1,0 +1,352 @@
+//! The arguments of `#[task(…)]`: read, checked, and turned into the members of the manifest.
+
+use proc_macro2::TokenStream;
+use syn::parse::Parser;
+use syn::punctuated::Punctuated;
+use syn::spanned::Spanned;
+use syn::{Error, Expr, ExprLit, Lit, LitStr, Meta, Result, Token};
+
+/// Names of tasks are at most this long, so that they fit in a path and a label.
+const MAX_NAME: usize = 63;
+
+/// What the attribute says.
+#[derive(Debug, Default)]
+pub(crate) struct Args {
+    pub(crate) name: Option<String>,
+    /// `log::LevelFilter` by its variant; `Info` where nothing is said.
+    pub(crate) level: Option<&'static str>,
+    limits: Vec<(&'static str, u64)>,
+    retry: Vec<(&'static str, String)>,
+    grants: Vec<String>,
+}
+
+impl Args {
+    pub(crate) fn parse(tokens: TokenStream) -> Result<Self> {
+        let mut args = Self::default();
+        let mut seen = Vec::new();
+        for meta in Punctuated::<Meta, Token![,]>::parse_terminated.parse2(tokens)? {
+            let key = key(&meta)?;
+            once(&mut seen, &key, &meta)?;
+            match key.as_str() {
+                "name" => {
+                    let literal = text(value(&meta)?)?;
+                    check_name(&literal.value()).map_err(|why| Error::new_spanned(literal, why))?;
+                    args.name = Some(literal.value());
+                }
+                "limits" => args.limits = limits(&list(&meta)?)?,
+                "retry" => args.retry = retry(&list(&meta)?)?,
+                "grants" => args.grants = grants(&meta)?,
+                "log" => args.level = Some(level(text(value(&meta)?)?)?),
+                _ => {
+                    return Err(Error::new_spanned(
+                        meta.path(),
+                        "unknown argument; a task has `name`, `limits(…)`, `retry(…)`, `grants(…)` and `log`",
+                    ));
+                }
+            }
+        }
+        Ok(args)
+    }
+
+    /// `,"limits":{…},"retry":{…},"grants":[…]`, without what the author has not named.
+    pub(crate) fn json(&self) -> String {
+        let mut json = String::new();
+        if !self.limits.is_empty() {
+            let limits: Vec<_> = self
+                .limits
+                .iter()
+                .map(|(k, v)| format!("\"{k}\":{v}"))
+                .collect();
+            json.push_str(&format!(",\"limits\":{{{}}}", limits.join(",")));
+        }
+        if !self.retry.is_empty() {
+            let retry: Vec<_> = self
+                .retry
+                .iter()
+                .map(|(k, v)| format!("\"{k}\":{v}"))
+                .collect();
+            json.push_str(&format!(",\"retry\":{{{}}}", retry.join(",")));
+        }
+        if !self.grants.is_empty() {
+            let grants: Vec<_> = self.grants.iter().map(|grant| quoted(grant)).collect();
+            json.push_str(&format!(",\"grants\":[{}]", grants.join(",")));
+        }
+        json
+    }
+}
+
+/// What is wrong with a task's name, if anything.
+pub(crate) fn check_name(name: &str) -> std::result::Result<(), String> {
+    let fits = name.len() <= MAX_NAME
+        && name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
+        && !name.ends_with('-')
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    if fits {
+        return Ok(());
+    }
+    Err(format!(
+        "`{name}` is no name for a task: lower-case letters, digits and inner `-`, at most {MAX_NAME}; \
+         choose one with #[task(name = \"…\")]"
+    ))
+}
+
+fn limits(metas: &Punctuated<Meta, Token![,]>) -> Result<Vec<(&'static str, u64)>> {
+    let mut limits = Vec::new();
+    let mut seen = Vec::new();
+    for meta in metas {
+        let (name, amount) = match key(meta)?.as_str() {
+            "fuel" => ("fuel", count(value(meta)?)?),
+            "memory" | "memory_bytes" => ("memory_bytes", bytes(value(meta)?)?),
+            "timeout" => ("timeout_ms", duration(value(meta)?)?),
+            "timeout_ms" => ("timeout_ms", integer(value(meta)?)?),
+            "output" | "output_bytes" => ("output_bytes", bytes(value(meta)?)?),
+            "log" | "log_bytes" => ("log_bytes", bytes(value(meta)?)?),
+            _ => {
+                return Err(Error::new_spanned(
+                    meta.path(),
+                    "unknown limit; there are `fuel`, `memory`, `timeout`, `output` and `log`",
+                ));
+            }
+        };
+        once(&mut seen, name, meta)?;
+        if amount == 0 && matches!(name, "fuel" | "memory_bytes" | "timeout_ms") {
+            return Err(Error::new_spanned(
+                value(meta)?,
+                "no task can run with a limit of 0",
+            ));
+        }
+        limits.push((name, amount));
+    }
+    Ok(limits)
+}
+
+fn retry(metas: &Punctuated<Meta, Token![,]>) -> Result<Vec<(&'static str, String)>> {
+    let mut retry = Vec::new();
+    let mut seen = Vec::new();
+    for meta in metas {
+        let (name, json) = match key(meta)?.as_str() {
+            "max_attempts" => {
+                let attempts = integer(value(meta)?)?;
+                if attempts == 0 || attempts > u64::from(u32::MAX) {
+                    return Err(Error::new_spanned(
+                        value(meta)?,
+                        "from 1 to 4294967295 attempts",
+                    ));
+                }
+                ("max_attempts", attempts.to_string())
+            }
+            "backoff" => {
+                let literal = text(value(meta)?)?;
+                let backoff = literal.value();
+                if !matches!(backoff.as_str(), "fixed" | "exponential") {
+                    return Err(Error::new_spanned(
+                        literal,
+                        "either \"fixed\" or \"exponential\"",
+                    ));
+                }
+                ("backoff", quoted(&backoff))
+            }
+            "initial" => ("initial_ms", duration(value(meta)?)?.to_string()),
+            "initial_ms" => ("initial_ms", integer(value(meta)?)?.to_string()),
+            "max" => ("max_ms", duration(value(meta)?)?.to_string()),
+            "max_ms" => ("max_ms", integer(value(meta)?)?.to_string()),
+            "factor" => ("factor", number(value(meta)?, 1.0, 1000.0)?),
+            "jitter" => ("jitter", number(value(meta)?, 0.0, 1.0)?),
+            _ => {
+                return Err(Error::new_spanned(
+                    meta.path(),
+                    "unknown; a retry policy has `max_attempts`, `backoff`, `initial`, `factor`, `max` and `jitter`",
+                ));
+            }
+        };
+        once(&mut seen, name, meta)?;
+        retry.push((name, json));
+    }
+    Ok(retry)
+}
+
+fn grants(meta: &Meta) -> Result<Vec<String>> {
+    let literals = meta
+        .require_list()?
+        .parse_args_with(Punctuated::<LitStr, Token![,]>::parse_terminated)?;
+    let mut grants = Vec::new();
+    for literal in literals {
+        let grant = literal.value();
+        if grant.trim().is_empty() {
+            return Err(Error::new_spanned(
+                literal,
+                "a grant has a name, for example \"http:example.com\"",
+            ));
+        }
+        if grants.contains(&grant) {
+            return Err(Error::new_spanned(literal, "named twice"));
+        }
+        grants.push(grant);
+    }
+    Ok(grants)
+}
+
+fn level(literal: &LitStr) -> Result<&'static str> {
+    Ok(match literal.value().as_str() {
+        "off" => "Off",
+        "error" => "Error",
+        "warn" => "Warn",
+        "info" => "Info",
+        "debug" => "Debug",
+        "trace" => "Trace",
+        _ => {
+            return Err(Error::new_spanned(
+                literal,
+                "one of off, error, warn, info, debug, trace",
+            ));
+        }
+    })
+}
+
+fn key(meta: &Meta) -> Result<String> {
+    match meta.path().get_ident() {
+        Some(ident) => Ok(ident.to_string()),
+        None => Err(Error::new_spanned(meta.path(), "expected one word")),
+    }
+}
+
+fn once(seen: &mut Vec<String>, name: &str, meta: &Meta) -> Result<()> {
+    if seen.iter().any(|earlier| earlier == name) {
+        return Err(Error::new_spanned(
+            meta.path(),
+            format!("`{name}` is given twice"),
+        ));
+    }
+    seen.push(name.to_owned());
+    Ok(())
+}
+
+fn value(meta: &Meta) -> Result<&Expr> {
+    Ok(&meta.require_name_value()?.value)
+}
+
+fn list(meta: &Meta) -> Result<Punctuated<Meta, Token![,]>> {
+    meta.require_list()?
+        .parse_args_with(Punctuated::parse_terminated)
+}
+
+fn literal(expr: &Expr) -> Option<&Lit> {
+    match expr {
+        Expr::Lit(ExprLit { lit, .. }) => Some(lit),
+        _ => None,
+    }
+}
+
+fn text(expr: &Expr) -> Result<&LitStr> {
+    match literal(expr) {
+        Some(Lit::Str(literal)) => Ok(literal),
+        _ => Err(Error::new_spanned(expr, "expected a string")),
+    }
+}
+
+fn integer(expr: &Expr) -> Result<u64> {
+    match literal(expr) {
+        Some(Lit::Int(literal)) => literal.base10_parse(),
+        _ => Err(Error::new_spanned(expr, "expected a whole number")),
+    }
+}
+
+/// A JSON number from `min` to `max`.
+fn number(expr: &Expr, min: f64, max: f64) -> Result<String> {
+    let number: f64 = match literal(expr) {
+        Some(Lit::Int(literal)) => literal.base10_parse()?,
+        Some(Lit::Float(literal)) => literal.base10_parse()?,
+        _ => return Err(Error::new_spanned(expr, "expected a number")),
+    };
+    if number < min || number > max {
+        return Err(Error::new_spanned(
+            expr,
+            format!("expected a number from {min} to {max}"),
+        ));
+    }
+    Ok(number.to_string())
+}
+
+fn count(expr: &Expr) -> Result<u64> {
+    const UNITS: &[(&str, u64)] = &[
+        ("", 1),
+        ("K", 1_000),
+        ("M", 1_000_000),
+        ("G", 1_000_000_000),
+        ("T", 1_000_000_000_000),
+    ];
+    with_unit(
+        expr,
+        UNITS,
+        "a number, or a string such as \"20G\" with K, M, G or T",
+    )
+}
+
+fn bytes(expr: &Expr) -> Result<u64> {
+    const UNITS: &[(&str, u64)] = &[
+        ("", 1),
+        ("B", 1),
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("KB", 1_000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+    ];
+    with_unit(
+        expr,
+        UNITS,
+        "a number of bytes, or a string such as \"128MiB\" with KiB, MiB, GiB, KB, MB or GB",
+    )
+}
+
+/// Milliseconds. A bare number would leave the unit open.
+fn duration(expr: &Expr) -> Result<u64> {
+    const UNITS: &[(&str, u64)] = &[("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
+    let what = "a string such as \"30s\" with ms, s, m or h";
+    match literal(expr) {
+        Some(Lit::Str(_)) => with_unit(expr, UNITS, what),
+        _ => Err(Error::new_spanned(expr, format!("expected {what}"))),
+    }
+}
+
+fn with_unit(expr: &Expr, units: &[(&str, u64)], what: &str) -> Result<u64> {
+    let Some(Lit::Str(literal)) = literal(expr) else {
+        return integer(expr)
+            .map_err(|error| Error::new(expr.span(), format!("{error}; expected {what}")));
+    };
+    let value = literal.value();
+    let digits = value
+        .find(|c: char| !c.is_ascii_digit() && c != '_')
+        .unwrap_or(value.len());
+    let (amount, unit) = value.split_at(digits);
+    let factor = units
+        .iter()
+        .find(|(name, _)| *name == unit.trim_start())
+        .map(|(_, factor)| *factor);
+    amount
+        .replace('_', "")
+        .parse::<u64>()
+        .ok()
+        .zip(factor)
+        .and_then(|(amount, factor)| amount.checked_mul(factor))
+        .ok_or_else(|| Error::new_spanned(literal, format!("expected {what}")))
+}
+
+/// A JSON string.
+fn quoted(value: &str) -> String {
+    let mut json = String::from("\"");
+    for c in value.chars() {
+        match c {
+            '"' | '\\' => json.extend(['\\', c]),
+            c if c.is_control() && c.is_ascii() => {
+                json.push_str(&format!("\\u{:04x}", u32::from(c)))
+            }
+            c => json.push(c),
+        }
+    }
+    json.push('"');
+    json
+}

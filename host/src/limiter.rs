@@ -1,0 +1,143 @@
+//! Memory accounting of one attempt: one sum over all linear memories and tables of all its
+//! instances. Wasmtime asks before each growth; the answer is yes or no, never a trap.
+
+use wasmtime::ResourceLimiter;
+
+use crate::engine::{INSTANCES_PER_ATTEMPT, MEMORIES_PER_ATTEMPT, TABLES_PER_ATTEMPT};
+
+/// Bytes of one table element in the engine.
+const TABLE_ELEMENT_BYTES: u64 = 8;
+
+/// Sums, caps and remembers the peak.
+#[derive(Debug)]
+pub struct Limiter {
+    limit: u64,
+    used: u64,
+    peak: u64,
+    peak_before: u64,
+    last: u64,
+    refused: bool,
+}
+
+impl Limiter {
+    /// Allows `limit` bytes in all.
+    #[must_use]
+    pub const fn new(limit: u64) -> Self {
+        Self {
+            limit,
+            used: 0,
+            peak: 0,
+            peak_before: 0,
+            last: 0,
+            refused: false,
+        }
+    }
+
+    /// The highest sum so far, in bytes.
+    #[must_use]
+    pub const fn peak(&self) -> u64 {
+        self.peak
+    }
+
+    /// Whether a growth was refused because of the limit.
+    #[must_use]
+    pub const fn refused(&self) -> bool {
+        self.refused
+    }
+
+    fn grow(&mut self, by: u64) -> bool {
+        match self.used.checked_add(by) {
+            Some(sum) if sum <= self.limit => {
+                self.used = sum;
+                self.last = by;
+                self.peak_before = self.peak;
+                self.peak = self.peak.max(sum);
+                true
+            }
+            _ => {
+                self.last = 0;
+                self.peak_before = self.peak;
+                self.refused = true;
+                false
+            }
+        }
+    }
+
+    /// The engine could not do what was allowed: take the last growth back.
+    fn undo(&mut self) {
+        self.used = self.used.saturating_sub(self.last);
+        self.peak = self.peak_before;
+        self.last = 0;
+    }
+}
+
+impl ResourceLimiter for Limiter {
+    fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        _maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        Ok(self.grow(desired.saturating_sub(current) as u64))
+    }
+
+    fn memory_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
+        self.undo();
+        Ok(())
+    }
+
+    fn table_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        _maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        let elements = desired.saturating_sub(current) as u64;
+        Ok(self.grow(elements.saturating_mul(TABLE_ELEMENT_BYTES)))
+    }
+
+    fn table_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
+        self.undo();
+        Ok(())
+    }
+
+    fn instances(&self) -> usize {
+        INSTANCES_PER_ATTEMPT as usize
+    }
+
+    fn tables(&self) -> usize {
+        TABLES_PER_ATTEMPT as usize
+    }
+
+    fn memories(&self) -> usize {
+        MEMORIES_PER_ATTEMPT as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+
+    #[test]
+    fn memories_and_tables_share_one_limit() {
+        let mut limiter = Limiter::new(200);
+        assert!(limiter.memory_growing(0, 100, None).unwrap());
+        assert!(limiter.table_growing(0, 10, None).unwrap());
+        assert!(!limiter.memory_growing(100, 200, None).unwrap());
+        assert!(limiter.refused());
+        assert_eq!(limiter.peak(), 180);
+    }
+
+    #[test]
+    fn a_growth_that_the_engine_fails_is_not_counted() {
+        let mut limiter = Limiter::new(200);
+        assert!(limiter.memory_growing(0, 150, None).unwrap());
+        limiter
+            .memory_grow_failed(wasmtime::Error::msg("no"))
+            .unwrap();
+        assert_eq!(limiter.peak(), 0);
+        assert!(limiter.memory_growing(0, 200, None).unwrap());
+        assert!(!limiter.refused());
+    }
+}

@@ -1,0 +1,36 @@
+//! `sandbar dev`: everything on this machine, with an embedded Postgres unless another is named.
+
+use anyhow::Context;
+
+use crate::config::{Config, Secret};
+use crate::dev::EmbeddedPostgres;
+use crate::server::{self, Roles, Urls};
+
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let stop = server::stop_on_signals()?;
+    let roles = Roles { server: true, worker: true };
+    if let Some(url) = config.database.url.clone() {
+        crate::store::migrate(url.expose(), super::migrate::TIMEOUT).await?;
+        server::admin_key(&config, url.expose()).await?;
+        let urls = Urls {
+            api: config.database.api_url.clone().unwrap_or_else(|| url.clone()),
+            worker: config.database.worker_url.clone().unwrap_or(url),
+        };
+        return server::run(&config, &urls, roles, stop).await;
+    }
+
+    let postgres = EmbeddedPostgres::start(&config.data_dir).await.context("cannot start Postgres")?;
+    let result = async {
+        let admin = postgres.admin_url();
+        crate::store::migrate(&admin, super::migrate::TIMEOUT).await?;
+        postgres.set_role_passwords().await?;
+        server::admin_key(&config, &admin).await?;
+        let urls = Urls { api: Secret::new(postgres.api_url()), worker: Secret::new(postgres.worker_url()) };
+        server::run(&config, &urls, roles, stop).await
+    }
+    .await;
+    // Postgres goes last: whatever the roles still had to write has been written.
+    let stopped = postgres.stop().await;
+    result?;
+    stopped.context("Postgres did not stop in order; the next start recovers it")
+}

@@ -1,0 +1,302 @@
+//! The configuration of every role: one typed struct, read once at the start.
+//!
+//! Sources, later ones win: built-in defaults; `sandbar.toml` in the working directory (or the file named by
+//! `--config` or `SANDBAR_CONFIG`); environment variables `SANDBAR_<SECTION>__<KEY>` and `SANDBAR_DATA_DIR`;
+//! flags. An unknown key is an error that names it, and every number has a range ([`RANGES`]).
+//!
+//! This module never opens a connection, never creates a directory and never prints a secret.
+
+mod load;
+mod range;
+mod secret;
+
+#[cfg(test)]
+mod tests;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+pub use load::{ConfigError, Overrides};
+pub use range::{RANGES, Range};
+pub use secret::Secret;
+
+const MIB: u64 = 1024 * 1024;
+const GIB: u64 = 1024 * MIB;
+
+/// The whole configuration. See each section for defaults and ranges.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Directory for everything kept on this machine: the embedded cluster, compiled modules, keys. Default
+    /// `.sandbar`. A relative path is relative to the working directory.
+    pub data_dir: PathBuf,
+    /// Connections to Postgres.
+    pub database: Database,
+    /// The HTTP API.
+    pub server: Server,
+    /// A worker and its cells.
+    pub worker: Worker,
+    /// Background duties.
+    pub scheduler: Scheduler,
+    /// The compiler of uploaded modules.
+    pub compile: Compile,
+    /// Log lines.
+    pub log: Log,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data_dir: PathBuf::from(".sandbar"),
+            database: Database::default(),
+            server: Server::default(),
+            worker: Worker::default(),
+            scheduler: Scheduler::default(),
+            compile: Compile::default(),
+            log: Log::default(),
+        }
+    }
+}
+
+/// Section `database`: how to reach Postgres.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Database {
+    /// URL of the role that owns the schema and runs migrations. Default none: `sandbar dev` starts its own
+    /// Postgres.
+    pub url: Option<Secret>,
+    /// URL of a login that is, or may become, `sandbar_api`. Default none.
+    pub api_url: Option<Secret>,
+    /// URL of a login that is, or may become, `sandbar_worker`. Default none.
+    pub worker_url: Option<Secret>,
+    /// Connections per pool. Default 16, 1 to 500.
+    pub max_connections: u32,
+    /// Longest statement, in milliseconds; Postgres cancels what takes longer. Default 30,000; 100 to 600,000.
+    pub statement_timeout_ms: u64,
+    /// Longest wait for a free connection, in milliseconds. Default 5,000; 10 to 60,000.
+    pub acquire_timeout_ms: u64,
+}
+
+impl Default for Database {
+    fn default() -> Self {
+        Self {
+            url: None,
+            api_url: None,
+            worker_url: None,
+            max_connections: 16,
+            statement_timeout_ms: 30_000,
+            acquire_timeout_ms: 5_000,
+        }
+    }
+}
+
+impl Database {
+    /// Longest statement.
+    pub fn statement_timeout(&self) -> Duration {
+        Duration::from_millis(self.statement_timeout_ms)
+    }
+
+    /// Longest wait for a free connection.
+    pub fn acquire_timeout(&self) -> Duration {
+        Duration::from_millis(self.acquire_timeout_ms)
+    }
+}
+
+/// Section `server`: the HTTP API and what it takes from callers.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Server {
+    /// Address to listen on. Default `127.0.0.1:7260`. Port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Admin key of the first tenant. Default none: one is made at the first start and kept in
+    /// `<data_dir>/admin.key`. 16 to 200 visible ASCII characters.
+    pub admin_key: Option<Secret>,
+    /// Largest uploaded module, in bytes. Default 64 MiB; 1 KiB to 256 MiB.
+    pub max_module_bytes: u64,
+    /// Largest request body and input of an invocation, in bytes. Default 4 MiB; 1 KiB to 32 MiB.
+    pub max_input_bytes: u64,
+    /// Longest `Prefer: wait`, in seconds; a caller who asks for more gets this. Default 60, 1 to 600.
+    pub max_wait_s: u64,
+    /// How long an `Idempotency-Key` is remembered, in seconds. Default 86,400 (a day); 60 to 2,592,000 (30 days).
+    pub idempotency_ttl_s: u64,
+    /// Longest request, in seconds, not counting what its caller asked to wait for. Default 60, 1 to 3,600.
+    pub request_timeout_s: u64,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7260)),
+            admin_key: None,
+            max_module_bytes: 64 * MIB,
+            max_input_bytes: 4 * MIB,
+            max_wait_s: 60,
+            idempotency_ttl_s: 86_400,
+            request_timeout_s: 60,
+        }
+    }
+}
+
+impl Server {
+    /// Longest `Prefer: wait`.
+    pub fn max_wait(&self) -> Duration {
+        Duration::from_secs(self.max_wait_s)
+    }
+
+    /// How long an `Idempotency-Key` is remembered.
+    pub fn idempotency_ttl(&self) -> Duration {
+        Duration::from_secs(self.idempotency_ttl_s)
+    }
+
+    /// Longest request, without the wait its caller asked for.
+    pub fn request_timeout(&self) -> Duration {
+        Duration::from_secs(self.request_timeout_s)
+    }
+}
+
+/// Section `worker`: how much one worker runs, and how it proves that it lives.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Worker {
+    /// Attempts that run at once in this worker, over all of its cells. Default 64, 1 to 4,096.
+    pub slots: u32,
+    /// Sandbox processes. Default 1, 1 to 64.
+    pub cells: u32,
+    /// Guest threads per cell. Default: the cores this process may use. 1 to 256.
+    pub threads_per_cell: u32,
+    /// Time between heartbeats, in milliseconds. Default 2,000; 100 to 60,000.
+    pub heartbeat_ms: u64,
+    /// Silence after which a worker counts as dead and its attempts run elsewhere, in milliseconds. Default
+    /// 6,000; 300 to 600,000, and at least three heartbeats. All workers and schedulers of a deployment must agree.
+    pub dead_after_ms: u64,
+    /// How long a stopping worker lets running attempts finish, in milliseconds. Default 30,000; 0 to 3,600,000.
+    pub drain_grace_ms: u64,
+    /// Time between looks at the queue when no notification arrives, in milliseconds. Default 1,000; 10 to 60,000.
+    pub poll_ms: u64,
+}
+
+impl Default for Worker {
+    fn default() -> Self {
+        Self {
+            slots: 64,
+            cells: 1,
+            threads_per_cell: available_cores(),
+            heartbeat_ms: 2_000,
+            dead_after_ms: 6_000,
+            drain_grace_ms: 30_000,
+            poll_ms: 1_000,
+        }
+    }
+}
+
+impl Worker {
+    /// Time between heartbeats.
+    pub fn heartbeat(&self) -> Duration {
+        Duration::from_millis(self.heartbeat_ms)
+    }
+
+    /// Silence after which a worker counts as dead.
+    pub fn dead_after(&self) -> Duration {
+        Duration::from_millis(self.dead_after_ms)
+    }
+
+    /// How long a stopping worker lets running attempts finish.
+    pub fn drain_grace(&self) -> Duration {
+        Duration::from_millis(self.drain_grace_ms)
+    }
+
+    /// Time between looks at the queue when no notification arrives.
+    pub fn poll(&self) -> Duration {
+        Duration::from_millis(self.poll_ms)
+    }
+}
+
+/// Cores this process may use; 1 when the system does not say.
+fn available_cores() -> u32 {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    // The upper bound of the setting, so that the default is always valid.
+    u32::try_from(cores).unwrap_or(u32::MAX).min(256)
+}
+
+/// Section `scheduler`: background duties.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Scheduler {
+    /// Time between rounds of timers and reaping, in milliseconds. Default 1,000; 10 to 60,000.
+    pub tick_ms: u64,
+    /// How often an attempt may be handed to another worker because its own died, before the invocation is
+    /// dead. Default 10, 1 to 1,000.
+    pub max_handovers: u32,
+}
+
+impl Default for Scheduler {
+    fn default() -> Self {
+        Self { tick_ms: 1_000, max_handovers: 10 }
+    }
+}
+
+impl Scheduler {
+    /// Time between rounds of timers and reaping.
+    pub fn tick(&self) -> Duration {
+        Duration::from_millis(self.tick_ms)
+    }
+}
+
+/// Section `compile`: what compiling one uploaded module may take, and what is kept of it.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Compile {
+    /// Address space of the compiling process, in bytes. Default 2 GiB; 256 MiB to 64 GiB.
+    pub address_space_bytes: u64,
+    /// CPU time of one compilation, in seconds. Default 20, 1 to 600.
+    pub cpu_seconds: u64,
+    /// Wall time of one compilation, in milliseconds. Default 30,000; 1,000 to 900,000.
+    pub wall_ms: u64,
+    /// Disk space for compiled modules, in bytes. Default 2 GiB; 64 MiB to 1 TiB.
+    pub cache_bytes: u64,
+    /// Compilations at once. Default 1, 1 to 64.
+    pub parallel: u32,
+}
+
+impl Default for Compile {
+    fn default() -> Self {
+        Self { address_space_bytes: 2 * GIB, cpu_seconds: 20, wall_ms: 30_000, cache_bytes: 2 * GIB, parallel: 1 }
+    }
+}
+
+impl Compile {
+    /// Wall time of one compilation.
+    pub fn wall(&self) -> Duration {
+        Duration::from_millis(self.wall_ms)
+    }
+}
+
+/// Section `log`: what is written to standard error.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// `text` for people (default) or `json` for machines.
+    pub format: LogFormat,
+    /// What is logged, in the language of `tracing`: a level (`info`, the default), or a list such as
+    /// `warn,sandbar::worker=debug`.
+    pub filter: String,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::Text, filter: "info".to_owned() }
+    }
+}
+
+/// The form of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One readable line.
+    Text,
+    /// One JSON object per line.
+    Json,
+}

@@ -1,0 +1,101 @@
+//! The range of every number in the configuration, in one table: the validation reads it, and so can whoever
+//! writes the reference.
+
+use super::{Config, ConfigError, GIB, MIB};
+
+/// The range of one numeric setting, both ends included.
+pub struct Range {
+    /// Full key, for example `server.max_wait_s`.
+    pub key: &'static str,
+    /// Smallest value.
+    pub min: u64,
+    /// Largest value.
+    pub max: u64,
+    /// Reads the value from a configuration.
+    pub get: fn(&Config) -> u64,
+}
+
+const fn range(key: &'static str, min: u64, max: u64, get: fn(&Config) -> u64) -> Range {
+    Range { key, min, max, get }
+}
+
+/// Every numeric setting with its range. A test checks that none is missing and that the defaults lie inside.
+pub const RANGES: &[Range] = &[
+    range("database.max_connections", 1, 500, |c| c.database.max_connections.into()),
+    range("database.statement_timeout_ms", 100, 600_000, |c| c.database.statement_timeout_ms),
+    range("database.acquire_timeout_ms", 10, 60_000, |c| c.database.acquire_timeout_ms),
+    range("server.max_module_bytes", 1024, 256 * MIB, |c| c.server.max_module_bytes),
+    range("server.max_input_bytes", 1024, 32 * MIB, |c| c.server.max_input_bytes),
+    range("server.max_wait_s", 1, 600, |c| c.server.max_wait_s),
+    range("server.idempotency_ttl_s", 60, 2_592_000, |c| c.server.idempotency_ttl_s),
+    range("server.request_timeout_s", 1, 3_600, |c| c.server.request_timeout_s),
+    range("worker.slots", 1, 4_096, |c| c.worker.slots.into()),
+    range("worker.cells", 1, 64, |c| c.worker.cells.into()),
+    range("worker.threads_per_cell", 1, 256, |c| c.worker.threads_per_cell.into()),
+    range("worker.heartbeat_ms", 100, 60_000, |c| c.worker.heartbeat_ms),
+    range("worker.dead_after_ms", 300, 600_000, |c| c.worker.dead_after_ms),
+    range("worker.drain_grace_ms", 0, 3_600_000, |c| c.worker.drain_grace_ms),
+    range("worker.poll_ms", 10, 60_000, |c| c.worker.poll_ms),
+    range("scheduler.tick_ms", 10, 60_000, |c| c.scheduler.tick_ms),
+    range("scheduler.max_handovers", 1, 1_000, |c| c.scheduler.max_handovers.into()),
+    range("compile.address_space_bytes", 256 * MIB, 64 * GIB, |c| c.compile.address_space_bytes),
+    range("compile.cpu_seconds", 1, 600, |c| c.compile.cpu_seconds),
+    range("compile.wall_ms", 1_000, 900_000, |c| c.compile.wall_ms),
+    range("compile.cache_bytes", 64 * MIB, 1024 * GIB, |c| c.compile.cache_bytes),
+    range("compile.parallel", 1, 64, |c| c.compile.parallel.into()),
+];
+
+/// Fewer heartbeats than this in `worker.dead_after_ms`, and one lost packet would cost a worker its leases.
+const MIN_HEARTBEATS_BEFORE_DEATH: u64 = 3;
+
+/// Shortest and longest admin key, in characters.
+const ADMIN_KEY_LENGTH: std::ops::RangeInclusive<usize> = 16..=200;
+
+/// Checks every rule that types cannot express. Reports all that is wrong, not only the first.
+pub(super) fn validate(config: &Config) -> Result<(), ConfigError> {
+    let mut problems = Vec::new();
+    for Range { key, min, max, get } in RANGES {
+        let value = get(config);
+        if !(*min..=*max).contains(&value) {
+            problems.push(format!("{key} is {value}, allowed is {min} to {max}"));
+        }
+    }
+    let worker = &config.worker;
+    if worker.dead_after_ms < worker.heartbeat_ms.saturating_mul(MIN_HEARTBEATS_BEFORE_DEATH) {
+        problems.push(format!(
+            "worker.dead_after_ms is {}, it must be at least {MIN_HEARTBEATS_BEFORE_DEATH} times worker.heartbeat_ms ({})",
+            worker.dead_after_ms, worker.heartbeat_ms
+        ));
+    }
+    if worker.cells > worker.slots {
+        problems.push(format!(
+            "worker.cells is {}, more than worker.slots ({}): some cells could never run anything",
+            worker.cells, worker.slots
+        ));
+    }
+    if config.data_dir.as_os_str().is_empty() {
+        problems.push("data_dir is empty".to_owned());
+    }
+    let database = &config.database;
+    for (key, url) in
+        [("database.url", &database.url), ("database.api_url", &database.api_url), ("database.worker_url", &database.worker_url)]
+    {
+        // The text itself stays out of the message: it may hold a password.
+        if let Some(url) = url
+            && !(url.expose().starts_with("postgres://") || url.expose().starts_with("postgresql://"))
+        {
+            problems.push(format!("{key} must start with postgres:// or postgresql://"));
+        }
+    }
+    if let Some(key) = &config.server.admin_key {
+        let key = key.expose();
+        if !ADMIN_KEY_LENGTH.contains(&key.len()) || !key.bytes().all(|byte| byte.is_ascii_graphic()) {
+            problems.push(format!(
+                "server.admin_key must have {} to {} visible ASCII characters",
+                ADMIN_KEY_LENGTH.start(),
+                ADMIN_KEY_LENGTH.end()
+            ));
+        }
+    }
+    if problems.is_empty() { Ok(()) } else { Err(ConfigError::Invalid { problems }) }
+}

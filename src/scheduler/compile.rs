@@ -1,0 +1,78 @@
+//! Uploaded modules become ready or rejected. One version at a time, leased in its own row, compiled in a child
+//! process; whoever dies over it leaves the row to be taken again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sandbar_host::ModuleHash;
+use sandbar_host::compile::{CompileError, Compiler};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::app::signals::Signals;
+use crate::store::task::ToCompile;
+use crate::store::{Result, WorkerStore};
+
+/// How long others leave a version alone that somebody compiles. More than a compilation may take in all.
+const LEASE: Duration = Duration::from_secs(120);
+/// How often to look when nothing was heard.
+const POLL: Duration = Duration::from_secs(2);
+
+/// Compile what waits until told to stop.
+pub async fn run(
+    store: WorkerStore,
+    compiler: Arc<Compiler>,
+    signals: Arc<Signals>,
+    stop: CancellationToken,
+) {
+    while !stop.is_cancelled() {
+        match store.version_to_compile(LEASE).await {
+            Ok(Some(version)) => {
+                if let Err(error) = one(&store, &compiler, &signals, &version).await {
+                    warn!(%error, "a version is left for later");
+                }
+                continue;
+            }
+            Ok(None) => {}
+            Err(error) => warn!(%error, "cannot look for versions to compile"),
+        }
+        tokio::select! {
+            () = signals.compile.notified() => {}
+            () = tokio::time::sleep(POLL) => {}
+            () = stop.cancelled() => {}
+        }
+    }
+}
+
+async fn one(
+    store: &WorkerStore,
+    compiler: &Compiler,
+    signals: &Signals,
+    version: &ToCompile,
+) -> Result<()> {
+    let hash = ModuleHash::from_bytes(version.sha256);
+    let fetch = async || -> anyhow::Result<bytes::Bytes> {
+        let bytes = store.module_bytes(version.tenant, &version.sha256).await?;
+        let bytes = bytes.ok_or_else(|| anyhow::anyhow!("module {hash} is not stored"))?;
+        Ok(bytes.into())
+    };
+    match compiler.artifact(&hash, fetch).await {
+        Ok(_) => {
+            store.version_ready(version.tenant, version.task, version.number).await?;
+            info!(task = %version.task, version = version.number, "version ready");
+        }
+        Err(CompileError::Rejected(rejection)) => {
+            info!(task = %version.task, version = version.number, %rejection, "version rejected");
+            let rejection = serde_json::json!(rejection);
+            store
+                .version_rejected(version.tenant, version.task, version.number, &rejection)
+                .await?;
+        }
+        // Ours to mend: the lease runs out and somebody tries again.
+        Err(error) => {
+            warn!(task = %version.task, version = version.number, %error, "compilation failed on our side");
+        }
+    }
+    signals.tasks_changed();
+    Ok(())
+}

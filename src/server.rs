@@ -1,0 +1,277 @@
+//! Roles put together in one process, and taken apart in order. Owns start, stop and signals; no rule of any role.
+
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use base64::Engine as _;
+use sandbar_host::artifact::{ArtifactCache, ArtifactKey};
+use sandbar_host::compile::{CompileLimits, Compiler};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::app::signals::Signals;
+use crate::app::{self, App};
+use crate::config::{Config, Secret};
+use crate::store::{ApiStore, Connect, WorkerStore};
+use crate::worker::Stop;
+use crate::{api, scheduler, worker};
+
+/// How long open requests may take to finish once we are told to stop.
+const REQUEST_GRACE: Duration = Duration::from_secs(5);
+
+/// What this process does.
+#[derive(Debug, Clone, Copy)]
+pub struct Roles {
+    /// API and scheduler.
+    pub server: bool,
+    /// Attempts.
+    pub worker: bool,
+}
+
+/// How each database role is reached.
+#[derive(Debug, Clone)]
+pub struct Urls {
+    /// As `sandbar_api`.
+    pub api: Secret,
+    /// As `sandbar_worker`.
+    pub worker: Secret,
+}
+
+/// Run the roles until told to stop.
+///
+/// # Errors
+/// Postgres cannot be reached at the start, the address is taken, or cells cannot be started.
+pub async fn run(config: &Config, urls: &Urls, roles: Roles, stop: Stop) -> anyhow::Result<()> {
+    let signals = Arc::new(Signals::default());
+    let store = WorkerStore::connect(&connect(config, &urls.worker))
+        .await
+        .context("cannot connect to Postgres as sandbar_worker")?;
+    let compiler = Arc::new(compiler(config)?);
+
+    let duties_stop = CancellationToken::new();
+    let mut duties = Vec::new();
+    let mut http = None;
+    if roles.server {
+        let (task, signals) = (store.clone(), signals.clone());
+        let settings = scheduler::Settings {
+            tick: config.scheduler.tick(),
+            dead_after: config.worker.dead_after(),
+            max_handovers: i32::try_from(config.scheduler.max_handovers)?,
+        };
+        let stop_token = duties_stop.clone();
+        duties.push(tokio::spawn(scheduler::run(settings, task.clone(), signals.clone(), stop_token.clone())));
+        for _ in 0..config.compile.parallel {
+            let (store, compiler) = (task.clone(), compiler.clone());
+            duties.push(tokio::spawn(scheduler::compile(store, compiler, signals.clone(), stop_token.clone())));
+        }
+        http = Some(Http::start(config, urls, signals.clone(), stop.drain.clone()).await?);
+    }
+
+    let result = if roles.worker {
+        let settings = worker_settings(config)?;
+        let running = worker::run(settings, store.clone(), signals.clone(), compiler.clone(), stop.clone());
+        let running = Box::pin(running);
+        if let Some(http) = &mut http {
+            tokio::select! {
+                result = running => result,
+                // The API ends first only when its listener fails.
+                result = http.failed() => result,
+            }
+        } else {
+            running.await
+        }
+    } else if let Some(http) = &mut http {
+        tokio::select! {
+            () = stop.drain.cancelled() => Ok(()),
+            () = stop.now.cancelled() => Ok(()),
+            result = http.failed() => result,
+        }
+    } else {
+        Ok(())
+    };
+
+    stop.drain.cancel(); // also when a role failed: the others stop too
+    if let Some(http) = http {
+        http.finish().await;
+    }
+    duties_stop.cancel();
+    for duty in duties {
+        let _ = tokio::time::timeout(Duration::from_secs(5), duty).await;
+    }
+    let _ = tokio::time::timeout(Duration::from_secs(5), store.close()).await;
+    info!("stopped");
+    result
+}
+
+/// The API on its socket.
+struct Http {
+    serving: tokio::task::JoinHandle<std::io::Result<()>>,
+    listening: tokio::task::JoinHandle<()>,
+    app: App,
+    store: ApiStore,
+}
+
+impl Http {
+    async fn start(
+        config: &Config,
+        urls: &Urls,
+        signals: Arc<Signals>,
+        stop: CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let store = ApiStore::connect(&connect(config, &urls.api))
+            .await
+            .context("cannot connect to Postgres as sandbar_api")?;
+        let listening = tokio::spawn(app::signals::listen(store.clone(), signals.clone()));
+        let settings = app::Settings {
+            max_module_bytes: config.server.max_module_bytes,
+            max_input_bytes: config.server.max_input_bytes,
+            max_wait: config.server.max_wait(),
+            request_timeout: config.server.request_timeout(),
+            idempotency_ttl: config.server.idempotency_ttl(),
+            limits: sandbar_host::limits::Limits::default(),
+        };
+        let app = App::new(store.clone(), signals, settings);
+        let router = api::router(app.clone());
+        let listener = TcpListener::bind(config.server.listen)
+            .await
+            .with_context(|| format!("cannot listen on {}", config.server.listen))?;
+        let address = listener.local_addr()?;
+        let serving = tokio::spawn(async move {
+            axum::serve(listener, router).with_graceful_shutdown(async move { stop.cancelled().await }).await
+        });
+        info!("listening on http://{address}");
+        Ok(Self { serving, listening, app, store })
+    }
+
+    async fn failed(&mut self) -> anyhow::Result<()> {
+        match (&mut self.serving).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(error).context("the API failed"),
+            Err(error) => Err(error).context("the API failed"),
+        }
+    }
+
+    async fn finish(mut self) {
+        if !self.serving.is_finished()
+            && tokio::time::timeout(REQUEST_GRACE, &mut self.serving).await.is_err()
+        {
+            warn!("requests were still open; closing them");
+            self.serving.abort();
+        }
+        self.listening.abort();
+        self.app.shutdown().await;
+        let _ = tokio::time::timeout(Duration::from_secs(5), self.store.close()).await;
+    }
+}
+
+fn connect(config: &Config, url: &Secret) -> Connect {
+    Connect {
+        url: url.expose().to_owned(),
+        max_connections: config.database.max_connections,
+        acquire_timeout: config.database.acquire_timeout(),
+        statement_timeout: config.database.statement_timeout(),
+    }
+}
+
+fn compiler(config: &Config) -> anyhow::Result<Compiler> {
+    let dir = config.data_dir.join("artifacts");
+    std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    let key = ArtifactKey::load_or_create(&config.data_dir.join("artifact.key"))
+        .context("cannot read or make the key that authenticates compiled modules")?;
+    let cache = ArtifactCache::open(&dir, key, config.compile.cache_bytes)
+        .context("cannot open the cache of compiled modules")?;
+    let limits = CompileLimits {
+        address_space_bytes: config.compile.address_space_bytes,
+        cpu_seconds: config.compile.cpu_seconds,
+        wall: config.compile.wall(),
+        ..CompileLimits::default()
+    };
+    let program = std::env::current_exe().context("cannot find this program's own file")?;
+    Ok(Compiler::new(program, limits, Arc::new(cache), config.compile.parallel as usize))
+}
+
+fn worker_settings(config: &Config) -> anyhow::Result<worker::Settings> {
+    Ok(worker::Settings {
+        program: std::env::current_exe().context("cannot find this program's own file")?,
+        slots: config.worker.slots,
+        cells: config.worker.cells,
+        threads_per_cell: config.worker.threads_per_cell as usize,
+        heartbeat: config.worker.heartbeat(),
+        dead_after: config.worker.dead_after(),
+        drain_grace: config.worker.drain_grace(),
+        poll: config.worker.poll(),
+        max_handovers: i32::try_from(config.scheduler.max_handovers)?,
+    })
+}
+
+/// SIGINT or SIGTERM: drain. A second one: at once.
+///
+/// # Errors
+/// The handlers cannot be installed.
+pub fn stop_on_signals() -> anyhow::Result<Stop> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let stop = Stop::default();
+    let tokens = stop.clone();
+    tokio::spawn(async move {
+        let mut next = async || {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        };
+        next().await;
+        info!("stopping; a second signal stops at once");
+        tokens.drain.cancel();
+        next().await;
+        warn!("stopping at once");
+        tokens.now.cancel();
+    });
+    Ok(stop)
+}
+
+/// Make sure that somebody can get in: the configured admin key, the one kept in the data directory, or, in an
+/// installation without any key, a new one.
+///
+/// # Errors
+/// Postgres does not answer, or the file cannot be read or written.
+pub async fn admin_key(config: &Config, admin_url: &str) -> anyhow::Result<()> {
+    let path = config.data_dir.join("admin.key");
+    let key = match &config.server.admin_key {
+        Some(key) => key.expose().to_owned(),
+        None => match std::fs::read_to_string(&path) {
+            Ok(text) => text.trim().to_owned(),
+            Err(_) if crate::store::tenant::has_keys(admin_url).await? => return Ok(()),
+            Err(_) => {
+                let random: [u8; 32] = rand::random();
+                let key = format!("sbk_{}", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(random));
+                write_secret(&path, &key)?;
+                info!("admin key made: {}", path.display());
+                key
+            }
+        },
+    };
+    crate::store::tenant::bootstrap(admin_url, &key).await
+}
+
+/// A new file that only its owner may read.
+fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    }
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    writeln!(file, "{text}")?;
+    file.sync_all()?;
+    Ok(())
+}

@@ -1,0 +1,455 @@
+//! Invocations as rows: the immutable part, where they stand, their attempts, results and logs. Reads only; every
+//! change is in `queue`.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use sandbar_host::limits::Limits;
+use sandbar_host::outcome::{Frame, LogRecord, Termination};
+use serde::{Deserialize, Serialize};
+use sqlx::postgres::PgRow;
+use sqlx::types::Json;
+use sqlx::{Postgres, QueryBuilder, Row};
+
+use crate::domain::ids::{InvocationId, WorkerId};
+use crate::domain::invocation::State;
+use crate::domain::names::TaskName;
+use crate::domain::retry::RetryPolicy;
+use crate::store::{Error, Result, TenantConn};
+
+/// What a worker needs besides the input; resolved when the invocation was accepted, so that later changes of the
+/// task do not change what was promised.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Spec {
+    /// How the input reaches the guest.
+    pub input: InputKind,
+    /// Limits of each attempt.
+    pub limits: Limits,
+    /// What happens after a failure.
+    pub retry: RetryPolicy,
+}
+
+/// How the input reaches the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum InputKind {
+    /// As the argument of `run`.
+    Task,
+    /// As stdin, with these arguments and variables.
+    Command {
+        /// Arguments after the program's name.
+        args: Vec<String>,
+        /// Environment; nothing else is in it.
+        env: BTreeMap<String, String>,
+    },
+}
+
+/// Records as JSON lines; `None` for none.
+#[must_use]
+pub fn encode_logs(records: &[LogRecord]) -> Option<Vec<u8>> {
+    if records.is_empty() {
+        return None;
+    }
+    let mut bytes = Vec::with_capacity(records.len() * 96);
+    for record in records {
+        // Writing strings and numbers into memory cannot fail; a record that did would only be missing.
+        if serde_json::to_writer(&mut bytes, record).is_ok() {
+            bytes.push(b'\n');
+        }
+    }
+    Some(bytes)
+}
+
+/// What is the same in a list and alone.
+#[derive(Debug, Clone)]
+pub struct Summary {
+    /// Its id.
+    pub id: InvocationId,
+    /// Name of the task.
+    pub task: String,
+    /// Version that runs.
+    pub version: i32,
+    /// Where it stands: derived from which table has it, in one statement.
+    pub state: State,
+    /// Why it ended; `None` before.
+    pub reason: Option<String>,
+    /// −100 to 100.
+    pub priority: i16,
+    /// Labels.
+    pub tags: BTreeMap<String, String>,
+    /// When it was accepted.
+    pub created_at: DateTime<Utc>,
+    /// Asked for: not before.
+    pub run_at: Option<DateTime<Utc>>,
+    /// Asked for: not to be started after.
+    pub expires_at: Option<DateTime<Utc>>,
+    /// While scheduled: when it becomes ready.
+    pub due_at: Option<DateTime<Utc>>,
+    /// When it ended.
+    pub finished_at: Option<DateTime<Utc>>,
+}
+
+/// One invocation with everything but its input.
+#[derive(Debug, Clone)]
+pub struct Invocation {
+    /// What lists show too.
+    pub summary: Summary,
+    /// A cancellation has been asked for and is on its way.
+    pub cancelling: bool,
+    /// Limits of each attempt.
+    pub limits: Limits,
+    /// What happens after a failure.
+    pub retry: RetryPolicy,
+    /// Attempts that ended, first to last.
+    pub attempts: Vec<AttemptRow>,
+    /// The attempt that runs now.
+    pub running: Option<RunningAttempt>,
+    /// What came out, when it has ended with an output.
+    pub output: Option<Output>,
+}
+
+/// An output, or word of one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// Media type as the guest named it.
+    pub content_type: String,
+    /// Size.
+    pub size_bytes: i64,
+    /// The bytes, unless there are more of them than were asked for.
+    pub bytes: Option<Vec<u8>>,
+}
+
+/// An attempt that ended. Receipt fields are `None` when nobody lived to count.
+#[derive(Debug, Clone, Deserialize)]
+#[allow(missing_docs)] // the fields of `sandbar_host::outcome::Receipt`
+pub struct AttemptRow {
+    pub attempt: i16,
+    pub worker_id: WorkerId,
+    pub started_at: DateTime<Utc>,
+    pub finished_at: DateTime<Utc>,
+    pub termination: Termination,
+    pub fuel: Option<u64>,
+    pub fuel_exact: Option<bool>,
+    pub cpu_ns: Option<u64>,
+    pub wall_ns: Option<u64>,
+    pub peak_memory_bytes: Option<u64>,
+    pub input_bytes: Option<u64>,
+    pub output_bytes: Option<u64>,
+    pub output_dropped_bytes: Option<u64>,
+    pub log_bytes: Option<u64>,
+    pub log_dropped_bytes: Option<u64>,
+    pub egress_bytes: Option<u64>,
+    pub host_calls: Option<u64>,
+    pub backtrace: Option<Vec<Frame>>,
+}
+
+/// An attempt that runs now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RunningAttempt {
+    /// Its number.
+    pub attempt: i16,
+    /// Who has it.
+    pub worker: WorkerId,
+    /// When it was claimed.
+    pub started_at: DateTime<Utc>,
+}
+
+/// An invocation as far as its result goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ResultRow {
+    /// It has not ended.
+    Unfinished,
+    /// It ended in this state and left nothing.
+    Nothing(State),
+    /// It ended and left this.
+    Output(Output),
+}
+
+/// One stored piece of a log.
+#[derive(Debug, Clone)]
+pub struct LogChunk {
+    /// Attempt that wrote it.
+    pub attempt: i16,
+    /// Its place in the attempt's log.
+    pub chunk: i32,
+    /// Records as JSON lines.
+    pub records: Vec<u8>,
+}
+
+/// Which invocations a list shows.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// In this state.
+    pub state: Option<State>,
+    /// Of this task.
+    pub task: Option<TaskName>,
+    /// With all of these tags.
+    pub tags: Vec<(String, String)>,
+    /// Older than this one.
+    pub after: Option<InvocationId>,
+}
+
+/// An invocation in none of the waiting places and without a result is with a worker: every move between places is
+/// one transaction, and one statement sees one snapshot.
+const STATE: &str = "CASE WHEN r.invocation_id IS NOT NULL THEN r.state WHEN q.invocation_id IS NOT NULL THEN 'queued'
+  WHEN s.invocation_id IS NOT NULL THEN 'scheduled' ELSE 'running' END AS state";
+
+const COLUMNS: &str = "i.invocation_id, t.name, i.version, i.priority, i.tags, i.run_at, i.expires_at, i.created_at,
+  s.due_at, r.reason, r.finished_at";
+
+const RESULT: &str = "results r ON r.tenant_id = i.tenant_id AND r.invocation_id = i.invocation_id";
+const READY: &str =
+    "ready q ON q.tenant_id = i.tenant_id AND q.rank = -i.priority AND q.invocation_id = i.invocation_id";
+const SCHEDULED: &str =
+    "scheduled s ON s.tenant_id = i.tenant_id AND s.invocation_id = i.invocation_id";
+const TASK: &str = "tasks t ON t.tenant_id = i.tenant_id AND t.task_id = i.task_id";
+
+fn state(word: &str) -> Result<State> {
+    word.parse()
+        .map_err(|e: crate::domain::invocation::UnknownState| Error::Corrupt(e.to_string()))
+}
+
+fn summary(row: &PgRow) -> Result<Summary> {
+    Ok(Summary {
+        id: row.try_get("invocation_id")?,
+        task: row.try_get("name")?,
+        version: row.try_get("version")?,
+        state: state(row.try_get("state")?)?,
+        reason: row.try_get("reason")?,
+        priority: row.try_get("priority")?,
+        tags: row.try_get::<Json<_>, _>("tags")?.0,
+        created_at: row.try_get("created_at")?,
+        run_at: row.try_get("run_at")?,
+        expires_at: row.try_get("expires_at")?,
+        due_at: row.try_get("due_at")?,
+        finished_at: row.try_get("finished_at")?,
+    })
+}
+
+impl TenantConn {
+    /// One invocation with its attempts, and with its output if that has at most `inline_bytes` bytes.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn invocation_get(
+        &mut self,
+        id: InvocationId,
+        inline_bytes: i32,
+    ) -> Result<Option<Invocation>> {
+        let tenant = self.tenant();
+        let row = sqlx::query(&format!(
+            "SELECT {COLUMNS}, {STATE}, i.spec -> 'limits' AS limits, i.spec -> 'retry' AS retry,
+               r.content_type, octet_length(r.output) AS size,
+               CASE WHEN octet_length(r.output) <= $3 THEN r.output END AS output,
+               r.invocation_id IS NULL AND EXISTS (SELECT 1 FROM cancels c
+                 WHERE c.tenant_id = i.tenant_id AND c.invocation_id = i.invocation_id) AS cancelling,
+               (SELECT jsonb_agg(to_jsonb(a) ORDER BY a.attempt) FROM attempts a
+                 WHERE a.tenant_id = i.tenant_id AND a.invocation_id = i.invocation_id) AS attempts,
+               u.attempt AS running, u.worker_id, u.started_at
+             FROM invocations i JOIN {TASK} LEFT JOIN {RESULT} LEFT JOIN {READY} LEFT JOIN {SCHEDULED}
+             LEFT JOIN LATERAL (SELECT * FROM running_attempts(ARRAY[i.invocation_id])
+               WHERE r.invocation_id IS NULL AND q.invocation_id IS NULL AND s.invocation_id IS NULL LIMIT 1) u ON true
+             WHERE i.tenant_id = $1 AND i.invocation_id = $2"
+        ))
+        .bind(tenant)
+        .bind(id)
+        .bind(inline_bytes)
+        .fetch_optional(&mut **self)
+        .await?;
+        let Some(row) = row else { return Ok(None) };
+        let running = match row.try_get::<Option<i16>, _>("running")? {
+            Some(attempt) => Some(RunningAttempt {
+                attempt,
+                worker: row.try_get("worker_id")?,
+                started_at: row.try_get("started_at")?,
+            }),
+            None => None,
+        };
+        let size: Option<i32> = row.try_get("size")?;
+        Ok(Some(Invocation {
+            summary: summary(&row)?,
+            cancelling: row.try_get("cancelling")?,
+            limits: row.try_get::<Json<_>, _>("limits")?.0,
+            retry: row.try_get::<Json<_>, _>("retry")?.0,
+            attempts: row
+                .try_get::<Option<Json<_>>, _>("attempts")?
+                .map(|json| json.0)
+                .unwrap_or_default(),
+            running,
+            output: match size {
+                Some(size) => Some(Output {
+                    content_type: row
+                        .try_get::<Option<String>, _>("content_type")?
+                        .unwrap_or_default(),
+                    size_bytes: i64::from(size),
+                    bytes: row.try_get("output")?,
+                }),
+                None => None,
+            },
+        }))
+    }
+
+    /// Whether an invocation has ended.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn invocation_finished(&mut self, id: InvocationId) -> Result<bool> {
+        let tenant = self.tenant();
+        Ok(sqlx::query_scalar(
+            "SELECT EXISTS (SELECT 1 FROM results WHERE tenant_id = $1 AND invocation_id = $2)",
+        )
+        .bind(tenant)
+        .bind(id)
+        .fetch_one(&mut **self)
+        .await?)
+    }
+
+    /// What an invocation left. `None`: no such invocation.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn invocation_result(&mut self, id: InvocationId) -> Result<Option<ResultRow>> {
+        let tenant = self.tenant();
+        let row = sqlx::query(&format!(
+            "SELECT r.state, r.output, r.content_type FROM invocations i LEFT JOIN {RESULT}
+             WHERE i.tenant_id = $1 AND i.invocation_id = $2"
+        ))
+        .bind(tenant)
+        .bind(id)
+        .fetch_optional(&mut **self)
+        .await?;
+        let Some(row) = row else { return Ok(None) };
+        let Some(word) = row.try_get::<Option<&str>, _>("state")? else {
+            return Ok(Some(ResultRow::Unfinished));
+        };
+        let state = state(word)?;
+        Ok(Some(match row.try_get::<Option<Vec<u8>>, _>("output")? {
+            // A failure without a word on stdout is a failure without output; a success may be empty.
+            Some(bytes) if state == State::Succeeded || !bytes.is_empty() => {
+                ResultRow::Output(Output {
+                    content_type: row
+                        .try_get::<Option<String>, _>("content_type")?
+                        .unwrap_or_default(),
+                    size_bytes: i64::try_from(bytes.len()).unwrap_or(i64::MAX),
+                    bytes: Some(bytes),
+                })
+            }
+            _ => ResultRow::Nothing(state),
+        }))
+    }
+
+    /// Pieces of an invocation's log in order, after the piece `after` (attempt, chunk), of one attempt if `attempt`
+    /// is given: as many as begin within the first `max_bytes`. True: there are more. `None`: no such invocation.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn invocation_logs(
+        &mut self,
+        id: InvocationId,
+        attempt: Option<i16>,
+        after: Option<(i16, i32)>,
+        max_bytes: i64,
+    ) -> Result<Option<(Vec<LogChunk>, bool)>> {
+        let tenant = self.tenant();
+        let (after_attempt, after_chunk) = after.unwrap_or((0, -1));
+        let rows = sqlx::query(
+            "SELECT attempt, chunk, CASE WHEN before < $6 THEN records END AS records FROM (
+               SELECT l.attempt, l.chunk, l.records,
+                 sum(octet_length(l.records)) OVER (ORDER BY l.attempt, l.chunk) - octet_length(l.records) AS before
+               FROM logs l WHERE l.tenant_id = $1 AND l.invocation_id = $2
+                 AND (l.attempt, l.chunk) > ($3, $4) AND ($5::smallint IS NULL OR l.attempt = $5)
+             ) p ORDER BY attempt, chunk",
+        )
+        .bind(tenant)
+        .bind(id)
+        .bind(after_attempt)
+        .bind(after_chunk)
+        .bind(attempt)
+        .bind(max_bytes)
+        .fetch_all(&mut **self)
+        .await?;
+        if rows.is_empty() {
+            let known: bool = sqlx::query_scalar(
+                "SELECT EXISTS (SELECT 1 FROM invocations WHERE tenant_id = $1 AND invocation_id = $2)",
+            )
+            .bind(tenant)
+            .bind(id)
+            .fetch_one(&mut **self)
+            .await?;
+            return Ok(known.then(|| (Vec::new(), false)));
+        }
+        let mut chunks = Vec::new();
+        for row in &rows {
+            let Some(records) = row.try_get("records")? else {
+                return Ok(Some((chunks, true)));
+            };
+            chunks.push(LogChunk {
+                attempt: row.try_get("attempt")?,
+                chunk: row.try_get("chunk")?,
+                records,
+            });
+        }
+        Ok(Some((chunks, false)))
+    }
+
+    /// Invocations that pass the filter, newest first; at most `limit`.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn invocation_list(&mut self, filter: &Filter, limit: i64) -> Result<Vec<Summary>> {
+        let tenant = self.tenant();
+        let mut sql: QueryBuilder<'_, Postgres> =
+            QueryBuilder::new(format!("SELECT {COLUMNS}, {STATE} FROM invocations i JOIN {TASK}"));
+        // The place that a state names drives the query, so that its cost follows what is there, not all that was.
+        let joins = [
+            (RESULT, filter.state.is_some_and(State::is_terminal)),
+            (READY, filter.state == Some(State::Queued)),
+            (SCHEDULED, filter.state == Some(State::Scheduled)),
+        ];
+        for (table, inner) in joins {
+            sql.push(if inner { " JOIN " } else { " LEFT JOIN " });
+            sql.push(table);
+        }
+        if filter.state == Some(State::Running) {
+            sql.push(" JOIN running_attempts() u ON u.invocation_id = i.invocation_id");
+        }
+        sql.push(" WHERE i.tenant_id = ").push_bind(tenant);
+        match filter.state {
+            // Spelled out, because a parameter would not match the predicate of the partial index.
+            Some(state) if state.is_terminal() => {
+                sql.push(format_args!(" AND r.state = '{}'", state.as_str()));
+            }
+            Some(State::Running) => {
+                sql.push(" AND r.invocation_id IS NULL AND q.invocation_id IS NULL AND s.invocation_id IS NULL");
+            }
+            _ => {}
+        }
+        if let Some(task) = &filter.task {
+            sql.push(" AND i.task_id = (SELECT n.task_id FROM tasks n WHERE n.tenant_id = ")
+                .push_bind(tenant)
+                .push(" AND n.name = ")
+                .push_bind(task.as_str())
+                .push(")");
+        }
+        for (key, value) in &filter.tags {
+            sql.push(" AND EXISTS (SELECT 1 FROM invocation_tags g WHERE g.tenant_id = i.tenant_id AND g.key = ")
+                .push_bind(key)
+                .push(" AND g.value = ")
+                .push_bind(value)
+                .push(" AND g.invocation_id = i.invocation_id)");
+        }
+        if let Some(after) = filter.after {
+            sql.push(" AND i.invocation_id < ").push_bind(after);
+        }
+        sql.push(" ORDER BY i.invocation_id DESC LIMIT ")
+            .push_bind(limit);
+        // Planned with the values at hand: a plan for any tag would be wrong for most.
+        sql.build()
+            .persistent(false)
+            .fetch_all(&mut **self)
+            .await?
+            .iter()
+            .map(summary)
+            .collect()
+    }
+}

@@ -1,0 +1,282 @@
+//! The only place with SQL: one file per aggregate, and `queue` for the protocol. Owns connections, roles and the
+//! tenant setting; decides nothing (that is `app` and `domain`).
+//!
+//! Two stores, because there are two database roles: [`ApiStore`] sees one tenant at a time and only through
+//! [`TenantConn`]; [`WorkerStore`] is for workers and background duties.
+
+pub mod duty;
+pub mod invocation;
+pub mod queue;
+pub mod task;
+pub mod tenant;
+pub mod worker;
+
+use std::ops::{Deref, DerefMut};
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use sqlx::{Connection, PgConnection, PgPool, Postgres};
+
+use crate::domain::ids::TenantId;
+
+/// What can go wrong between us and Postgres, as far as callers decide on it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Postgres does not answer, or not in time. Try again later; nothing is known about the statement's effect.
+    #[error("the database is not available: {0}")]
+    Unavailable(#[source] sqlx::Error),
+    /// A row violates a constraint.
+    #[error("constraint {constraint} is violated")]
+    Constraint {
+        /// Name of the constraint.
+        constraint: String,
+    },
+    /// This worker, in this epoch, has been declared dead.
+    #[error("this worker has been declared dead")]
+    WorkerGone,
+    /// Stored data is not what this version of the code wrote.
+    #[error("stored data is not readable: {0}")]
+    Corrupt(String),
+    /// Anything else: our mistake.
+    #[error("database error: {0}")]
+    Other(#[source] sqlx::Error),
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        match &error {
+            sqlx::Error::Io(_)
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::Protocol(_)
+            | sqlx::Error::WorkerCrashed => Self::Unavailable(error),
+            sqlx::Error::Database(db) => {
+                let code = db.code();
+                let code = code.as_deref().unwrap_or_default();
+                // 08 connection, 53 resources, 57 operator intervention (shutdown, cancel, timeout), 58 system, 40
+                // rollback (deadlock, serialization): all pass. 55P03 lock timeout.
+                if ["08", "53", "57", "58", "40"].iter().any(|class| code.starts_with(class))
+                    || code == "55P03"
+                {
+                    Self::Unavailable(error)
+                } else if code.starts_with("23") {
+                    match db.constraint() {
+                        Some(constraint) => Self::Constraint {
+                            constraint: constraint.to_owned(),
+                        },
+                        None => Self::Other(error),
+                    }
+                } else {
+                    Self::Other(error)
+                }
+            }
+            _ => Self::Other(error),
+        }
+    }
+}
+
+/// Result of a store call.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// How to reach Postgres in one role.
+#[derive(Debug, Clone)]
+pub struct Connect {
+    /// `postgres://…`. If its user is not the role itself, the role is set when connecting.
+    pub url: String,
+    /// Connections at most.
+    pub max_connections: u32,
+    /// Longest wait for a free connection, and for a new one.
+    pub acquire_timeout: Duration,
+    /// Longest run of one statement.
+    pub statement_timeout: Duration,
+}
+
+const API_ROLE: &str = "sandbar_api";
+const WORKER_ROLE: &str = "sandbar_worker";
+
+fn options(connect: &Connect, role: &str) -> Result<PgConnectOptions> {
+    let options = PgConnectOptions::from_str(&connect.url).map_err(Error::Other)?;
+    let millis = connect.statement_timeout.as_millis().to_string();
+    let mut settings = vec![
+        ("search_path", "sandbar".to_owned()),
+        ("statement_timeout", millis.clone()),
+        ("lock_timeout", millis),
+        // A transaction of ours never waits for anything but Postgres; one that idles has lost its process.
+        ("idle_in_transaction_session_timeout", "15s".to_owned()),
+        ("jit", "off".to_owned()),
+    ];
+    if options.get_username() != role {
+        settings.push(("role", role.to_owned()));
+    }
+    Ok(options.application_name("sandbar").options(settings))
+}
+
+async fn pool(connect: &Connect, role: &'static str) -> Result<PgPool> {
+    PgPoolOptions::new()
+        .max_connections(connect.max_connections)
+        .acquire_timeout(connect.acquire_timeout)
+        .idle_timeout(Duration::from_secs(600))
+        // A dead server is found by the statement's own failure; a ping per checkout would cost a round trip each.
+        .test_before_acquire(false)
+        .after_release(move |connection, _| {
+            Box::pin(async move {
+                if role == API_ROLE {
+                    sqlx::query("SELECT set_config('sandbar.tenant', '', false)")
+                        .execute(connection)
+                        .await?;
+                }
+                Ok(true)
+            })
+        })
+        .connect_with(options(connect, role)?)
+        .await
+        .map_err(Error::from)
+}
+
+/// Postgres as the API's role.
+#[derive(Debug, Clone)]
+pub struct ApiStore {
+    pool: PgPool,
+}
+
+impl ApiStore {
+    /// Connect.
+    ///
+    /// # Errors
+    /// The URL is not one, or Postgres does not answer in time.
+    pub async fn connect(connect: &Connect) -> Result<Self> {
+        Ok(Self {
+            pool: pool(connect, API_ROLE).await?,
+        })
+    }
+
+    /// A connection that sees this tenant and nobody else. The only way to tenant data.
+    ///
+    /// # Errors
+    /// No connection in time.
+    pub async fn tenant(&self, tenant: TenantId) -> Result<TenantConn> {
+        let mut connection = self.pool.acquire().await?;
+        sqlx::query("SELECT set_config('sandbar.tenant', $1, false)")
+            .bind(tenant.to_string())
+            .execute(&mut *connection)
+            .await?;
+        Ok(TenantConn { connection, tenant })
+    }
+
+    /// One round trip, for readiness.
+    ///
+    /// # Errors
+    /// Postgres does not answer in time.
+    pub async fn ping(&self) -> Result<()> {
+        sqlx::query("SELECT 1").execute(&self.pool).await?;
+        Ok(())
+    }
+
+    /// A connection of its own that hears notifications and reconnects by itself.
+    ///
+    /// # Errors
+    /// Postgres does not answer in time.
+    pub async fn listener(&self) -> Result<PgListener> {
+        Ok(PgListener::connect_with(&self.pool).await?)
+    }
+
+    /// Give all connections back; waits for those in use.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+}
+
+/// A connection set to one tenant. Reset when it goes back to the pool.
+#[derive(Debug)]
+pub struct TenantConn {
+    connection: PoolConnection<Postgres>,
+    tenant: TenantId,
+}
+
+impl TenantConn {
+    /// Whose it is.
+    #[must_use]
+    pub fn tenant(&self) -> TenantId {
+        self.tenant
+    }
+}
+
+impl Deref for TenantConn {
+    type Target = PgConnection;
+    fn deref(&self) -> &PgConnection {
+        &self.connection
+    }
+}
+
+impl DerefMut for TenantConn {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.connection
+    }
+}
+
+/// Postgres as the role of workers and background duties.
+#[derive(Debug, Clone)]
+pub struct WorkerStore {
+    pool: PgPool,
+}
+
+impl WorkerStore {
+    /// Connect.
+    ///
+    /// # Errors
+    /// The URL is not one, or Postgres does not answer in time.
+    pub async fn connect(connect: &Connect) -> Result<Self> {
+        Ok(Self {
+            pool: pool(connect, WORKER_ROLE).await?,
+        })
+    }
+
+    /// A connection of its own that hears notifications and reconnects by itself.
+    ///
+    /// # Errors
+    /// Postgres does not answer in time.
+    pub async fn listener(&self) -> Result<PgListener> {
+        Ok(PgListener::connect_with(&self.pool).await?)
+    }
+
+    /// Give all connections back; waits for those in use.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+}
+
+/// Bring the schema up to date. Safe to run from several processes at once.
+///
+/// # Errors
+/// Postgres does not answer, the user may not create roles or tables, or a migration was changed after it ran.
+pub async fn migrate(admin_url: &str, timeout: Duration) -> anyhow::Result<()> {
+    use anyhow::Context;
+    let options = PgConnectOptions::from_str(admin_url)
+        .context("the database URL is not a postgres:// URL")?
+        .application_name("sandbar migrate")
+        .options([("search_path", "sandbar")]);
+    let work = async {
+        let mut connection = PgConnection::connect_with(&options)
+            .await
+            .context("cannot connect to Postgres")?;
+        // Two processes creating the schema at once would race in the catalogue.
+        sqlx::query("SELECT pg_advisory_lock(7260001)")
+            .execute(&mut connection)
+            .await?;
+        sqlx::query("CREATE SCHEMA IF NOT EXISTS sandbar")
+            .execute(&mut connection)
+            .await
+            .context("cannot create the schema `sandbar`")?;
+        sqlx::migrate!("./migrations")
+            .run(&mut connection)
+            .await
+            .context("cannot migrate the schema")?;
+        connection.close().await?;
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(timeout, work)
+        .await
+        .context("migrating took too long")?
+}

@@ -1,0 +1,478 @@
+//! The queue protocol: enqueue, claim, ack, and the moves between waiting places. The SQL functions stand in the
+//! migrations with their invariants; this file gives them types. Never decides what to claim or how an attempt ended.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sqlx::Row;
+use sqlx::types::Json;
+
+use crate::domain::ids::{InvocationId, LeaseId, TaskId, TenantId, WorkerId};
+use crate::domain::invocation::State;
+use crate::domain::retry::Verdict;
+use crate::store::invocation::Spec;
+use crate::store::{ApiStore, Error, Result, TenantConn, WorkerStore};
+
+/// Channel that says "there may be ready work". Payload: empty.
+pub const READY_CHANNEL: &str = "sandbar_ready";
+/// Channel that says "these ended". Payload: invocation ids, separated by spaces.
+pub const DONE_CHANNEL: &str = "sandbar_done";
+/// Channel that says "stop this one". Payload: one invocation id.
+pub const CANCEL_CHANNEL: &str = "sandbar_cancel";
+
+/// An invocation to be queued. Everything in it has been checked.
+#[derive(Debug, Clone)]
+pub struct NewInvocation {
+    /// Whose.
+    pub tenant: TenantId,
+    /// Its id, made by the caller.
+    pub id: InvocationId,
+    /// What to run.
+    pub task: TaskId,
+    /// Which version of it.
+    pub version: i32,
+    /// −100 to 100; higher is served first within the tenant.
+    pub priority: i16,
+    /// Input of a task, stdin of a command.
+    pub input: Vec<u8>,
+    /// The rest of what the worker needs.
+    pub spec: Spec,
+    /// Labels.
+    pub tags: std::collections::BTreeMap<String, String>,
+    /// Not before.
+    pub run_at: Option<DateTime<Utc>>,
+    /// Not to be started after.
+    pub expires_at: Option<DateTime<Utc>>,
+    /// The client's key and the fingerprint of its request.
+    pub idempotency: Option<(String, [u8; 32])>,
+}
+
+/// What became of one row of an enqueue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Enqueued {
+    /// Durable under its own id.
+    Accepted(InvocationId),
+    /// The key was used before with the same request: the first invocation.
+    Replayed(InvocationId),
+    /// The key was used before with another request.
+    Conflict,
+}
+
+impl ApiStore {
+    /// Queue many invocations, of any tenants, in one durable statement. All or none.
+    ///
+    /// # Errors
+    /// [`Error::Constraint`] when a row refers to something that is gone; then no row was queued.
+    pub async fn enqueue(&self, rows: &[NewInvocation], key_ttl: Duration) -> Result<Vec<Enqueued>> {
+        let column = |f: fn(&NewInvocation) -> uuid::Uuid| rows.iter().map(f).collect::<Vec<_>>();
+        let answers = sqlx::query(
+            "SELECT outcome, invocation_id FROM enqueue($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12, make_interval(secs => $13)) ORDER BY ord",
+        )
+        .bind(column(|r| r.tenant.0))
+        .bind(column(|r| r.id.0))
+        .bind(column(|r| r.task.0))
+        .bind(rows.iter().map(|r| r.version).collect::<Vec<_>>())
+        .bind(rows.iter().map(|r| r.priority).collect::<Vec<_>>())
+        .bind(rows.iter().map(|r| r.input.as_slice()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|r| Json(&r.spec)).collect::<Vec<_>>())
+        .bind(rows.iter().map(|r| Json(&r.tags)).collect::<Vec<_>>())
+        .bind(rows.iter().map(|r| r.run_at).collect::<Vec<_>>())
+        .bind(rows.iter().map(|r| r.expires_at).collect::<Vec<_>>())
+        .bind(rows.iter().map(|r| r.idempotency.as_ref().map(|i| i.0.as_str())).collect::<Vec<_>>())
+        .bind(rows.iter().map(|r| r.idempotency.as_ref().map(|i| i.1.as_slice())).collect::<Vec<_>>())
+        .bind(key_ttl.as_secs_f64())
+        .fetch_all(&self.pool)
+        .await?;
+        if answers.len() != rows.len() {
+            return Err(Error::Corrupt(format!(
+                "enqueue answered {} of {} rows",
+                answers.len(),
+                rows.len()
+            )));
+        }
+        answers
+            .iter()
+            .map(|row| {
+                let id = InvocationId(row.try_get("invocation_id")?);
+                Ok(match row.try_get::<&str, _>("outcome")? {
+                    "accepted" => Enqueued::Accepted(id),
+                    "replayed" => Enqueued::Replayed(id),
+                    _ => Enqueued::Conflict,
+                })
+            })
+            .collect()
+    }
+
+    /// Tell the workers that there may be work. Outside any transaction, so that no commit waits for it.
+    ///
+    /// # Errors
+    /// Postgres does not answer; harmless, because workers poll as well.
+    pub async fn notify_ready(&self) -> Result<()> {
+        sqlx::query("SELECT pg_notify($1, '')")
+            .bind(READY_CHANNEL)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+}
+
+/// What a cancellation met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cancelled {
+    /// It was waiting and has ended.
+    Now,
+    /// It runs; its worker has been told.
+    Soon,
+    /// It had ended before.
+    TooLate,
+    /// There is no such invocation.
+    Unknown,
+}
+
+impl TenantConn {
+    /// Cancel one invocation of this tenant, waiting or running.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn invocation_cancel(&mut self, id: InvocationId) -> Result<Cancelled> {
+        let word: String = sqlx::query_scalar("SELECT cancel_invocation($1)")
+            .bind(id)
+            .fetch_one(&mut **self)
+            .await?;
+        Ok(match word.as_str() {
+            "cancelled" => Cancelled::Now,
+            "cancelling" => {
+                // Heartbeats carry cancellations too; the notification only makes it quick.
+                sqlx::query("SELECT pg_notify($1, $2)")
+                    .bind(CANCEL_CHANNEL)
+                    .bind(id.to_string())
+                    .execute(&mut **self)
+                    .await?;
+                Cancelled::Soon
+            }
+            "finished" => Cancelled::TooLate,
+            _ => Cancelled::Unknown,
+        })
+    }
+}
+
+/// One claimed attempt: the right to run it and to say how it ended. Only a claim makes one, and an ack takes it.
+#[derive(Debug)]
+pub struct Claimed {
+    /// The batch it came with.
+    pub lease: LeaseId,
+    /// Its place in the batch, from 1.
+    slot: i32,
+    /// Whose.
+    pub tenant: TenantId,
+    /// Which invocation.
+    pub invocation: InvocationId,
+    /// Number of this attempt, from 1.
+    pub attempt: i16,
+    /// Earlier attempts that counted as failures.
+    pub spent: i16,
+    /// Share of the tenant, 1 to 10,000.
+    pub weight: i32,
+    /// Name of the task.
+    pub task: String,
+    /// Which module.
+    pub sha256: [u8; 32],
+    /// Input of a task, stdin of a command.
+    pub input: Vec<u8>,
+    /// The rest.
+    pub spec: Spec,
+    /// Labels.
+    pub tags: std::collections::BTreeMap<String, String>,
+}
+
+/// An attempt that ended, on its way into the database.
+#[derive(Debug)]
+pub struct Finished {
+    /// The right to say so.
+    pub claimed: Claimed,
+    /// What becomes of the invocation.
+    pub verdict: Verdict,
+    /// When the guest was started.
+    pub started_at: DateTime<Utc>,
+    /// How it ended, what it cost, what it said.
+    pub outcome: sandbar_host::outcome::Outcome,
+}
+
+/// An ack that was accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Acked {
+    /// Which invocation.
+    pub invocation: InvocationId,
+    /// Where it now stands.
+    pub state: State,
+}
+
+impl WorkerStore {
+    /// Take up to `asks[i].1` ready invocations of tenant `asks[i].0` under one new lease; durable on return.
+    ///
+    /// # Errors
+    /// [`Error::WorkerGone`] when this worker, in this epoch, has been declared dead.
+    pub async fn claim(
+        &self,
+        worker: WorkerId,
+        epoch: i64,
+        asks: &[(TenantId, i32)],
+    ) -> Result<Vec<Claimed>> {
+        let lease = LeaseId::generate();
+        let rows = sqlx::query(
+            "SELECT c.slot, c.tenant_id, c.invocation_id, c.attempt, c.spent, i.input, i.spec, i.tags,
+                    t.name, v.sha256, o.weight
+             FROM claim($1, $2, $3, $4, $5) c
+             JOIN invocations i ON i.tenant_id = c.tenant_id AND i.invocation_id = c.invocation_id
+             JOIN tasks t ON t.tenant_id = i.tenant_id AND t.task_id = i.task_id
+             JOIN versions v ON v.tenant_id = i.tenant_id AND v.task_id = i.task_id AND v.number = i.version
+             JOIN tenants o ON o.tenant_id = c.tenant_id
+             ORDER BY c.slot",
+        )
+        .bind(worker)
+        .bind(epoch)
+        .bind(lease)
+        .bind(asks.iter().map(|a| a.0).collect::<Vec<_>>())
+        .bind(asks.iter().map(|a| a.1).collect::<Vec<_>>())
+        .fetch_all(&self.pool)
+        .await
+        .map_err(worker_gone)?;
+        rows.iter()
+            .map(|row| {
+                let sha256: Vec<u8> = row.try_get("sha256")?;
+                Ok(Claimed {
+                    lease,
+                    slot: row.try_get("slot")?,
+                    tenant: row.try_get("tenant_id")?,
+                    invocation: row.try_get("invocation_id")?,
+                    attempt: row.try_get("attempt")?,
+                    spent: row.try_get("spent")?,
+                    weight: row.try_get("weight")?,
+                    task: row.try_get("name")?,
+                    sha256: sha256
+                        .try_into()
+                        .map_err(|_| Error::Corrupt("a module hash is not 32 bytes".to_owned()))?,
+                    input: row.try_get("input")?,
+                    spec: row.try_get::<Json<Spec>, _>("spec")?.0,
+                    tags: row.try_get::<Json<_>, _>("tags")?.0,
+                })
+            })
+            .collect()
+    }
+
+    /// Say how attempts ended. Returns those that were accepted; what is missing came after the lease was lost and
+    /// has changed nothing.
+    ///
+    /// # Errors
+    /// Postgres does not answer: nothing is known, ask again (an accepted ack is not accepted twice).
+    #[allow(clippy::cast_possible_wrap)] // counts come from the host and stay far below 2^63
+    pub async fn ack(&self, worker: WorkerId, epoch: i64, items: &[Finished]) -> Result<Vec<Acked>> {
+        macro_rules! column {
+            (|$i:ident| $e:expr) => {
+                items.iter().map(|$i| $e).collect::<Vec<_>>()
+            };
+        }
+        macro_rules! receipt {
+            ($field:ident) => {
+                column!(|i| i.outcome.receipt.$field as i64)
+            };
+        }
+        let backtraces = column!(|i| (!i.outcome.backtrace.is_empty()).then(|| Json(&i.outcome.backtrace)));
+        let logs = items
+            .iter()
+            .map(|i| crate::store::invocation::encode_logs(&i.outcome.logs))
+            .collect::<Vec<_>>();
+        let rows = sqlx::query(
+            "SELECT invocation_id, state FROM ack($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21,$22,$23,$24,$25,$26,$27)",
+        )
+        .bind(worker)
+        .bind(epoch)
+        .bind(column!(|i| i.claimed.lease))
+        .bind(column!(|i| i.claimed.slot))
+        .bind(column!(|i| i.claimed.tenant))
+        .bind(column!(|i| i.claimed.invocation))
+        .bind(column!(|i| i.claimed.attempt))
+        .bind(column!(|i| i.verdict.as_str()))
+        .bind(column!(|i| match i.verdict {
+            Verdict::Retry { delay_ms } | Verdict::Release { delay_ms } => delay_ms as i64,
+            _ => 0,
+        }))
+        .bind(column!(|i| i.started_at))
+        .bind(column!(|i| Json(&i.outcome.termination)))
+        .bind(receipt!(fuel))
+        .bind(column!(|i| i.outcome.receipt.fuel_exact))
+        .bind(receipt!(cpu_ns))
+        .bind(receipt!(wall_ns))
+        .bind(receipt!(peak_memory_bytes))
+        .bind(receipt!(input_bytes))
+        .bind(receipt!(output_bytes))
+        .bind(receipt!(output_dropped_bytes))
+        .bind(receipt!(log_bytes))
+        .bind(receipt!(log_dropped_bytes))
+        .bind(receipt!(egress_bytes))
+        .bind(receipt!(host_calls))
+        .bind(backtraces)
+        .bind(column!(|i| i.outcome.output.as_slice()))
+        .bind(column!(|i| i.outcome.content_type.as_str()))
+        .bind(logs)
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                let state: String = row.try_get("state")?;
+                Ok(Acked {
+                    invocation: row.try_get("invocation_id")?,
+                    state: state
+                        .parse()
+                        .map_err(|e: crate::domain::invocation::UnknownState| Error::Corrupt(e.to_string()))?,
+                })
+            })
+            .collect()
+    }
+
+    /// Tell the servers which invocations ended. Ids beyond what one notification carries go in further ones.
+    ///
+    /// # Errors
+    /// Postgres does not answer; harmless, because waiters poll as well.
+    pub async fn notify_done(&self, ids: &[InvocationId]) -> Result<()> {
+        // A payload is below 8,000 bytes; an id and its space are 37.
+        let payloads: Vec<String> = ids
+            .chunks(200)
+            .map(|chunk| {
+                chunk
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect::<Vec<_>>()
+                    .join(" ")
+            })
+            .collect();
+        sqlx::query("SELECT pg_notify($1, p) FROM unnest($2::text[]) p")
+            .bind(DONE_CHANNEL)
+            .bind(payloads)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// Tenants that may have ready work, with their weights; at most `limit`.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn ready_tenants(&self, limit: i32) -> Result<Vec<(TenantId, i32)>> {
+        Ok(sqlx::query_as("SELECT tenant_id, weight FROM ready_tenants($1)")
+            .bind(limit)
+            .fetch_all(&self.pool)
+            .await?)
+    }
+
+    /// Move what is due to ready; at most `limit`. Returns how many moved, and when the next is due.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn promote(&self, limit: i32) -> Result<(i64, Option<DateTime<Utc>>)> {
+        let moved: i64 = sqlx::query_scalar("SELECT promote($1)")
+            .bind(limit)
+            .fetch_one(&self.pool)
+            .await?;
+        let next = sqlx::query_scalar("SELECT min(due_at) FROM scheduled")
+            .fetch_one(&self.pool)
+            .await?;
+        if moved > 0 {
+            sqlx::query("SELECT pg_notify($1, '')")
+                .bind(READY_CHANNEL)
+                .execute(&self.pool)
+                .await?;
+        }
+        Ok((moved, next))
+    }
+
+    /// End waiting invocations whose expiry has passed; at most `limit`.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn expire(&self, limit: i32) -> Result<Vec<InvocationId>> {
+        Ok(sqlx::query_scalar("SELECT invocation_id FROM expire($1)")
+            .bind(limit)
+            .fetch_all(&self.pool)
+            .await?)
+    }
+
+    /// Declare silent workers dead and hand their work on. With `only`, that worker at once, whatever it says.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn reap(
+        &self,
+        dead_after: Duration,
+        max_handovers: i32,
+        only: Option<WorkerId>,
+    ) -> Result<Reaped> {
+        let row = sqlx::query(
+            "SELECT workers, handed_on, given_up FROM reap(make_interval(secs => $1), $2, $3)",
+        )
+        .bind(dead_after.as_secs_f64())
+        .bind(max_handovers)
+        .bind(only)
+        .fetch_one(&self.pool)
+        .await?;
+        let reaped = Reaped {
+            workers: row.try_get("workers")?,
+            handed_on: row.try_get("handed_on")?,
+            given_up: row.try_get("given_up")?,
+        };
+        if reaped.handed_on > 0 {
+            sqlx::query("SELECT pg_notify($1, '')")
+                .bind(READY_CHANNEL)
+                .execute(&self.pool)
+                .await?;
+        }
+        Ok(reaped)
+    }
+
+    /// Forget idempotency keys past their time, and cancellations of what has ended; at most `limit` each.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn tidy(&self, limit: i64) -> Result<u64> {
+        let keys = sqlx::query(
+            "DELETE FROM idempotency_keys k USING (
+               SELECT tenant_id, key FROM idempotency_keys WHERE expires_at <= clock_timestamp() LIMIT $1) old
+             WHERE k.tenant_id = old.tenant_id AND k.key = old.key AND k.expires_at <= clock_timestamp()",
+        )
+        .bind(limit)
+        .execute(&self.pool)
+        .await?
+        .rows_affected();
+        let cancels = sqlx::query(
+            "DELETE FROM cancels c USING (
+               SELECT c.tenant_id, c.invocation_id FROM cancels c JOIN results r USING (tenant_id, invocation_id) LIMIT $1) old
+             WHERE c.tenant_id = old.tenant_id AND c.invocation_id = old.invocation_id",
+        )
+        .bind(limit)
+        .execute(&self.pool)
+        .await?
+        .rows_affected();
+        Ok(keys + cancels)
+    }
+}
+
+/// What a reaping did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reaped {
+    /// Workers declared dead.
+    pub workers: i64,
+    /// Open attempts ended as lease-lost.
+    pub handed_on: i64,
+    /// Of those, invocations given up because too many hosts were lost with them.
+    pub given_up: i64,
+}
+
+/// A lease refers to its worker; that row gone means: declared dead.
+fn worker_gone(error: sqlx::Error) -> Error {
+    match Error::from(error) {
+        Error::Constraint { constraint } if constraint.starts_with("leases_worker_id_epoch") => {
+            Error::WorkerGone
+        }
+        other => other,
+    }
+}

@@ -1,0 +1,466 @@
+//! Tasks, versions and module bytes as rows. Owns what may follow what in a version's life (compiling, then ready or
+//! rejected, for good); never looks into a module.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sandbar_host::inspect::Rejection;
+use sandbar_host::manifest::Manifest;
+use sandbar_host::{ModuleHash, ModuleKind};
+use sqlx::postgres::PgRow;
+use sqlx::types::Json;
+use sqlx::{Acquire, Row};
+
+use crate::domain::ids::{TaskId, TenantId};
+use crate::domain::names::TaskName;
+use crate::store::{Error, Result, TenantConn, WorkerStore};
+
+/// A task as its row has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskRow {
+    /// Its id.
+    pub id: TaskId,
+    /// Its name, unique in the tenant.
+    pub name: String,
+    /// What the first module said about itself.
+    pub description: Option<String>,
+    /// The version that plain invocations use; `None` until one is ready.
+    pub current_version: Option<i32>,
+    /// First upload.
+    pub created_at: DateTime<Utc>,
+    /// Last change of this row.
+    pub updated_at: DateTime<Utc>,
+}
+
+/// Where a version stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VersionState {
+    /// Uploaded and looked at; not yet compiled.
+    Compiling,
+    /// May be invoked.
+    Ready,
+    /// Does not compile, for good.
+    Rejected(Rejection),
+}
+
+impl VersionState {
+    /// The word used in the API and in the database.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Compiling => "compiling",
+            Self::Ready => "ready",
+            Self::Rejected(_) => "rejected",
+        }
+    }
+}
+
+/// One uploaded module of a task.
+#[derive(Debug, Clone)]
+pub struct VersionRow {
+    /// From 1, without gaps.
+    pub number: i32,
+    /// Hash of the uploaded bytes.
+    pub hash: ModuleHash,
+    /// Size of the uploaded bytes.
+    pub size_bytes: i64,
+    /// Through which door it comes in.
+    pub kind: ModuleKind,
+    /// Where it stands.
+    pub state: VersionState,
+    /// What the module says about itself.
+    pub manifest: Option<Manifest>,
+    /// When it was uploaded.
+    pub created_at: DateTime<Utc>,
+}
+
+/// A task together with one of its versions.
+#[derive(Debug, Clone)]
+pub struct Resolved {
+    /// The task.
+    pub task: TaskId,
+    /// The version asked for, or the current one, or (when none is ready) the newest.
+    pub version: Option<VersionRow>,
+}
+
+/// A module that was looked at and may become a version.
+#[derive(Debug)]
+pub struct NewVersion<'a> {
+    /// Name of the task, created if need be.
+    pub task: &'a TaskName,
+    /// Hash of `bytes`.
+    pub hash: ModuleHash,
+    /// The module.
+    pub bytes: &'a [u8],
+    /// Its door.
+    pub kind: ModuleKind,
+    /// Its own words.
+    pub manifest: Option<&'a Manifest>,
+}
+
+/// A version that waits for its compilation, leased to the caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ToCompile {
+    /// Whose.
+    pub tenant: TenantId,
+    /// Which task.
+    pub task: TaskId,
+    /// Which version.
+    pub number: i32,
+    /// Hash of the module.
+    pub sha256: [u8; 32],
+}
+
+const VERSION_COLUMNS: &str =
+    "v.number, v.sha256, v.size_bytes, v.kind, v.state, v.rejection, v.manifest, v.created_at";
+
+fn corrupt(what: &str) -> Error {
+    Error::Corrupt(what.to_owned())
+}
+
+fn hash(bytes: Vec<u8>) -> Result<[u8; 32]> {
+    bytes
+        .try_into()
+        .map_err(|_| corrupt("a module hash is not 32 bytes"))
+}
+
+fn kind(word: &str) -> Result<ModuleKind> {
+    [ModuleKind::Task, ModuleKind::CommandP1, ModuleKind::CommandP2]
+        .into_iter()
+        .find(|kind| kind.as_str() == word)
+        .ok_or_else(|| corrupt("unknown kind of module"))
+}
+
+fn version(row: &PgRow) -> Result<VersionRow> {
+    let state = match row.try_get::<&str, _>("state")? {
+        "compiling" => VersionState::Compiling,
+        "ready" => VersionState::Ready,
+        "rejected" => VersionState::Rejected(
+            row.try_get::<Option<Json<Rejection>>, _>("rejection")?
+                .ok_or_else(|| corrupt("a rejected version without its rejection"))?
+                .0,
+        ),
+        _ => return Err(corrupt("unknown state of a version")),
+    };
+    Ok(VersionRow {
+        number: row.try_get("number")?,
+        hash: ModuleHash::from_bytes(hash(row.try_get("sha256")?)?),
+        size_bytes: row.try_get("size_bytes")?,
+        kind: kind(row.try_get("kind")?)?,
+        state,
+        manifest: row
+            .try_get::<Option<Json<Manifest>>, _>("manifest")?
+            .map(|json| json.0),
+        created_at: row.try_get("created_at")?,
+    })
+}
+
+fn task(row: &PgRow) -> Result<TaskRow> {
+    Ok(TaskRow {
+        id: row.try_get("task_id")?,
+        name: row.try_get("name")?,
+        description: row.try_get("description")?,
+        current_version: row.try_get("current_version")?,
+        created_at: row.try_get("created_at")?,
+        updated_at: row.try_get("updated_at")?,
+    })
+}
+
+impl TenantConn {
+    /// One task by name.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn task_get(&mut self, name: &TaskName) -> Result<Option<TaskRow>> {
+        let tenant = self.tenant();
+        sqlx::query(
+            "SELECT task_id, name, description, current_version, created_at, updated_at FROM tasks
+             WHERE tenant_id = $1 AND name = $2",
+        )
+        .bind(tenant)
+        .bind(name.as_str())
+        .fetch_optional(&mut **self)
+        .await?
+        .as_ref()
+        .map(task)
+        .transpose()
+    }
+
+    /// Tasks in the order of their names, after `after`; at most `limit`.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn task_list(&mut self, after: &str, limit: i64) -> Result<Vec<TaskRow>> {
+        let tenant = self.tenant();
+        sqlx::query(
+            "SELECT task_id, name, description, current_version, created_at, updated_at FROM tasks
+             WHERE tenant_id = $1 AND name > $2 ORDER BY name LIMIT $3",
+        )
+        .bind(tenant)
+        .bind(after)
+        .bind(limit)
+        .fetch_all(&mut **self)
+        .await?
+        .iter()
+        .map(task)
+        .collect()
+    }
+
+    /// A task and the version to run: `number`, or without it the current one; when no version is ready yet, the
+    /// newest, so that the caller can say what it waits for. `None`: no such task.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn task_resolve(
+        &mut self,
+        name: &TaskName,
+        number: Option<i32>,
+    ) -> Result<Option<Resolved>> {
+        let tenant = self.tenant();
+        let row = sqlx::query(&format!(
+            "SELECT t.task_id, {VERSION_COLUMNS} FROM tasks t
+             LEFT JOIN versions v ON v.tenant_id = t.tenant_id AND v.task_id = t.task_id
+               AND v.number = COALESCE($3, t.current_version,
+                 (SELECT max(n.number) FROM versions n WHERE n.tenant_id = t.tenant_id AND n.task_id = t.task_id))
+             WHERE t.tenant_id = $1 AND t.name = $2"
+        ))
+        .bind(tenant)
+        .bind(name.as_str())
+        .bind(number)
+        .fetch_optional(&mut **self)
+        .await?;
+        let Some(row) = row else { return Ok(None) };
+        let found: Option<i32> = row.try_get("number")?;
+        Ok(Some(Resolved {
+            task: row.try_get("task_id")?,
+            version: found.map(|_| version(&row)).transpose()?,
+        }))
+    }
+
+    /// The version of a task with these bytes.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn version_by_hash(
+        &mut self,
+        name: &TaskName,
+        hash: &ModuleHash,
+    ) -> Result<Option<VersionRow>> {
+        let tenant = self.tenant();
+        sqlx::query(&format!(
+            "SELECT {VERSION_COLUMNS} FROM tasks t
+             JOIN versions v ON v.tenant_id = t.tenant_id AND v.task_id = t.task_id AND v.sha256 = $3
+             WHERE t.tenant_id = $1 AND t.name = $2"
+        ))
+        .bind(tenant)
+        .bind(name.as_str())
+        .bind(hash.as_bytes().as_slice())
+        .fetch_optional(&mut **self)
+        .await?
+        .as_ref()
+        .map(version)
+        .transpose()
+    }
+
+    /// Versions of a task, newest first, with numbers below `before`; at most `limit`.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn version_list(
+        &mut self,
+        task: TaskId,
+        before: i32,
+        limit: i64,
+    ) -> Result<Vec<VersionRow>> {
+        let tenant = self.tenant();
+        sqlx::query(&format!(
+            "SELECT {VERSION_COLUMNS} FROM versions v
+             WHERE v.tenant_id = $1 AND v.task_id = $2 AND v.number < $3 ORDER BY v.number DESC LIMIT $4"
+        ))
+        .bind(tenant)
+        .bind(task)
+        .bind(before)
+        .bind(limit)
+        .fetch_all(&mut **self)
+        .await?
+        .iter()
+        .map(version)
+        .collect()
+    }
+
+    /// Make a version of a module, its task too if it is the first, in one transaction. The same bytes give the
+    /// version they already have. True: the version is new, and waits for its compilation.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn version_create(&mut self, new: &NewVersion<'_>) -> Result<(VersionRow, bool)> {
+        let tenant = self.tenant();
+        let mut tx = self.begin().await?;
+        sqlx::query(
+            "INSERT INTO tasks (tenant_id, task_id, name, description) VALUES ($1, $2, $3, $4)
+             ON CONFLICT (tenant_id, name) DO NOTHING",
+        )
+        .bind(tenant)
+        .bind(TaskId::generate())
+        .bind(new.task.as_str())
+        .bind(new.manifest.and_then(|m| m.description.as_deref()))
+        .execute(&mut *tx)
+        .await?;
+        // Two uploads to one task wait for each other here, so numbers have no gaps and bytes no second version.
+        let task: TaskId = sqlx::query_scalar(
+            "SELECT task_id FROM tasks WHERE tenant_id = $1 AND name = $2 FOR UPDATE",
+        )
+        .bind(tenant)
+        .bind(new.task.as_str())
+        .fetch_one(&mut *tx)
+        .await?;
+        let existing = sqlx::query(&format!(
+            "SELECT {VERSION_COLUMNS} FROM versions v WHERE v.tenant_id = $1 AND v.task_id = $2 AND v.sha256 = $3"
+        ))
+        .bind(tenant)
+        .bind(task)
+        .bind(new.hash.as_bytes().as_slice())
+        .fetch_optional(&mut *tx)
+        .await?;
+        if let Some(row) = existing {
+            let found = version(&row)?;
+            tx.commit().await?;
+            return Ok((found, false));
+        }
+        // Another task of the tenant may have the bytes: then they need not travel again.
+        let stored: bool = sqlx::query_scalar(
+            "SELECT EXISTS (SELECT 1 FROM blobs WHERE tenant_id = $1 AND sha256 = $2)",
+        )
+        .bind(tenant)
+        .bind(new.hash.as_bytes().as_slice())
+        .fetch_one(&mut *tx)
+        .await?;
+        if !stored {
+            sqlx::query(
+                "INSERT INTO blobs (tenant_id, sha256, bytes) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+            )
+            .bind(tenant)
+            .bind(new.hash.as_bytes().as_slice())
+            .bind(new.bytes)
+            .execute(&mut *tx)
+            .await?;
+        }
+        let row = sqlx::query(&format!(
+            "INSERT INTO versions AS v (tenant_id, task_id, number, sha256, size_bytes, kind, state, manifest)
+             SELECT $1, $2, COALESCE(max(n.number), 0) + 1, $3, $4, $5, 'compiling', $6
+             FROM versions n WHERE n.tenant_id = $1 AND n.task_id = $2
+             RETURNING {VERSION_COLUMNS}"
+        ))
+        .bind(tenant)
+        .bind(task)
+        .bind(new.hash.as_bytes().as_slice())
+        .bind(i64::try_from(new.bytes.len()).unwrap_or(i64::MAX))
+        .bind(new.kind.as_str())
+        .bind(new.manifest.map(Json))
+        .fetch_one(&mut *tx)
+        .await?;
+        let created = version(&row)?;
+        tx.commit().await?;
+        Ok((created, true))
+    }
+}
+
+impl WorkerStore {
+    /// The version that has waited longest for its compilation, leased for `lease`: nobody else gets it before that
+    /// has passed. `None`: nothing to do.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn version_to_compile(&self, lease: Duration) -> Result<Option<ToCompile>> {
+        let row = sqlx::query(
+            "UPDATE versions v SET compile_after = clock_timestamp() + make_interval(secs => $1)
+             FROM (SELECT tenant_id, task_id, number FROM versions
+                   WHERE state = 'compiling' AND compile_after <= clock_timestamp()
+                   ORDER BY compile_after LIMIT 1 FOR UPDATE SKIP LOCKED) w
+             WHERE v.tenant_id = w.tenant_id AND v.task_id = w.task_id AND v.number = w.number
+             RETURNING v.tenant_id, v.task_id, v.number, v.sha256",
+        )
+        .bind(lease.as_secs_f64())
+        .fetch_optional(&self.pool)
+        .await?;
+        row.map(|row| {
+            Ok(ToCompile {
+                tenant: row.try_get("tenant_id")?,
+                task: row.try_get("task_id")?,
+                number: row.try_get("number")?,
+                sha256: hash(row.try_get("sha256")?)?,
+            })
+        })
+        .transpose()
+    }
+
+    /// The version compiles: it may be invoked, and is current unless a newer one is. False: somebody else said how
+    /// its compilation ended.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn version_ready(&self, tenant: TenantId, task: TaskId, number: i32) -> Result<bool> {
+        // GREATEST on the row itself: two versions that become ready at once cannot leave the older one current.
+        let done = sqlx::query(
+            "WITH ready AS (
+               UPDATE versions SET state = 'ready'
+               WHERE tenant_id = $1 AND task_id = $2 AND number = $3 AND state = 'compiling'
+               RETURNING tenant_id, task_id, number)
+             UPDATE tasks t SET current_version = GREATEST(t.current_version, r.number), updated_at = clock_timestamp()
+             FROM ready r WHERE t.tenant_id = r.tenant_id AND t.task_id = r.task_id",
+        )
+        .bind(tenant)
+        .bind(task)
+        .bind(number)
+        .execute(&self.pool)
+        .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// The version does not compile, for good. False: somebody else said how its compilation ended.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn version_rejected(
+        &self,
+        tenant: TenantId,
+        task: TaskId,
+        number: i32,
+        rejection: &Rejection,
+    ) -> Result<bool> {
+        let rejection = Rejection {
+            code: rejection.code,
+            // NUL cannot be in jsonb, and a detail may quote the module.
+            detail: rejection.detail.replace('\0', "\u{fffd}"),
+        };
+        let done = sqlx::query(
+            "UPDATE versions SET state = 'rejected', rejection = $4
+             WHERE tenant_id = $1 AND task_id = $2 AND number = $3 AND state = 'compiling'",
+        )
+        .bind(tenant)
+        .bind(task)
+        .bind(number)
+        .bind(Json(&rejection))
+        .execute(&self.pool)
+        .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// The bytes of a tenant's module.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn module_bytes(
+        &self,
+        tenant: TenantId,
+        sha256: &[u8; 32],
+    ) -> Result<Option<Vec<u8>>> {
+        Ok(
+            sqlx::query_scalar("SELECT bytes FROM blobs WHERE tenant_id = $1 AND sha256 = $2")
+                .bind(tenant)
+                .bind(sha256.as_slice())
+                .fetch_optional(&self.pool)
+                .await?,
+        )
+    }
+}

@@ -1,0 +1,90 @@
+//! Tenants and their API keys. Stores hashes of keys, never keys.
+
+use anyhow::Context;
+use sqlx::{Connection, PgConnection, Row};
+use sha2::{Digest, Sha256};
+
+use crate::domain::ids::{KeyId, TenantId};
+use crate::store::{ApiStore, Result};
+
+/// Who a request comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// Whose data it may see.
+    pub tenant: TenantId,
+    /// The key it used.
+    pub key: KeyId,
+}
+
+/// Hash under which a key is stored. The key is 256 random bits, so a plain hash is enough: there is nothing to guess.
+#[must_use]
+pub fn key_hash(key: &str) -> [u8; 32] {
+    Sha256::digest(key.as_bytes()).into()
+}
+
+impl ApiStore {
+    /// Who is behind the key with this hash, if anybody.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn authenticate(&self, hash: &[u8; 32]) -> Result<Option<Identity>> {
+        let row = sqlx::query("SELECT tenant_id, key_id FROM authenticate_key($1)")
+            .bind(hash.as_slice())
+            .fetch_optional(&self.pool)
+            .await?;
+        row.map(|row| {
+            Ok(Identity {
+                tenant: row.try_get("tenant_id")?,
+                key: row.try_get("key_id")?,
+            })
+        })
+        .transpose()
+    }
+}
+
+/// Make sure that the tenant `default` exists and that `key` is an admin key of it. As the owner of the schema.
+///
+/// # Errors
+/// Postgres does not answer.
+pub async fn bootstrap(admin_url: &str, key: &str) -> anyhow::Result<()> {
+    let options = admin_url
+        .parse::<sqlx::postgres::PgConnectOptions>()?
+        .options([("search_path", "sandbar")]);
+    let mut connection = PgConnection::connect_with(&options)
+        .await
+        .context("cannot connect to Postgres")?;
+    sqlx::query("INSERT INTO tenants (tenant_id, name) VALUES ($1, 'default') ON CONFLICT (name) DO NOTHING")
+        .bind(TenantId::generate())
+        .execute(&mut connection)
+        .await?;
+    sqlx::query(
+        "INSERT INTO api_keys (tenant_id, key_id, prefix, hash, role)
+         SELECT tenant_id, $1, left($2, 12), $3, 'admin' FROM tenants WHERE name = 'default'
+         ON CONFLICT (hash) DO NOTHING",
+    )
+    .bind(KeyId::generate())
+    .bind(key)
+    .bind(key_hash(key).as_slice())
+    .execute(&mut connection)
+    .await?;
+    connection.close().await?;
+    Ok(())
+}
+
+/// Whether the installation has any key yet. As the owner of the schema.
+///
+/// # Errors
+/// Postgres does not answer.
+pub async fn has_keys(admin_url: &str) -> anyhow::Result<bool> {
+    let options = admin_url
+        .parse::<sqlx::postgres::PgConnectOptions>()?
+        .options([("search_path", "sandbar")]);
+    let mut connection = PgConnection::connect_with(&options)
+        .await
+        .context("cannot connect to Postgres")?;
+    let any = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM api_keys WHERE revoked_at IS NULL)")
+        .fetch_one(&mut connection)
+        .await?;
+    connection.close().await?;
+    Ok(any)
+}

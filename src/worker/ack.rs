@@ -1,0 +1,154 @@
+//! Ends of attempts on their way into the database, in batches: whatever is waiting when the last batch is done goes
+//! into the next. Never gives up on an end while the lease is held, and never lets one bad row hold up the others.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use sandbar_host::outcome::{Outcome, Termination};
+use tokio::sync::mpsc;
+use tracing::{error, warn};
+
+use crate::app::signals::Signals;
+use crate::domain::ids::InvocationId;
+use crate::store::queue::Finished;
+use crate::store::{Error, WorkerStore};
+use crate::worker::lease::Lease;
+
+/// Rows of one ack.
+const MAX_ROWS: usize = 500;
+/// Bytes of output and log in one ack; one attempt may exceed it alone.
+const MAX_BYTES: usize = 16 << 20;
+/// Ids waiting to be notified about; beyond that waiters find out by polling.
+const MAX_NOTIFY: usize = 4096;
+
+/// What was acknowledged and what came too late, for operators.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Ends that the database accepted.
+    pub accepted: AtomicU64,
+    /// Ends of attempts whose lease was gone; they changed nothing.
+    pub late: AtomicU64,
+}
+
+/// Where ends go. Dropping it lets [`run`] finish what it has and return.
+pub type Sender = mpsc::UnboundedSender<Finished>;
+
+/// Acknowledge until the sender is dropped and everything is through, or the lease is lost.
+pub async fn run(
+    store: &WorkerStore,
+    signals: &Arc<Signals>,
+    lease: &Lease,
+    mut ends: mpsc::UnboundedReceiver<Finished>,
+    unacked: &AtomicU64,
+    counts: &Counts,
+) {
+    let (notify, heard) = mpsc::channel::<Vec<InvocationId>>(64);
+    let notifier = tokio::spawn(notifier(store.clone(), heard));
+    let mut waiting: Vec<Finished> = Vec::new();
+    loop {
+        if waiting.is_empty() && ends.recv_many(&mut waiting, MAX_ROWS).await == 0 {
+            break;
+        }
+        // Up to the bound in bytes; the rest stays for the next turn.
+        let mut bytes = 0;
+        let fit = waiting
+            .iter()
+            .position(|end| {
+                bytes += end.outcome.output.len() + end.outcome.logs.len() * 128;
+                bytes > MAX_BYTES
+            })
+            .unwrap_or(waiting.len())
+            .max(1);
+        let rest = waiting.split_off(fit);
+        let batch = std::mem::replace(&mut waiting, rest);
+        let size = batch.len() as u64;
+        let done = acknowledge(store, lease, batch, counts).await;
+        unacked.fetch_sub(size, Ordering::AcqRel);
+        if !done.is_empty() {
+            signals.done(&done);
+            let _ = notify.try_send(done); // full: waiters poll
+        }
+        if !lease.is_held() {
+            break;
+        }
+    }
+    drop(notify);
+    let _ = tokio::time::timeout(Duration::from_secs(2), notifier).await;
+}
+
+/// One batch, repeated until the database has said yes or no, or the lease is gone. Returns the invocations that ended.
+async fn acknowledge(
+    store: &WorkerStore,
+    lease: &Lease,
+    batch: Vec<Finished>,
+    counts: &Counts,
+) -> Vec<InvocationId> {
+    let mut done = Vec::new();
+    let mut pending = vec![batch];
+    let mut wait = Duration::from_millis(20);
+    while let Some(mut batch) = pending.pop() {
+        match store.ack(lease.worker(), lease.epoch(), &batch).await {
+            Ok(acked) => {
+                counts.accepted.fetch_add(acked.len() as u64, Ordering::Relaxed);
+                let late = batch.len() - acked.len();
+                if late > 0 {
+                    counts.late.fetch_add(late as u64, Ordering::Relaxed);
+                    warn!(late, "ends of attempts came after their lease was lost; they changed nothing");
+                }
+                done.extend(acked.iter().filter(|a| a.state.is_terminal()).map(|a| a.invocation));
+                wait = Duration::from_millis(20);
+            }
+            Err(Error::Unavailable(error)) => {
+                if !lease.is_held() {
+                    warn!(lost = batch.len(), "lease lost while the database was away");
+                    return done;
+                }
+                warn!(%error, "cannot acknowledge; trying again");
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(Duration::from_millis(500));
+                pending.push(batch);
+            }
+            // A row that Postgres refuses: find it by halves, so that it alone pays.
+            Err(_) if batch.len() > 1 => {
+                let tail = batch.split_off(batch.len() / 2);
+                pending.push(tail);
+                pending.push(batch);
+            }
+            Err(error) => {
+                let Some(end) = batch.pop() else { continue };
+                if matches!(end.outcome.termination, Termination::HostFault { .. }) {
+                    error!(%error, invocation = %end.claimed.invocation, "an end cannot be stored even without its content; it stays open until this worker leaves");
+                    continue;
+                }
+                error!(%error, invocation = %end.claimed.invocation, "an end cannot be stored; it ends as a host fault");
+                pending.push(vec![Finished {
+                    outcome: Outcome {
+                        termination: Termination::HostFault {
+                            message: "the outcome could not be stored".to_owned(),
+                        },
+                        output: Vec::new(),
+                        content_type: String::new(),
+                        logs: Vec::new(),
+                        backtrace: Vec::new(),
+                        receipt: end.outcome.receipt,
+                    },
+                    ..end
+                }]);
+            }
+        }
+    }
+    done
+}
+
+/// Tell other processes, one notification at a time; what gathers meanwhile goes together.
+async fn notifier(store: WorkerStore, mut heard: mpsc::Receiver<Vec<InvocationId>>) {
+    let mut batches = Vec::new();
+    while heard.recv_many(&mut batches, 64).await > 0 {
+        let mut ids: Vec<InvocationId> = batches.drain(..).flatten().collect();
+        ids.truncate(MAX_NOTIFY);
+        if let Err(error) = store.notify_done(&ids).await {
+            warn!(%error, "could not notify; waiters will find out by polling");
+        }
+    }
+}

@@ -1,0 +1,560 @@
+//! The worker's one loop: claim what free slots can start, hand it to cells, take the ends. All its state is here and
+//! single-threaded; whatever waits (database, compiler, loading) happens in tasks that report back.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sandbar_host::ModuleHash;
+use sandbar_host::cell::{CancelReason, Cell, CellEvent};
+use sandbar_host::outcome::{Outcome, Receipt, Termination};
+use sandbar_host::run::{Attempt, Context, Input};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use crate::app::signals::Signals;
+use crate::domain::fairness::{Candidate, FairShare};
+use crate::domain::ids::{InvocationId, TenantId};
+use crate::domain::retry::{Ending, decide};
+use crate::store::invocation::InputKind;
+use crate::store::queue::{Claimed, Finished};
+use crate::store::{Error, WorkerStore};
+use crate::worker::ack;
+use crate::worker::cells::{Cells, Event, Place};
+use crate::worker::lease::Lease;
+use crate::worker::modules::Modules;
+use crate::worker::{Settings, Stop};
+
+/// Tenants looked at in one turn; a larger installation is served in the order of ids, turn by turn.
+const MAX_CANDIDATES: i32 = 2_000;
+/// After a claim that found others there before it: the wait before looking again.
+const CONTENDED: Duration = Duration::from_millis(5);
+/// After a database error: the wait before claiming again.
+const AFTER_ERROR: Duration = Duration::from_millis(200);
+
+/// Why the loop ended.
+pub enum Ended {
+    /// Told to.
+    Stopped,
+    /// This identity is no longer valid; every guest has been stopped.
+    LeaseLost,
+}
+
+/// An attempt between claim and end.
+struct InFlight {
+    claimed: Claimed,
+    /// `None` while its module is being made ready.
+    place: Option<Place>,
+    started_at: DateTime<Utc>,
+    cancelled: bool,
+}
+
+/// A report of a task that waited on the loop's behalf.
+enum Report {
+    Claimed(ClaimReport),
+    Loaded {
+        token: u64,
+        place: Place,
+        cell: Arc<Cell>,
+        result: anyhow::Result<()>,
+    },
+}
+
+struct ClaimReport {
+    share: FairShare,
+    result: Result<Vec<Claimed>, Error>,
+    asked: bool,
+}
+
+/// Run under one lease until told to stop or the lease is lost.
+///
+/// # Errors
+/// Cells cannot be started.
+pub async fn run(
+    settings: &Settings,
+    store: &WorkerStore,
+    signals: &Arc<Signals>,
+    modules: &Arc<Modules>,
+    lease: &Lease,
+    stop: &Stop,
+) -> anyhow::Result<Ended> {
+    let (cells, mut events) = Cells::start(&settings.cell(), settings.cells).await?;
+    let (ends, acks) = mpsc::unbounded_channel();
+    let unacked = AtomicU64::new(0);
+    let counts = ack::Counts::default();
+    let (reports, mut reported) = mpsc::unbounded_channel();
+    let mut dispatch = Dispatch {
+        settings,
+        store,
+        modules,
+        lease,
+        cells,
+        ends: Some(ends),
+        unacked: &unacked,
+        reports,
+        in_flight: HashMap::new(),
+        tokens: HashMap::new(),
+        next_token: 0,
+        share: Some(FairShare::default()),
+        claiming: None,
+        more: true,
+        not_before: Instant::now(),
+    };
+    let acking = ack::run(store, signals, lease, acks, &unacked, &counts);
+    let ended = {
+        let looping = dispatch.run(signals, &mut events, &mut reported, stop);
+        tokio::pin!(acking, looping);
+        tokio::select! {
+            ended = &mut looping => {
+                // The loop has dropped its sender; what it sent goes through, unless there is no point any more.
+                match ended {
+                    Ended::LeaseLost => {}
+                    Ended::Stopped => tokio::select! {
+                        () = &mut acking => {}
+                        () = stop.now.cancelled() => {}
+                        () = lease.lost() => {}
+                    },
+                }
+                ended
+            }
+            () = &mut acking => Ended::LeaseLost, // it ends before the loop only then
+        }
+    };
+    dispatch.cells.kill();
+    info!(
+        accepted = counts.accepted.load(Ordering::Relaxed),
+        late = counts.late.load(Ordering::Relaxed),
+        "dispatch ended"
+    );
+    Ok(ended)
+}
+
+struct Dispatch<'a> {
+    settings: &'a Settings,
+    store: &'a WorkerStore,
+    modules: &'a Arc<Modules>,
+    lease: &'a Lease,
+    cells: Cells,
+    /// Unbounded, yet never longer than the bound in [`Dispatch::free_slots`].
+    ends: Option<ack::Sender>,
+    unacked: &'a AtomicU64,
+    reports: mpsc::UnboundedSender<Report>,
+    in_flight: HashMap<u64, InFlight>,
+    tokens: HashMap<InvocationId, u64>,
+    next_token: u64,
+    /// Away while a claim is under way.
+    share: Option<FairShare>,
+    claiming: Option<JoinHandle<()>>,
+    /// There may be ready work.
+    more: bool,
+    not_before: Instant,
+}
+
+impl Dispatch<'_> {
+    async fn run(
+        &mut self,
+        signals: &Signals,
+        events: &mut mpsc::Receiver<Event>,
+        reported: &mut mpsc::UnboundedReceiver<Report>,
+        stop: &Stop,
+    ) -> Ended {
+        let mut cancels = signals.cancels();
+        let mut heartbeat_cancels = self.lease.cancels.lock().await;
+        let mut poll = tokio::time::interval(self.settings.poll);
+        poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut give_back_at: Option<Instant> = None;
+        loop {
+            let draining = stop.drain.is_cancelled();
+            if draining {
+                if self.in_flight.is_empty() && self.claiming.is_none() {
+                    self.ends = None;
+                    return Ended::Stopped;
+                }
+                if give_back_at.is_none() {
+                    info!(running = self.in_flight.len(), "draining: no new claims");
+                    give_back_at = Some(Instant::now() + self.settings.drain_grace);
+                }
+            } else {
+                self.claim();
+            }
+            tokio::select! {
+                biased;
+                () = self.lease.lost() => {
+                    self.abandon();
+                    return Ended::LeaseLost;
+                }
+                () = stop.now.cancelled() => {
+                    self.abandon();
+                    return Ended::Stopped;
+                }
+                Some(event) = events.recv() => {
+                    self.event(event);
+                    // Cells report in bursts; claiming once per burst gives larger batches.
+                    while let Ok(event) = events.try_recv() {
+                        self.event(event);
+                    }
+                }
+                Some(report) = reported.recv() => self.report(report),
+                cancel = cancels.recv() => {
+                    // A lagging receiver has missed some; the next heartbeat brings them.
+                    if let Ok(id) = cancel {
+                        self.cancel(id, CancelReason::Cancelled);
+                    }
+                }
+                Some(ids) = heartbeat_cancels.recv() => {
+                    for id in ids {
+                        self.cancel(id, CancelReason::Cancelled);
+                    }
+                }
+                () = signals.ready.notified() => self.more = true,
+                _ = poll.tick() => self.more = true,
+                () = stop.drain.cancelled(), if !draining => {}
+                () = sleep_until(give_back_at), if give_back_at.is_some() => {
+                    info!(running = self.in_flight.len(), "grace time over: giving the rest back");
+                    let ids: Vec<_> = self.tokens.keys().copied().collect();
+                    for id in ids {
+                        self.cancel(id, CancelReason::LeaseLost);
+                    }
+                    give_back_at = Some(Instant::now() + Duration::from_secs(3600));
+                }
+                () = tokio::time::sleep_until(self.not_before), if self.not_before > Instant::now() && self.more => {}
+            }
+        }
+    }
+
+    /// Slots a claim could fill now. Ends that wait for their ack count too, once there are many: a database that
+    /// cannot keep up must not gather them here.
+    fn free_slots(&self) -> u32 {
+        let slots = self.settings.slots;
+        if self.unacked.load(Ordering::Acquire) > u64::from(slots) * 4 {
+            return 0;
+        }
+        slots.saturating_sub(u32::try_from(self.in_flight.len()).unwrap_or(u32::MAX))
+    }
+
+    /// Start a claim if there may be work, there is room, and none is under way.
+    fn claim(&mut self) {
+        let free = self.free_slots();
+        if !self.more || free == 0 || self.claiming.is_some() || Instant::now() < self.not_before {
+            return;
+        }
+        let Some(mut share) = self.share.take() else {
+            return;
+        };
+        self.more = false; // a signal from now on means more
+        let store = self.store.clone();
+        let (worker, epoch) = (self.lease.worker(), self.lease.epoch());
+        let reports = self.reports.clone();
+        self.claiming = Some(tokio::spawn(async move {
+            let mut asked = false;
+            let result = async {
+                let candidates: Vec<Candidate> = store
+                    .ready_tenants(MAX_CANDIDATES)
+                    .await?
+                    .into_iter()
+                    .map(|(tenant, weight)| Candidate {
+                        tenant,
+                        weight: weight.unsigned_abs(),
+                    })
+                    .collect();
+                let asks = share.choose(&candidates, free);
+                if asks.is_empty() {
+                    return Ok(Vec::new());
+                }
+                asked = true;
+                let wanted: Vec<(TenantId, i32)> = asks
+                    .iter()
+                    .map(|a| (a.tenant, i32::try_from(a.count).unwrap_or(i32::MAX)))
+                    .collect();
+                let claimed = store.claim(worker, epoch, &wanted).await?;
+                for ask in &asks {
+                    let got = claimed.iter().filter(|c| c.tenant == ask.tenant).count();
+                    let unused = ask.count.saturating_sub(u32::try_from(got).unwrap_or(u32::MAX));
+                    if let Some(c) = candidates.iter().find(|c| c.tenant == ask.tenant) {
+                        share.refund(*c, unused);
+                    }
+                }
+                Ok(claimed)
+            }
+            .await;
+            let _ = reports.send(Report::Claimed(ClaimReport { share, result, asked }));
+        }));
+    }
+
+    fn report(&mut self, report: Report) {
+        match report {
+            Report::Claimed(ClaimReport { share, result, asked }) => {
+                self.share = Some(share);
+                self.claiming = None;
+                match result {
+                    Ok(claimed) => {
+                        // Tenants had work and gave us none: others are at it, or it was just committed. Rows claimed:
+                        // there may be more behind them.
+                        self.more |= asked;
+                        if asked && claimed.is_empty() {
+                            self.not_before = Instant::now() + CONTENDED;
+                        }
+                        for one in claimed {
+                            self.start(one);
+                        }
+                    }
+                    // The heartbeat finds out as well and ends the loop.
+                    Err(Error::WorkerGone) => warn!("claim refused: declared dead"),
+                    Err(error) => {
+                        warn!(%error, "cannot claim; trying again");
+                        self.more = true;
+                        self.not_before = Instant::now() + AFTER_ERROR;
+                    }
+                }
+            }
+            Report::Loaded { token, place, cell, result } => {
+                let Some(flight) = self.in_flight.get_mut(&token) else {
+                    self.cells.give_back(place);
+                    return;
+                };
+                match result {
+                    Ok(()) => {
+                        flight.place = Some(place);
+                        flight.started_at = Utc::now();
+                        let attempt = attempt(&flight.claimed);
+                        if cell.submit(token, attempt).is_err() {
+                            self.end(token, host_fault("its cell died before it started"));
+                        }
+                    }
+                    Err(error) => {
+                        self.cells.give_back(place);
+                        warn!(error = format!("{error:#}"), "a module cannot be made ready");
+                        self.end(token, host_fault(&format!("its module could not be made ready: {error:#}")));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Hand a claimed attempt to a cell, making its module ready first where it is not.
+    fn start(&mut self, claimed: Claimed) {
+        let token = self.next_token;
+        self.next_token += 1;
+        let hash = ModuleHash::from_bytes(claimed.sha256);
+        let tenant = claimed.tenant;
+        self.tokens.insert(claimed.invocation, token);
+        let flight = InFlight {
+            claimed,
+            place: None,
+            started_at: Utc::now(),
+            cancelled: false,
+        };
+        let Some((place, cell)) = self.cells.take() else {
+            self.in_flight.insert(token, flight);
+            self.end(token, host_fault("no cell is up"));
+            return;
+        };
+        if cell.has(&hash) {
+            let attempt = attempt(&flight.claimed);
+            self.in_flight.insert(token, InFlight { place: Some(place), ..flight });
+            if cell.submit(token, attempt).is_err() {
+                self.end(token, host_fault("its cell died before it started"));
+            }
+            return;
+        }
+        self.in_flight.insert(token, flight);
+        let modules = self.modules.clone();
+        let reports = self.reports.clone();
+        tokio::spawn(async move {
+            let result = async {
+                let artifact = modules.artifact(tenant, hash).await?;
+                cell.load(&artifact).await?;
+                Ok(())
+            }
+            .await;
+            let _ = reports.send(Report::Loaded { token, place, cell, result });
+        });
+    }
+
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Up(place, cell) => {
+                self.cells.up(place, cell);
+                self.more = true;
+            }
+            Event::Cell(_, CellEvent::Finished { token, outcome }) => self.end(token, *outcome),
+            Event::Cell(_, CellEvent::Progress { token, done, total, .. }) => {
+                debug!(token, done, total, "progress");
+            }
+            Event::Cell(place, CellEvent::Gone { reason }) => {
+                self.cells.down(place);
+                let lost: Vec<u64> = self
+                    .in_flight
+                    .iter()
+                    .filter(|(_, f)| f.place == Some(place))
+                    .map(|(token, _)| *token)
+                    .collect();
+                warn!(reason, attempts = lost.len(), "a cell died");
+                for token in lost {
+                    self.end(token, host_fault(&format!("its cell died: {reason}")));
+                }
+            }
+        }
+    }
+
+    /// Somebody wants this invocation to end, or we do.
+    fn cancel(&mut self, id: InvocationId, reason: CancelReason) {
+        let Some(token) = self.tokens.get(&id).copied() else {
+            return;
+        };
+        let Some(flight) = self.in_flight.get_mut(&token) else {
+            return;
+        };
+        match flight.place.and_then(|place| self.cells.get(place)) {
+            Some(cell) if !flight.cancelled => {
+                flight.cancelled = true;
+                cell.cancel(token, reason);
+            }
+            Some(_) => {}
+            // Not started yet: it ends here.
+            None => self.end(
+                token,
+                without_run(match reason {
+                    CancelReason::Cancelled => Termination::Cancelled,
+                    CancelReason::LeaseLost => Termination::LeaseLost,
+                }),
+            ),
+        }
+    }
+
+    /// An attempt has ended: decide what becomes of the invocation and send it to the ack.
+    fn end(&mut self, token: u64, outcome: Outcome) {
+        let Some(flight) = self.in_flight.remove(&token) else {
+            return;
+        };
+        self.tokens.remove(&flight.claimed.invocation);
+        if let Some(place) = flight.place {
+            self.cells.give_back(place);
+        }
+        let attempt = u16::try_from(flight.claimed.attempt).unwrap_or(u16::MAX);
+        let spent = u16::try_from(flight.claimed.spent).unwrap_or(u16::MAX);
+        let verdict = decide(
+            ending(&outcome.termination),
+            &flight.claimed.spec.retry,
+            attempt,
+            spent,
+            rand::random(),
+        );
+        if let Some(ends) = &self.ends {
+            self.unacked.fetch_add(1, Ordering::AcqRel);
+            // The receiver lives as long as this loop.
+            let _ = ends.send(Finished {
+                claimed: flight.claimed,
+                verdict,
+                started_at: flight.started_at,
+                outcome,
+            });
+        }
+    }
+
+    /// Stop every guest now and forget everything: it is no longer ours, or is about to be handed on.
+    fn abandon(&mut self) {
+        self.cells.kill();
+        if !self.in_flight.is_empty() {
+            warn!(attempts = self.in_flight.len(), "attempts abandoned");
+        }
+        self.in_flight.clear();
+        self.tokens.clear();
+        self.ends = None;
+        if let Some(claiming) = self.claiming.take() {
+            claiming.abort();
+        }
+    }
+}
+
+/// The message to the cell.
+fn attempt(claimed: &Claimed) -> Attempt {
+    let input = match &claimed.spec.input {
+        InputKind::Task => Input::Task {
+            bytes: claimed.input.clone(),
+        },
+        InputKind::Command { args, env } => Input::Command {
+            args: args.clone(),
+            env: env.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
+            stdin: claimed.input.clone(),
+        },
+    };
+    let (share, _) = claimed.tenant.0.as_u64_pair();
+    let (_, low) = claimed.tenant.0.as_u64_pair();
+    Attempt {
+        module: ModuleHash::from_bytes(claimed.sha256),
+        tenant: share ^ low,
+        weight: claimed.weight.unsigned_abs(),
+        input,
+        limits: claimed.spec.limits,
+        context: Context {
+            invocation_id: claimed.invocation.to_string(),
+            task: claimed.task.clone(),
+            attempt: u32::from(claimed.attempt.unsigned_abs()),
+            max_attempts: u32::from(claimed.spec.retry.max_attempts),
+            tags: claimed
+                .tags
+                .iter()
+                .map(|(k, v)| (k.clone(), v.clone()))
+                .collect(),
+        },
+    }
+}
+
+/// What retrying makes of each reason. What the same bytes on the same input under the same limits will do again is
+/// fatal; what time, the outside or chance had a part in is worth another attempt.
+fn ending(termination: &Termination) -> Ending {
+    match termination {
+        Termination::Succeeded => Ending::Success,
+        Termination::GuestError { retryable: true, retry_after_ms, .. } => Ending::Retryable {
+            after_ms: *retry_after_ms,
+        },
+        Termination::GuestError { retryable: false, .. }
+        | Termination::OutOfFuel
+        | Termination::OutOfMemory
+        | Termination::StackOverflow
+        | Termination::OutputTooLarge
+        | Termination::QuotaExceeded { .. }
+        | Termination::Denied { .. } => Ending::Fatal,
+        Termination::ExitCode { .. } | Termination::Trap { .. } | Termination::Deadline => {
+            Ending::Retryable { after_ms: None }
+        }
+        Termination::Cancelled => Ending::Cancelled,
+        Termination::LeaseLost | Termination::HostFault { .. } => Ending::HostFault,
+    }
+}
+
+/// An outcome of an attempt that no guest took part in.
+fn without_run(termination: Termination) -> Outcome {
+    Outcome {
+        termination,
+        receipt: Receipt {
+            fuel_exact: true,
+            ..Receipt::default()
+        },
+        output: Vec::new(),
+        content_type: String::new(),
+        logs: Vec::new(),
+        backtrace: Vec::new(),
+    }
+}
+
+/// What the guest used before its cell died nobody can say: zero, and marked as inexact.
+fn host_fault(message: &str) -> Outcome {
+    Outcome {
+        receipt: Receipt::default(),
+        ..without_run(Termination::HostFault {
+            message: message.chars().take(1024).collect(),
+        })
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    if let Some(at) = at {
+        tokio::time::sleep_until(at).await;
+    }
+}

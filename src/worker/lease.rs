@@ -1,0 +1,206 @@
+//! Whether this worker is still who the database thinks it is. Owns the identity (id and random epoch), the heartbeat
+//! and the clock that says when to stop; never touches guests.
+//!
+//! The rule: others may declare us dead `dead_after` after the database *received* a heartbeat. We count from when we
+//! *sent* the last one that was answered, which is earlier, on a clock that runs through suspension (CLOCK_BOOTTIME),
+//! and stop a margin before. So our guests are gone before their work is given away, whatever the network or a
+//! suspended machine does.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, warn};
+
+use crate::domain::ids::{InvocationId, WorkerId};
+use crate::store::worker::Registration;
+use crate::store::{Error, WorkerStore};
+use crate::worker::{Settings, Stop};
+
+/// Cancellations waiting to be looked at; more are dropped, and the next heartbeat brings them again.
+const CANCEL_QUEUE: usize = 64;
+
+/// Nanoseconds since boot, suspension included.
+fn boottime_ns() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+}
+
+/// The identity under which a worker claims, and its heartbeat.
+pub struct Lease {
+    worker: WorkerId,
+    epoch: i64,
+    /// When the last answered heartbeat was sent.
+    sent_ns: Arc<AtomicU64>,
+    /// How long after that guests may run.
+    valid: Duration,
+    lost: CancellationToken,
+    stop: CancellationToken,
+    /// Invocations that somebody wants cancelled, from heartbeats.
+    pub cancels: tokio::sync::Mutex<mpsc::Receiver<Vec<InvocationId>>>,
+}
+
+impl Lease {
+    /// The worker's id.
+    pub fn worker(&self) -> WorkerId {
+        self.worker
+    }
+
+    /// The worker's epoch.
+    pub fn epoch(&self) -> i64 {
+        self.epoch
+    }
+
+    /// May guests still run, by our own clock?
+    pub fn is_held(&self) -> bool {
+        !self.lost.is_cancelled()
+            && boottime_ns().saturating_sub(self.sent_ns.load(Ordering::Acquire))
+                < u64::try_from(self.valid.as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Resolves when the lease is lost.
+    pub async fn lost(&self) {
+        self.lost.cancelled().await;
+    }
+
+    /// End the heartbeat.
+    pub fn stop(&self) {
+        self.stop.cancel();
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// Register under a new identity and start the heartbeat. Tries until it succeeds; `None` when told to stop.
+pub async fn register(settings: &Settings, store: &WorkerStore, stop: &Stop) -> Option<Lease> {
+    let mut wait = Duration::from_millis(100);
+    loop {
+        if stop.drain.is_cancelled() || stop.now.is_cancelled() {
+            return None;
+        }
+        let registration = Registration {
+            worker: WorkerId::generate(),
+            epoch: rand::random(),
+            host: host_name(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            slots: i32::try_from(settings.slots).unwrap_or(i32::MAX),
+        };
+        let sent = boottime_ns();
+        match store.worker_register(&registration).await {
+            Ok(()) => return Some(start(settings, store, &registration, sent)),
+            Err(error) => {
+                warn!(%error, "cannot register; trying again");
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    () = stop.drain.cancelled() => return None,
+                    () = stop.now.cancelled() => return None,
+                }
+                wait = (wait * 2).min(Duration::from_secs(2));
+            }
+        }
+    }
+}
+
+fn start(settings: &Settings, store: &WorkerStore, r: &Registration, sent: u64) -> Lease {
+    let (cancels, receiver) = mpsc::channel(CANCEL_QUEUE);
+    let lease = Lease {
+        worker: r.worker,
+        epoch: r.epoch,
+        sent_ns: Arc::new(AtomicU64::new(sent)),
+        valid: settings.dead_after - settings.dead_after / 6,
+        lost: CancellationToken::new(),
+        stop: CancellationToken::new(),
+        cancels: tokio::sync::Mutex::new(receiver),
+    };
+    let beat = Beat {
+        store: store.clone(),
+        worker: r.worker,
+        epoch: r.epoch,
+        every: settings.heartbeat,
+        sent_ns: lease.sent_ns.clone(),
+        valid_ns: u64::try_from(lease.valid.as_nanos()).unwrap_or(u64::MAX),
+        lost: lease.lost.clone(),
+        stop: lease.stop.clone(),
+        cancels,
+    };
+    tokio::spawn(beat.clone().watch());
+    tokio::spawn(beat.run());
+    lease
+}
+
+#[derive(Clone)]
+struct Beat {
+    store: WorkerStore,
+    worker: WorkerId,
+    epoch: i64,
+    every: Duration,
+    sent_ns: Arc<AtomicU64>,
+    valid_ns: u64,
+    lost: CancellationToken,
+    stop: CancellationToken,
+    cancels: mpsc::Sender<Vec<InvocationId>>,
+}
+
+impl Beat {
+    /// The heartbeat. A failed one is repeated sooner; only the clock decides that the lease is lost.
+    async fn run(self) {
+        loop {
+            let sent = boottime_ns();
+            let wait = match self.store.worker_heartbeat(self.worker, self.epoch).await {
+                Ok(cancels) => {
+                    self.sent_ns.fetch_max(sent, Ordering::AcqRel);
+                    if !cancels.is_empty() {
+                        let _ = self.cancels.try_send(cancels); // full: the next heartbeat brings them again
+                    }
+                    self.every
+                }
+                Err(Error::WorkerGone) => {
+                    error!(worker = %self.worker, "declared dead by the reaper");
+                    self.lost.cancel();
+                    return;
+                }
+                Err(error) => {
+                    warn!(%error, "heartbeat failed");
+                    self.every / 10
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.stop.cancelled() => return,
+                () = self.lost.cancelled() => return,
+            }
+        }
+    }
+
+    /// The clock. Apart from the heartbeat, which may hang in a connection for longer than the lease lives.
+    async fn watch(self) {
+        let look = (self.every / 8).max(Duration::from_millis(5));
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(look) => {}
+                () = self.stop.cancelled() => return,
+                () = self.lost.cancelled() => return,
+            }
+            let age = boottime_ns().saturating_sub(self.sent_ns.load(Ordering::Acquire));
+            if age >= self.valid_ns {
+                error!(worker = %self.worker, age_ms = age / 1_000_000, "no heartbeat answered in time");
+                self.lost.cancel();
+                return;
+            }
+        }
+    }
+}
+
+fn host_name() -> String {
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
+}

@@ -1,0 +1,152 @@
+//! A worker host: claims attempts, runs them in cells, acknowledges their ends, and stops by itself before anybody
+//! else may take its work over. Owns no rule about retries or fairness (`domain`) and no SQL (`store`).
+//!
+//! Parts: `lease` (are we still who the database thinks we are), `cells` (the processes guests run in), `dispatch`
+//! (what to claim and where it runs), `ack` (ends on their way to the database), `modules` (compiled code).
+
+mod ack;
+mod cells;
+mod dispatch;
+mod lease;
+mod modules;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sandbar_host::cell::CellConfig;
+use sandbar_host::compile::Compiler;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::app::signals::Signals;
+use crate::store::WorkerStore;
+use crate::store::queue::{CANCEL_CHANNEL, READY_CHANNEL};
+
+/// What a worker needs to know, checked by `config`.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// This program: cells are children of it.
+    pub program: PathBuf,
+    /// Attempts at once, over all cells.
+    pub slots: u32,
+    /// Cell processes.
+    pub cells: u32,
+    /// Threads of each cell that run guests.
+    pub threads_per_cell: usize,
+    /// Time between heartbeats.
+    pub heartbeat: Duration,
+    /// Silence after which others declare us dead.
+    pub dead_after: Duration,
+    /// How long a drain waits for running attempts.
+    pub drain_grace: Duration,
+    /// How often to look for work when nothing was heard.
+    pub poll: Duration,
+    /// Handovers after which an invocation is given up.
+    pub max_handovers: i32,
+}
+
+impl Settings {
+    fn cell(&self) -> CellConfig {
+        CellConfig {
+            program: self.program.clone(),
+            threads: self.threads_per_cell,
+            slots: self.slots.div_ceil(self.cells.max(1)),
+            ..CellConfig::default()
+        }
+    }
+}
+
+/// How a worker is told to stop.
+#[derive(Debug, Clone, Default)]
+pub struct Stop {
+    /// Claim nothing more, finish what runs within the grace time, give the rest back.
+    pub drain: CancellationToken,
+    /// At once: running attempts are handed on.
+    pub now: CancellationToken,
+}
+
+/// Run until told to stop. A lost lease is no end: the worker kills its guests and comes back under a new identity.
+///
+/// # Errors
+/// Cells cannot be started.
+pub async fn run(
+    settings: Settings,
+    store: WorkerStore,
+    signals: Arc<Signals>,
+    compiler: Arc<Compiler>,
+    stop: Stop,
+) -> anyhow::Result<()> {
+    let listening = tokio::spawn(listen(store.clone(), signals.clone(), stop.now.clone()));
+    let modules = Arc::new(modules::Modules::new(compiler, store.clone()));
+    let result = loop {
+        let Some(lease) = lease::register(&settings, &store, &stop).await else {
+            break Ok(()); // told to stop before the database answered
+        };
+        info!(worker = %lease.worker(), slots = settings.slots, "worker registered");
+        let ended = dispatch::run(&settings, &store, &signals, &modules, &lease, &stop).await;
+        lease.stop();
+        match ended {
+            Ok(dispatch::Ended::Stopped) => {
+                leave(&settings, &store, &lease).await;
+                break Ok(());
+            }
+            Ok(dispatch::Ended::LeaseLost) => {
+                warn!(worker = %lease.worker(), "lease lost: guests stopped, registering anew");
+                leave(&settings, &store, &lease).await;
+            }
+            Err(error) => {
+                leave(&settings, &store, &lease).await;
+                break Err(error);
+            }
+        }
+    };
+    listening.abort();
+    result
+}
+
+/// Hand on whatever is still open under this identity and remove it. If the database is away the reaper does it.
+async fn leave(settings: &Settings, store: &WorkerStore, lease: &lease::Lease) {
+    let reap = store.reap(
+        settings.dead_after,
+        settings.max_handovers,
+        Some(lease.worker()),
+    );
+    match tokio::time::timeout(Duration::from_secs(5), reap).await {
+        Ok(Ok(reaped)) if reaped.handed_on > 0 => {
+            info!(handed_on = reaped.handed_on, "open attempts handed on");
+        }
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => warn!(%error, "could not leave in order; the reaper will hand the work on"),
+        Err(_) => warn!("could not leave in time; the reaper will hand the work on"),
+    }
+}
+
+/// Turn notifications of other processes into signals of this one. Loses some when the connection breaks; polling and
+/// heartbeats make up for that.
+async fn listen(store: WorkerStore, signals: Arc<Signals>, stop: CancellationToken) {
+    while !stop.is_cancelled() {
+        let work = async {
+            let mut listener = store.listener().await?;
+            listener.listen_all([READY_CHANNEL, CANCEL_CHANNEL]).await?;
+            loop {
+                match listener.try_recv().await? {
+                    Some(heard) if heard.channel() == CANCEL_CHANNEL => {
+                        if let Ok(id) = heard.payload().parse() {
+                            signals.cancel(id);
+                        }
+                    }
+                    // `None`: reconnected, so something may have been missed.
+                    Some(_) | None => signals.ready.notify_one(),
+                }
+            }
+        };
+        let ended: Result<std::convert::Infallible, crate::store::Error> = work.await;
+        let Err(error) = ended;
+        warn!(%error, "not hearing notifications; polling meanwhile");
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            () = stop.cancelled() => {}
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! Compiled code for cells: from the disk cache, or compiled here from the stored module. Owns no cache of its own
+//! beyond the compiler's.
+
+use std::sync::Arc;
+
+use sandbar_host::ModuleHash;
+use sandbar_host::artifact::Artifact;
+use sandbar_host::compile::Compiler;
+
+use crate::domain::ids::TenantId;
+use crate::store::WorkerStore;
+
+/// Where a worker gets compiled code from.
+pub struct Modules {
+    compiler: Arc<Compiler>,
+    store: WorkerStore,
+}
+
+impl Modules {
+    /// Over a compiler with its cache, and the store that has the modules.
+    pub fn new(compiler: Arc<Compiler>, store: WorkerStore) -> Self {
+        Self { compiler, store }
+    }
+
+    /// The compiled form of a tenant's module.
+    ///
+    /// # Errors
+    /// In words for operators: the module is gone, the database is away, or it does not compile on this host.
+    pub async fn artifact(&self, tenant: TenantId, hash: ModuleHash) -> anyhow::Result<Artifact> {
+        let fetch = async || -> anyhow::Result<bytes::Bytes> {
+            let bytes = self.store.module_bytes(tenant, hash.as_bytes()).await?;
+            let bytes = bytes.ok_or_else(|| anyhow::anyhow!("module {hash} is not stored"))?;
+            Ok(bytes.into())
+        };
+        Ok(self.compiler.artifact(&hash, fetch).await?)
+    }
+}
