@@ -73,10 +73,7 @@ impl Context {
     /// The value of one tag.
     #[must_use]
     pub fn tag(&self, key: &str) -> Option<&str> {
-        self.tags()
-            .iter()
-            .find(|(name, _)| name == key)
-            .map(|(_, value)| value.as_str())
+        self.tags().iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
     }
 
     /// Whether a cancellation has been asked for. A task that returns soon afterwards may clean up;

@@ -33,22 +33,14 @@ impl TaskError {
     ///
     /// The host keeps the first 4,096 bytes of the message.
     pub fn retryable(message: impl fmt::Display) -> Self {
-        Self {
-            message: message.to_string(),
-            retryable: true,
-            retry_after: None,
-        }
+        Self { message: message.to_string(), retryable: true, retry_after: None }
     }
 
     /// A failure that no other attempt can mend: the invocation is dead at once.
     ///
     /// The host keeps the first 4,096 bytes of the message.
     pub fn fatal(message: impl fmt::Display) -> Self {
-        Self {
-            message: message.to_string(),
-            retryable: false,
-            retry_after: None,
-        }
+        Self { message: message.to_string(), retryable: false, retry_after: None }
     }
 
     /// Asks for the next attempt no earlier than `delay` from now, in place of the policy's backoff.
@@ -139,10 +131,7 @@ mod tests {
         let fail = || -> Result<(), TaskError> { Err(Outer(cause))? };
         let error = fail().unwrap_err();
         assert!(error.is_retryable());
-        assert_eq!(
-            error.message(),
-            "reading the count: invalid digit found in string"
-        );
+        assert_eq!(error.message(), "reading the count: invalid digit found in string");
         assert_eq!(error.delay(), None);
     }
 

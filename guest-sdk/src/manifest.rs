@@ -48,11 +48,7 @@ impl Manifest {
             at = string(self.description, out, at);
         }
         at = text(",\"sdk\":", out, at);
-        at = string(
-            concat!("sandbar-guest ", env!("CARGO_PKG_VERSION")),
-            out,
-            at,
-        );
+        at = string(concat!("sandbar-guest ", env!("CARGO_PKG_VERSION")), out, at);
         if let Some(input) = self.input {
             at = text(",\"input_schema\":", out, at);
             at = schema(input, "", out, at);

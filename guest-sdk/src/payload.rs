@@ -38,10 +38,7 @@ pub struct Output {
 impl Output {
     /// An output of the given media type.
     pub fn new(content_type: impl Into<String>, bytes: impl Into<Vec<u8>>) -> Self {
-        Self {
-            content_type: content_type.into(),
-            bytes: bytes.into(),
-        }
+        Self { content_type: content_type.into(), bytes: bytes.into() }
     }
 }
 

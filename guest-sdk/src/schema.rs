@@ -129,10 +129,7 @@ impl Schema for serde_json::Value {
 }
 
 impl Schema for serde_json::Map<String, serde_json::Value> {
-    const NODE: &'static Node = &Node::Primitive {
-        kind: "object",
-        keywords: "",
-    };
+    const NODE: &'static Node = &Node::Primitive { kind: "object", keywords: "" };
 }
 
 impl<T: Schema> Schema for Option<T> {
@@ -173,10 +170,7 @@ array! {
 }
 
 impl<T: Schema, const N: usize> Schema for [T; N] {
-    const NODE: &'static Node = &Node::Array {
-        items: T::NODE,
-        length: Some(N),
-    };
+    const NODE: &'static Node = &Node::Array { items: T::NODE, length: Some(N) };
 }
 
 macro_rules! map {

@@ -116,11 +116,7 @@ impl Context {
     }
 
     pub(crate) fn host_progress(&self, done: u64, total: u64, message: &str) {
-        lock(&self.test.progress).push(Progress {
-            done,
-            total,
-            message: message.to_owned(),
-        });
+        lock(&self.test.progress).push(Progress { done, total, message: message.to_owned() });
     }
 }
 

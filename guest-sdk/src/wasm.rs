@@ -37,23 +37,11 @@ pub fn run(
         log::set_max_level(level);
         std::panic::set_hook(Box::new(report_panic));
     }
-    let context = Context {
-        facts: OnceLock::new(),
-    };
+    let context = Context { facts: OnceLock::new() };
     match task(&context, input) {
-        Ok(Output {
-            content_type,
-            bytes,
-        }) => Ok(bindings::Output {
-            content_type,
-            bytes,
-        }),
+        Ok(Output { content_type, bytes }) => Ok(bindings::Output { content_type, bytes }),
         Err(error) => Err(Failure {
-            kind: if error.is_retryable() {
-                FailureKind::Retryable
-            } else {
-                FailureKind::Fatal
-            },
+            kind: if error.is_retryable() { FailureKind::Retryable } else { FailureKind::Fatal },
             message: error.message().to_owned(),
             retry_after_ms: error.delay().map(milliseconds),
         }),
@@ -105,12 +93,7 @@ impl log::Log for Logger {
             log::Level::Debug => sink::Level::Debug,
             log::Level::Trace => sink::Level::Trace,
         };
-        sink::emit(
-            level,
-            record.target(),
-            &record.args().to_string(),
-            &fields(record),
-        );
+        sink::emit(level, record.target(), &record.args().to_string(), &fields(record));
     }
 
     fn flush(&self) {}
@@ -119,10 +102,7 @@ impl log::Log for Logger {
 /// Logs a panic as an error in place of std's text on stderr. The trap follows by itself.
 fn report_panic(info: &std::panic::PanicHookInfo<'_>) {
     let payload = info.payload();
-    let message = match (
-        payload.downcast_ref::<&str>(),
-        payload.downcast_ref::<String>(),
-    ) {
+    let message = match (payload.downcast_ref::<&str>(), payload.downcast_ref::<String>()) {
         (Some(text), _) => text,
         (_, Some(text)) => text.as_str(),
         _ => "panic with a payload that is not text",

@@ -24,9 +24,7 @@ struct Twice {
 ///   Indented "line".
 #[task]
 fn double_it(Input { n }: Input) -> Result<Twice, TaskError> {
-    let n = n
-        .checked_mul(2)
-        .ok_or_else(|| TaskError::fatal("too large"))?;
+    let n = n.checked_mul(2).ok_or_else(|| TaskError::fatal("too large"))?;
     Ok(Twice { n })
 }
 
@@ -35,13 +33,7 @@ mod elsewhere {
 
     #[task(
         name = "everything-2",
-        limits(
-            fuel = "20G",
-            memory = "128MiB",
-            timeout = "1m",
-            output_bytes = 4_096,
-            log = "64KB"
-        ),
+        limits(fuel = "20G", memory = "128MiB", timeout = "1m", output_bytes = 4_096, log = "64KB"),
         retry(
             max_attempts = 5,
             backoff = "exponential",
@@ -158,16 +150,8 @@ fn a_function_without_input_or_output_has_no_input_schema_and_returns_null() {
     assert_eq!(manifest["name"], "match");
     assert_eq!(manifest.get("input_schema"), None);
     assert_eq!(manifest["output_schema"], json!({"type": "null"}));
-    assert_eq!(
-        call!(__sandbar_task_match, b"{}"),
-        Ok(Output::new("application/json", *b"null"))
-    );
-    assert_eq!(
-        call!(__sandbar_task_only_context, b"ignored")
-            .unwrap()
-            .bytes,
-        b"1"
-    );
+    assert_eq!(call!(__sandbar_task_match, b"{}"), Ok(Output::new("application/json", *b"null")));
+    assert_eq!(call!(__sandbar_task_only_context, b"ignored").unwrap().bytes, b"1");
 }
 
 #[test]
@@ -182,28 +166,14 @@ fn json_goes_in_and_out() {
 fn an_input_that_serde_refuses_is_fatal_and_says_why() {
     let error = call!(__sandbar_task_double_it, br#"{"m": 21}"#).unwrap_err();
     assert!(!error.is_retryable());
-    assert_eq!(
-        error.message(),
-        "input: missing field `n` at line 1 column 9"
-    );
-    assert!(
-        !call!(__sandbar_task_double_it, b"\xff")
-            .unwrap_err()
-            .is_retryable()
-    );
-    assert!(
-        !call!(__sandbar_task_double_it, br#"{"n": 1} x"#)
-            .unwrap_err()
-            .is_retryable()
-    );
+    assert_eq!(error.message(), "input: missing field `n` at line 1 column 9");
+    assert!(!call!(__sandbar_task_double_it, b"\xff").unwrap_err().is_retryable());
+    assert!(!call!(__sandbar_task_double_it, br#"{"n": 1} x"#).unwrap_err().is_retryable());
 }
 
 #[test]
 fn empty_input_reads_as_null() {
-    assert_eq!(
-        call!(__sandbar_task_bytes_out, b""),
-        Ok(Output::new("application/octet-stream", [0]))
-    );
+    assert_eq!(call!(__sandbar_task_bytes_out, b""), Ok(Output::new("application/octet-stream", [0])));
     assert_eq!(call!(__sandbar_task_bytes_out, b"7").unwrap().bytes, [7]);
 }
 
@@ -211,11 +181,7 @@ fn empty_input_reads_as_null() {
 fn errors_keep_their_kind_and_foreign_ones_are_retryable() {
     let fatal = call!(__sandbar_task_double_it, br#"{"n": 4294967295}"#).unwrap_err();
     assert_eq!(fatal, TaskError::fatal("too large"));
-    assert!(
-        call!(__sandbar_task_foreign_error, br#""seven""#)
-            .unwrap_err()
-            .is_retryable()
-    );
+    assert!(call!(__sandbar_task_foreign_error, br#""seven""#).unwrap_err().is_retryable());
 }
 
 #[test]
@@ -238,17 +204,8 @@ fn a_test_context_tells_what_it_was_told() {
         .build();
     assert_eq!((ctx.invocation_id(), ctx.task()), ("i-1", "t"));
     assert_eq!((ctx.attempt(), ctx.max_attempts()), (3, 3));
-    assert_eq!(
-        (ctx.timeout(), ctx.remaining()),
-        (Duration::from_secs(9), Duration::from_secs(2))
-    );
-    assert_eq!(
-        ctx.tags(),
-        [
-            ("a".to_owned(), "1".to_owned()),
-            ("b".to_owned(), "2".to_owned())
-        ]
-    );
+    assert_eq!((ctx.timeout(), ctx.remaining()), (Duration::from_secs(9), Duration::from_secs(2)));
+    assert_eq!(ctx.tags(), [("a".to_owned(), "1".to_owned()), ("b".to_owned(), "2".to_owned())]);
     assert_eq!((ctx.tag("b"), ctx.tag("c")), (Some("2"), None));
     assert!(ctx.cancelled());
 }
@@ -261,33 +218,18 @@ fn a_test_context_keeps_progress_and_the_logs_of_its_thread() {
     ctx.progress(1, 2, "half");
     ctx.progress(2, 2, String::from("whole"));
     log::trace!(target: "t", n = 1, text = "a"; "said {}", "it");
-    std::thread::spawn(|| log::error!("elsewhere"))
-        .join()
-        .unwrap();
+    std::thread::spawn(|| log::error!("elsewhere")).join().unwrap();
 
     let progress = ctx.reported_progress();
     assert_eq!(
-        progress
-            .iter()
-            .map(|p| (p.done, p.total, p.message.as_str()))
-            .collect::<Vec<_>>(),
+        progress.iter().map(|p| (p.done, p.total, p.message.as_str())).collect::<Vec<_>>(),
         [(1, 2, "half"), (2, 2, "whole")]
     );
     let logs = ctx.captured_logs();
     assert_eq!(logs.len(), 1);
     assert_eq!(
-        (
-            logs[0].level,
-            logs[0].target.as_str(),
-            logs[0].message.as_str()
-        ),
+        (logs[0].level, logs[0].target.as_str(), logs[0].message.as_str()),
         (log::Level::Trace, "t", "said it")
     );
-    assert_eq!(
-        logs[0].fields,
-        [
-            ("n".to_owned(), "1".to_owned()),
-            ("text".to_owned(), "a".to_owned())
-        ]
-    );
+    assert_eq!(logs[0].fields, [("n".to_owned(), "1".to_owned()), ("text".to_owned(), "a".to_owned())]);
 }

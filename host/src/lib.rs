@@ -3,6 +3,7 @@
 //! Knows no SQL, no HTTP server and no tenant names; a tenant is an opaque share key here.
 
 pub mod artifact;
+mod blob;
 pub mod cell;
 mod classify;
 pub mod compile;

@@ -74,7 +74,8 @@ const SETTINGS: &[&str] = &[
 /// Becomes the server, after leaving a watcher behind that stops the server when our end of its standard input
 /// closes without a word: when we were killed, however. `exec` keeps the process id, so that our child is the
 /// postmaster. The watcher is a grandchild, because a postmaster takes an unknown child that is killed for a
-/// crashed backend. It looks at postmaster.pid so as never to signal a process id that was given away.
+/// crashed backend. It looks at postmaster.pid so as never to signal a process id that was given away, and more than
+/// once, because a server that has only begun to start has not written that file.
 const LAUNCH: &str = r#"
 cluster=$1
 shift
@@ -85,9 +86,9 @@ exec 3<&0 </dev/null
         trap '' INT TERM HUP QUIT
         read -r word <&3 && exit 0
         ours() { read -r pid 2>/dev/null <"$cluster/postmaster.pid" && [ "$pid" = "$server" ]; }
-        ours && kill -INT "$server"
         n=0
-        while ours && [ "$n" -lt 20 ]; do
+        while [ "$n" -lt 20 ]; do
+            if ours; then kill -INT "$server"; else kill -0 "$server" 2>/dev/null || exit 0; fi
             sleep 0.5
             n=$((n + 1))
         done

@@ -54,20 +54,13 @@ fn word_count(ctx: &Context, input: Input) -> Result<Counts, TaskError> {
     ctx.progress(1, 2, "counted");
 
     let distinct = counts.len() as u64;
-    let mut top: Vec<Word> = counts
-        .into_iter()
-        .map(|(word, count)| Word { word, count })
-        .collect();
+    let mut top: Vec<Word> = counts.into_iter().map(|(word, count)| Word { word, count }).collect();
     top.sort_unstable_by(|a, b| b.count.cmp(&a.count).then_with(|| a.word.cmp(&b.word)));
     top.truncate(input.top.unwrap_or(DEFAULT_TOP) as usize);
     ctx.progress(2, 2, "sorted");
 
     log::info!(total, distinct; "counted the words of {} bytes", input.text.len());
-    Ok(Counts {
-        total,
-        distinct,
-        top,
-    })
+    Ok(Counts { total, distinct, top })
 }
 
 /// The words of a text in lower case.
@@ -83,36 +76,18 @@ mod tests {
     use super::*;
 
     fn count(text: &str, top: Option<u32>) -> Counts {
-        word_count(
-            &Context::test().build(),
-            Input {
-                text: text.to_owned(),
-                top,
-            },
-        )
-        .unwrap()
+        word_count(&Context::test().build(), Input { text: text.to_owned(), top }).unwrap()
     }
 
     fn word(word: &str, count: u64) -> Word {
-        Word {
-            word: word.to_owned(),
-            count,
-        }
+        Word { word: word.to_owned(), count }
     }
 
     #[test]
     fn case_and_punctuation_do_not_matter_and_apostrophes_do() {
         let counts = count("Don't panic! 'Don't', said Ärger: ÄRGER, panic.", None);
         assert_eq!((counts.total, counts.distinct), (7, 4));
-        assert_eq!(
-            counts.top,
-            [
-                word("don't", 2),
-                word("panic", 2),
-                word("ärger", 2),
-                word("said", 1)
-            ]
-        );
+        assert_eq!(counts.top, [word("don't", 2), word("panic", 2), word("ärger", 2), word("said", 1)]);
     }
 
     #[test]
@@ -125,14 +100,7 @@ mod tests {
 
     #[test]
     fn a_text_without_words_counts_zero() {
-        assert_eq!(
-            count(" -- ", None),
-            Counts {
-                total: 0,
-                distinct: 0,
-                top: Vec::new()
-            }
-        );
+        assert_eq!(count(" -- ", None), Counts { total: 0, distinct: 0, top: Vec::new() });
     }
 
     #[test]

@@ -3,7 +3,6 @@
 use proc_macro2::TokenStream;
 use syn::parse::Parser;
 use syn::punctuated::Punctuated;
-use syn::spanned::Spanned;
 use syn::{Error, Expr, ExprLit, Lit, LitStr, Meta, Result, Token};
 
 /// Names of tasks are at most this long, so that they fit in a path and a label.
@@ -52,19 +51,11 @@ impl Args {
     pub(crate) fn json(&self) -> String {
         let mut json = String::new();
         if !self.limits.is_empty() {
-            let limits: Vec<_> = self
-                .limits
-                .iter()
-                .map(|(k, v)| format!("\"{k}\":{v}"))
-                .collect();
+            let limits: Vec<_> = self.limits.iter().map(|(k, v)| format!("\"{k}\":{v}")).collect();
             json.push_str(&format!(",\"limits\":{{{}}}", limits.join(",")));
         }
         if !self.retry.is_empty() {
-            let retry: Vec<_> = self
-                .retry
-                .iter()
-                .map(|(k, v)| format!("\"{k}\":{v}"))
-                .collect();
+            let retry: Vec<_> = self.retry.iter().map(|(k, v)| format!("\"{k}\":{v}")).collect();
             json.push_str(&format!(",\"retry\":{{{}}}", retry.join(",")));
         }
         if !self.grants.is_empty() {
@@ -80,9 +71,7 @@ pub(crate) fn check_name(name: &str) -> std::result::Result<(), String> {
     let fits = name.len() <= MAX_NAME
         && name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
         && !name.ends_with('-')
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
     if fits {
         return Ok(());
     }
@@ -112,10 +101,7 @@ fn limits(metas: &Punctuated<Meta, Token![,]>) -> Result<Vec<(&'static str, u64)
         };
         once(&mut seen, name, meta)?;
         if amount == 0 && matches!(name, "fuel" | "memory_bytes" | "timeout_ms") {
-            return Err(Error::new_spanned(
-                value(meta)?,
-                "no task can run with a limit of 0",
-            ));
+            return Err(Error::new_spanned(value(meta)?, "no task can run with a limit of 0"));
         }
         limits.push((name, amount));
     }
@@ -130,10 +116,7 @@ fn retry(metas: &Punctuated<Meta, Token![,]>) -> Result<Vec<(&'static str, Strin
             "max_attempts" => {
                 let attempts = integer(value(meta)?)?;
                 if attempts == 0 || attempts > u64::from(u32::MAX) {
-                    return Err(Error::new_spanned(
-                        value(meta)?,
-                        "from 1 to 4294967295 attempts",
-                    ));
+                    return Err(Error::new_spanned(value(meta)?, "from 1 to 4294967295 attempts"));
                 }
                 ("max_attempts", attempts.to_string())
             }
@@ -141,10 +124,7 @@ fn retry(metas: &Punctuated<Meta, Token![,]>) -> Result<Vec<(&'static str, Strin
                 let literal = text(value(meta)?)?;
                 let backoff = literal.value();
                 if !matches!(backoff.as_str(), "fixed" | "exponential") {
-                    return Err(Error::new_spanned(
-                        literal,
-                        "either \"fixed\" or \"exponential\"",
-                    ));
+                    return Err(Error::new_spanned(literal, "either \"fixed\" or \"exponential\""));
                 }
                 ("backoff", quoted(&backoff))
             }
@@ -168,17 +148,12 @@ fn retry(metas: &Punctuated<Meta, Token![,]>) -> Result<Vec<(&'static str, Strin
 }
 
 fn grants(meta: &Meta) -> Result<Vec<String>> {
-    let literals = meta
-        .require_list()?
-        .parse_args_with(Punctuated::<LitStr, Token![,]>::parse_terminated)?;
+    let literals = meta.require_list()?.parse_args_with(Punctuated::<LitStr, Token![,]>::parse_terminated)?;
     let mut grants = Vec::new();
     for literal in literals {
         let grant = literal.value();
         if grant.trim().is_empty() {
-            return Err(Error::new_spanned(
-                literal,
-                "a grant has a name, for example \"http:example.com\"",
-            ));
+            return Err(Error::new_spanned(literal, "a grant has a name, for example \"http:example.com\""));
         }
         if grants.contains(&grant) {
             return Err(Error::new_spanned(literal, "named twice"));
@@ -197,10 +172,7 @@ fn level(literal: &LitStr) -> Result<&'static str> {
         "debug" => "Debug",
         "trace" => "Trace",
         _ => {
-            return Err(Error::new_spanned(
-                literal,
-                "one of off, error, warn, info, debug, trace",
-            ));
+            return Err(Error::new_spanned(literal, "one of off, error, warn, info, debug, trace"));
         }
     })
 }
@@ -214,10 +186,7 @@ fn key(meta: &Meta) -> Result<String> {
 
 fn once(seen: &mut Vec<String>, name: &str, meta: &Meta) -> Result<()> {
     if seen.iter().any(|earlier| earlier == name) {
-        return Err(Error::new_spanned(
-            meta.path(),
-            format!("`{name}` is given twice"),
-        ));
+        return Err(Error::new_spanned(meta.path(), format!("`{name}` is given twice")));
     }
     seen.push(name.to_owned());
     Ok(())
@@ -228,8 +197,7 @@ fn value(meta: &Meta) -> Result<&Expr> {
 }
 
 fn list(meta: &Meta) -> Result<Punctuated<Meta, Token![,]>> {
-    meta.require_list()?
-        .parse_args_with(Punctuated::parse_terminated)
+    meta.require_list()?.parse_args_with(Punctuated::parse_terminated)
 }
 
 fn literal(expr: &Expr) -> Option<&Lit> {
@@ -261,27 +229,15 @@ fn number(expr: &Expr, min: f64, max: f64) -> Result<String> {
         _ => return Err(Error::new_spanned(expr, "expected a number")),
     };
     if number < min || number > max {
-        return Err(Error::new_spanned(
-            expr,
-            format!("expected a number from {min} to {max}"),
-        ));
+        return Err(Error::new_spanned(expr, format!("expected a number from {min} to {max}")));
     }
     Ok(number.to_string())
 }
 
 fn count(expr: &Expr) -> Result<u64> {
-    const UNITS: &[(&str, u64)] = &[
-        ("", 1),
-        ("K", 1_000),
-        ("M", 1_000_000),
-        ("G", 1_000_000_000),
-        ("T", 1_000_000_000_000),
-    ];
-    with_unit(
-        expr,
-        UNITS,
-        "a number, or a string such as \"20G\" with K, M, G or T",
-    )
+    const UNITS: &[(&str, u64)] =
+        &[("", 1), ("K", 1_000), ("M", 1_000_000), ("G", 1_000_000_000), ("T", 1_000_000_000_000)];
+    with_unit(expr, UNITS, "a number, or a string such as \"20G\" with K, M, G or T")
 }
 
 fn bytes(expr: &Expr) -> Result<u64> {
@@ -314,18 +270,12 @@ fn duration(expr: &Expr) -> Result<u64> {
 
 fn with_unit(expr: &Expr, units: &[(&str, u64)], what: &str) -> Result<u64> {
     let Some(Lit::Str(literal)) = literal(expr) else {
-        return integer(expr)
-            .map_err(|error| Error::new(expr.span(), format!("{error}; expected {what}")));
+        return integer(expr).map_err(|_| Error::new_spanned(expr, format!("expected {what}")));
     };
     let value = literal.value();
-    let digits = value
-        .find(|c: char| !c.is_ascii_digit() && c != '_')
-        .unwrap_or(value.len());
+    let digits = value.find(|c: char| !c.is_ascii_digit() && c != '_').unwrap_or(value.len());
     let (amount, unit) = value.split_at(digits);
-    let factor = units
-        .iter()
-        .find(|(name, _)| *name == unit.trim_start())
-        .map(|(_, factor)| *factor);
+    let factor = units.iter().find(|(name, _)| *name == unit.trim_start()).map(|(_, factor)| *factor);
     amount
         .replace('_', "")
         .parse::<u64>()
@@ -341,9 +291,7 @@ fn quoted(value: &str) -> String {
     for c in value.chars() {
         match c {
             '"' | '\\' => json.extend(['\\', c]),
-            c if c.is_control() && c.is_ascii() => {
-                json.push_str(&format!("\\u{:04x}", u32::from(c)))
-            }
+            c if c.is_control() && c.is_ascii() => json.push_str(&format!("\\u{:04x}", u32::from(c))),
             c => json.push(c),
         }
     }

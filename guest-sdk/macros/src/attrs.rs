@@ -16,18 +16,9 @@ pub(crate) fn description(attrs: &[Attribute]) -> String {
         if !meta.path.is_ident("doc") {
             continue;
         }
-        if let Expr::Lit(ExprLit {
-            lit: Lit::Str(text),
-            ..
-        }) = &meta.value
-        {
+        if let Expr::Lit(ExprLit { lit: Lit::Str(text), .. }) = &meta.value {
             let text = text.value();
-            lines.push(
-                text.strip_prefix(' ')
-                    .unwrap_or(&text)
-                    .trim_end()
-                    .to_owned(),
-            );
+            lines.push(text.strip_prefix(' ').unwrap_or(&text).trim_end().to_owned());
         }
     }
     lines.join("\n").trim().to_owned()
@@ -36,7 +27,6 @@ pub(crate) fn description(attrs: &[Attribute]) -> String {
 /// What stands on a struct or an enum.
 #[derive(Default)]
 pub(crate) struct Container {
-    pub(crate) rename: Option<String>,
     pub(crate) rename_all: Option<Case>,
     pub(crate) rename_all_fields: Option<Case>,
     pub(crate) tag: Option<LitStr>,
@@ -75,13 +65,11 @@ pub(crate) struct Field {
 
 impl Container {
     pub(crate) fn parse(attrs: &[Attribute]) -> Result<Self> {
-        let mut found = Self {
-            stand_in: stand_in(attrs)?,
-            ..Self::default()
-        };
+        let mut found = Self { stand_in: stand_in(attrs)?, ..Self::default() };
         serde(attrs, |meta| {
             match name(&meta).as_str() {
-                "rename" => found.rename = rename(&meta)?,
+                // The name of a type is in its JSON only where nothing reads it.
+                "rename" => ignore(&meta)?,
                 "rename_all" => found.rename_all = case(&meta)?,
                 "rename_all_fields" => found.rename_all_fields = case(&meta)?,
                 "tag" => found.tag = Some(meta.value()?.parse()?),
@@ -113,10 +101,7 @@ impl Variant {
     pub(crate) fn parse(attrs: &[Attribute]) -> Result<Self> {
         let mut found = Self::default();
         if let Some(attr) = attrs.iter().find(|attr| attr.path().is_ident("schema")) {
-            return Err(Error::new_spanned(
-                attr,
-                "#[schema(as = Type)] stands on a type or a field",
-            ));
+            return Err(Error::new_spanned(attr, "#[schema(as = Type)] stands on a type or a field"));
         }
         serde(attrs, |meta| {
             match name(&meta).as_str() {
@@ -138,10 +123,7 @@ impl Variant {
 
 impl Field {
     pub(crate) fn parse(attrs: &[Attribute]) -> Result<Self> {
-        let mut found = Self {
-            stand_in: stand_in(attrs)?,
-            ..Self::default()
-        };
+        let mut found = Self { stand_in: stand_in(attrs)?, ..Self::default() };
         serde(attrs, |meta| {
             match name(&meta).as_str() {
                 "rename" => found.rename = rename(&meta)?,
@@ -151,9 +133,7 @@ impl Field {
                     ignore(&meta)?;
                     found.may_be_missing = Some(meta.path.clone());
                 }
-                "skip_serializing" | "skip_deserializing" => {
-                    found.may_be_missing = Some(meta.path.clone())
-                }
+                "skip_serializing" | "skip_deserializing" => found.may_be_missing = Some(meta.path.clone()),
                 "default" => {
                     found.default = true;
                     ignore(&meta)?;
@@ -184,10 +164,7 @@ impl Field {
 }
 
 /// Calls `read` for every member of every `#[serde(…)]`.
-fn serde(
-    attrs: &[Attribute],
-    mut read: impl FnMut(ParseNestedMeta<'_>) -> Result<()>,
-) -> Result<()> {
+fn serde(attrs: &[Attribute], mut read: impl FnMut(ParseNestedMeta<'_>) -> Result<()>) -> Result<()> {
     for attr in attrs.iter().filter(|attr| attr.path().is_ident("serde")) {
         attr.parse_nested_meta(&mut read)?;
     }
@@ -200,10 +177,7 @@ fn stand_in(attrs: &[Attribute]) -> Result<Option<Type>> {
     for attr in attrs.iter().filter(|attr| attr.path().is_ident("schema")) {
         attr.parse_nested_meta(|meta| {
             if !meta.path.is_ident("as") {
-                return Err(Error::new_spanned(
-                    &meta.path,
-                    "unknown; there is #[schema(as = Type)]",
-                ));
+                return Err(Error::new_spanned(&meta.path, "unknown; there is #[schema(as = Type)]"));
             }
             found = Some(meta.value()?.parse()?);
             Ok(())
@@ -213,17 +187,11 @@ fn stand_in(attrs: &[Attribute]) -> Result<Option<Type>> {
 }
 
 fn name(meta: &ParseNestedMeta<'_>) -> String {
-    meta.path
-        .get_ident()
-        .map(ToString::to_string)
-        .unwrap_or_default()
+    meta.path.get_ident().map(ToString::to_string).unwrap_or_default()
 }
 
 fn inexpressible(meta: &ParseNestedMeta<'_>, hint: &str) -> Error {
-    Error::new_spanned(
-        &meta.path,
-        format!("Schema cannot express this serde attribute: {hint}"),
-    )
+    Error::new_spanned(&meta.path, format!("Schema cannot express this serde attribute: {hint}"))
 }
 
 /// `rename = "x"`, or both directions with the same name.
@@ -236,10 +204,7 @@ fn case(meta: &ParseNestedMeta<'_>) -> Result<Option<Case>> {
         None => Ok(None),
         Some(literal) => match Case::parse(&literal.value()) {
             Some(case) => Ok(Some(case)),
-            None => Err(Error::new_spanned(
-                literal,
-                "not a rule of serde's rename_all",
-            )),
+            None => Err(Error::new_spanned(literal, "not a rule of serde's rename_all")),
         },
     }
 }
@@ -256,10 +221,7 @@ fn both_ways(meta: &ParseNestedMeta<'_>) -> Result<Option<LitStr>> {
         } else if inner.path.is_ident("deserialize") {
             read = Some(literal);
         } else {
-            return Err(Error::new_spanned(
-                &inner.path,
-                "either `serialize` or `deserialize`",
-            ));
+            return Err(Error::new_spanned(&inner.path, "either `serialize` or `deserialize`"));
         }
         Ok(())
     })?;

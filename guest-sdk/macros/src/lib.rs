@@ -27,9 +27,7 @@ pub fn task(args: TokenStream, item: TokenStream) -> TokenStream {
 #[proc_macro_derive(Schema, attributes(serde, schema))]
 pub fn derive_schema(item: TokenStream) -> TokenStream {
     let input = parse_macro_input!(item as syn::DeriveInput);
-    schema::expand(&input)
-        .unwrap_or_else(syn::Error::into_compile_error)
-        .into()
+    schema::expand(&input).unwrap_or_else(syn::Error::into_compile_error).into()
 }
 
 /// The self-description of a task function as JSON text, a `&'static str`: what the component will

@@ -7,11 +7,7 @@ use syn::{Ident, Path};
 
 /// The name of the hidden type for a function.
 pub(crate) fn hidden_type(function: &Ident) -> Ident {
-    format_ident!(
-        "__sandbar_task_{}",
-        function.unraw(),
-        span = function.span()
-    )
+    format_ident!("__sandbar_task_{}", function.unraw(), span = function.span())
 }
 
 /// `a::b::f` becomes `a::b::__sandbar_task_f::MANIFEST`.

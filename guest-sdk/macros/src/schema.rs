@@ -5,9 +5,7 @@ use quote::{quote, quote_spanned};
 use syn::ext::IdentExt;
 use syn::punctuated::Punctuated;
 use syn::spanned::Spanned;
-use syn::{
-    Data, DataEnum, DeriveInput, Error, Fields, GenericParam, Result, Token, Type, parse_quote,
-};
+use syn::{Data, DataEnum, DeriveInput, Error, Fields, GenericParam, Result, Token, Type, parse_quote};
 
 use crate::attrs::{Container, Field, Variant, description};
 use crate::case::Case;
@@ -17,15 +15,11 @@ pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
     let Shape { node, optional } = match (&container.stand_in, &input.data) {
         (Some(ty), _) => Shape::of(ty),
         (None, Data::Struct(data)) => struct_shape(&container, input, &data.fields)?,
-        (None, Data::Enum(data)) => Shape {
-            node: enum_node(&container, input, data)?,
-            optional: quote!(false),
-        },
+        (None, Data::Enum(data)) => {
+            Shape { node: enum_node(&container, input, data)?, optional: quote!(false) }
+        }
         (None, Data::Union(data)) => {
-            return Err(Error::new_spanned(
-                data.union_token,
-                "serde has no unions, so they have no schema",
-            ));
+            return Err(Error::new_spanned(data.union_token, "serde has no unions, so they have no schema"));
         }
     };
     let node = described(&description(&input.attrs), node);
@@ -71,26 +65,16 @@ fn struct_shape(container: &Container, input: &DeriveInput, fields: &Fields) -> 
         Fields::Named(_) => {
             let mut properties = Vec::new();
             if let Some(tag) = &container.tag {
-                let name = container
-                    .rename
-                    .clone()
-                    .unwrap_or_else(|| input.ident.unraw().to_string());
-                // Serde writes the tag of a struct and does not ask for it.
-                properties.push(tag_field(&tag.value(), &[name], false));
+                // Serde writes the name of a struct here, and reads anything or nothing.
+                let any = quote!(&::sandbar_guest::Node::Any);
+                properties.push(field(&tag.value(), &[], "", &any, &quote!(false)));
             }
-            properties.extend(properties_of(
-                fields,
-                container.rename_all,
-                container.default,
-            )?);
+            properties.extend(properties_of(fields, container.rename_all, container.default)?);
             object(&properties, container.closed)
         }
         _ => unnamed(fields, container.default)?,
     };
-    Ok(Shape {
-        node,
-        optional: quote!(false),
-    })
+    Ok(Shape { node, optional: quote!(false) })
 }
 
 /// A struct that is what its only field is.
@@ -150,19 +134,13 @@ fn enum_node(container: &Container, input: &DeriveInput, data: &DataEnum) -> Res
         matches!(variant.fields, Fields::Unit) && !variant.untagged && !variant.attrs.other
     };
     // `A | B` in a list of strings, as long as nothing is said about single ones.
-    if external
-        && variants
-            .iter()
-            .all(|variant| plain(variant) && variant.description.is_empty())
-    {
+    if external && variants.iter().all(|variant| plain(variant) && variant.description.is_empty()) {
         let names = variants.iter().flat_map(|variant| &variant.names);
         return Ok(quote!(&::sandbar_guest::Node::Strings { values: &[#(#names),*] }));
     }
 
     // Tags keep alternatives apart, unless one takes every tag or none.
-    let exclusive = variants
-        .iter()
-        .all(|variant| !variant.untagged && !variant.attrs.other);
+    let exclusive = variants.iter().all(|variant| !variant.untagged && !variant.attrs.other);
     let mut nodes = Vec::new();
     for variant in &variants {
         let alternatives = match (&container.tag, &container.content) {
@@ -173,11 +151,7 @@ fn enum_node(container: &Container, input: &DeriveInput, data: &DataEnum) -> Res
                 vec![variant.adjacent(container, &tag.value(), &content.value())?]
             }
         };
-        nodes.extend(
-            alternatives
-                .into_iter()
-                .map(|node| described(&variant.description, node)),
-        );
+        nodes.extend(alternatives.into_iter().map(|node| described(&variant.description, node)));
     }
     Ok(quote!(&::sandbar_guest::Node::Choice { nodes: &[#(#nodes),*], exclusive: #exclusive }))
 }
@@ -210,9 +184,7 @@ impl Alternative<'_> {
     fn external(&self, container: &Container) -> Result<Vec<TokenStream>> {
         if matches!(self.fields, Fields::Unit) {
             let names = &self.names;
-            return Ok(vec![
-                quote!(&::sandbar_guest::Node::Strings { values: &[#(#names),*] }),
-            ]);
+            return Ok(vec![quote!(&::sandbar_guest::Node::Strings { values: &[#(#names),*] })]);
         }
         let content = self.content(container)?;
         Ok(self
@@ -236,10 +208,9 @@ impl Alternative<'_> {
                 let inner = unnamed(self.fields, false)?;
                 Ok(quote!(&::sandbar_guest::Node::Tagged { tag: &#tag, inner: #inner }))
             }
-            Fields::Unnamed(fields) => Err(Error::new_spanned(
-                fields,
-                "serde has no internally tagged tuple variants",
-            )),
+            Fields::Unnamed(fields) => {
+                Err(Error::new_spanned(fields, "serde has no internally tagged tuple variants"))
+            }
         }
     }
 
@@ -265,21 +236,18 @@ impl Alternative<'_> {
 
     fn tag(&self, tag: &str) -> TokenStream {
         let names: &[String] = if self.attrs.other { &[] } else { &self.names };
-        tag_field(tag, names, true)
+        tag_field(tag, names)
     }
 }
 
 /// The property that holds the tag; without names it may be any string.
-fn tag_field(tag: &str, names: &[String], required: bool) -> TokenStream {
+fn tag_field(tag: &str, names: &[String]) -> TokenStream {
     let node = if names.is_empty() {
-        quote!(&::sandbar_guest::Node::Primitive {
-            kind: "string",
-            keywords: ""
-        })
+        quote!(&::sandbar_guest::Node::Primitive { kind: "string", keywords: "" })
     } else {
         quote!(&::sandbar_guest::Node::Strings { values: &[#(#names),*] })
     };
-    field(tag, &[], "", &node, &quote!(#required))
+    field(tag, &[], "", &node, &quote!(true))
 }
 
 /// Fields without names: a unit is null, one field is itself, more are an array.
@@ -293,17 +261,11 @@ fn unnamed(fields: &Fields, all_default: bool) -> Result<TokenStream> {
     for field in &fields.unnamed {
         let attrs = Field::parse(&field.attrs)?;
         if let Some(path) = &attrs.may_be_missing {
-            return Err(Error::new_spanned(
-                path,
-                "Schema cannot express this on a field without a name",
-            ));
+            return Err(Error::new_spanned(path, "Schema cannot express this on a field without a name"));
         }
         if attrs.skip {
             if fields.unnamed.len() == 1 {
-                return Err(Error::new_spanned(
-                    field,
-                    "the only field cannot be skipped",
-                ));
+                return Err(Error::new_spanned(field, "the only field cannot be skipped"));
             }
             continue;
         }
@@ -315,29 +277,19 @@ fn unnamed(fields: &Fields, all_default: bool) -> Result<TokenStream> {
     }
     match &nodes[..] {
         [only] if fields.unnamed.len() == 1 => Ok(only.clone()),
-        _ => {
-            Ok(quote!(&::sandbar_guest::Node::Tuple { items: &[#(#nodes),*], required: #required }))
-        }
+        _ => Ok(quote!(&::sandbar_guest::Node::Tuple { items: &[#(#nodes),*], required: #required })),
     }
 }
 
 /// The properties of named fields.
-fn properties_of(
-    fields: &Fields,
-    rename: Option<Case>,
-    all_default: bool,
-) -> Result<Vec<TokenStream>> {
+fn properties_of(fields: &Fields, rename: Option<Case>, all_default: bool) -> Result<Vec<TokenStream>> {
     let mut properties = Vec::new();
     for member in fields {
         let attrs = Field::parse(&member.attrs)?;
         if attrs.skip {
             continue;
         }
-        let ident = member
-            .ident
-            .as_ref()
-            .map(|ident| ident.unraw().to_string())
-            .unwrap_or_default();
+        let ident = member.ident.as_ref().map(|ident| ident.unraw().to_string()).unwrap_or_default();
         let name = match (&attrs.rename, rename) {
             (Some(name), _) => name.clone(),
             (None, Some(case)) => case.field(&ident),
@@ -352,13 +304,7 @@ fn properties_of(
         } else {
             quote!(!#optional)
         };
-        properties.push(field(
-            &name,
-            &attrs.aliases,
-            &description(&member.attrs),
-            &node,
-            &required,
-        ));
+        properties.push(field(&name, &attrs.aliases, &description(&member.attrs), &node, &required));
     }
     Ok(properties)
 }

@@ -13,9 +13,8 @@ use crate::manifest::hidden_type;
 /// The function, and either the glue or the complaint: with the function there, an error in the
 /// attribute does not make every call of it another error.
 pub(crate) fn expand(args: TokenStream, function: &ItemFn) -> TokenStream {
-    let glue = Args::parse(args)
-        .and_then(|args| glue(&args, function))
-        .unwrap_or_else(Error::into_compile_error);
+    let glue =
+        Args::parse(args).and_then(|args| glue(&args, function)).unwrap_or_else(Error::into_compile_error);
     quote!(#function #glue)
 }
 
@@ -136,8 +135,7 @@ fn glue(args: &Args, function: &ItemFn) -> Result<TokenStream> {
 
 fn check_signature(function: &ItemFn) -> Result<()> {
     let sig = &function.sig;
-    let refuse =
-        |tokens: &dyn ToTokens, why: &str| Err(Error::new_spanned(tokens.to_token_stream(), why));
+    let refuse = |tokens: &dyn ToTokens, why: &str| Err(Error::new_spanned(tokens.to_token_stream(), why));
     if let Some(token) = &sig.asyncness {
         return refuse(
             token,
@@ -148,16 +146,10 @@ fn check_signature(function: &ItemFn) -> Result<()> {
         return refuse(token, "a task must be safe to call");
     }
     if let Some(token) = &sig.abi {
-        return refuse(
-            token,
-            "a task is an ordinary Rust function; the macro makes the export",
-        );
+        return refuse(token, "a task is an ordinary Rust function; the macro makes the export");
     }
     if !sig.generics.params.is_empty() {
-        return refuse(
-            &sig.generics,
-            "a task has one input type, so it cannot be generic",
-        );
+        return refuse(&sig.generics, "a task has one input type, so it cannot be generic");
     }
     if let Some(token) = &sig.generics.where_clause {
         return refuse(token, "a task cannot be generic");
@@ -179,37 +171,19 @@ fn parameters(function: &ItemFn) -> Result<Parameters<'_>> {
         match argument {
             FnArg::Typed(argument) => types.push(&*argument.ty),
             FnArg::Receiver(receiver) => {
-                return Err(Error::new_spanned(
-                    receiver,
-                    "a task is a free function, without `self`",
-                ));
+                return Err(Error::new_spanned(receiver, "a task is a free function, without `self`"));
             }
         }
     }
     match types[..] {
-        [] => Ok(Parameters {
-            context: false,
-            input: None,
-        }),
-        [only] if is_context(only) => Ok(Parameters {
-            context: true,
-            input: None,
-        }),
-        [only] => Ok(Parameters {
-            context: false,
-            input: Some(input(only)?),
-        }),
+        [] => Ok(Parameters { context: false, input: None }),
+        [only] if is_context(only) => Ok(Parameters { context: true, input: None }),
+        [only] => Ok(Parameters { context: false, input: Some(input(only)?) }),
         [first, second] => {
             if !is_context(first) {
-                return Err(Error::new_spanned(
-                    first,
-                    "before the input comes `&Context`",
-                ));
+                return Err(Error::new_spanned(first, "before the input comes `&Context`"));
             }
-            Ok(Parameters {
-                context: true,
-                input: Some(input(second)?),
-            })
+            Ok(Parameters { context: true, input: Some(input(second)?) })
         }
         [_, _, third, ..] => Err(Error::new_spanned(
             third,
@@ -222,11 +196,7 @@ fn parameters(function: &ItemFn) -> Result<Parameters<'_>> {
 fn is_context(ty: &Type) -> bool {
     match ty {
         Type::Reference(reference) if reference.mutability.is_none() => match &*reference.elem {
-            Type::Path(path) => path
-                .path
-                .segments
-                .last()
-                .is_some_and(|segment| segment.ident == "Context"),
+            Type::Path(path) => path.path.segments.last().is_some_and(|segment| segment.ident == "Context"),
             _ => false,
         },
         _ => false,
@@ -235,14 +205,10 @@ fn is_context(ty: &Type) -> bool {
 
 fn input(ty: &Type) -> Result<&Type> {
     match ty {
-        Type::Reference(_) => Err(Error::new_spanned(
-            ty,
-            "a task owns its input: take it by value, for example `String`",
-        )),
-        Type::ImplTrait(_) => Err(Error::new_spanned(
-            ty,
-            "name the type, so that its schema can be known",
-        )),
+        Type::Reference(_) => {
+            Err(Error::new_spanned(ty, "a task owns its input: take it by value, for example `String`"))
+        }
+        Type::ImplTrait(_) => Err(Error::new_spanned(ty, "name the type, so that its schema can be known")),
         _ => Ok(ty),
     }
 }

@@ -125,11 +125,7 @@ impl Node {
 /// where it ends. An `out` that is too short is left alone, so an empty one measures.
 pub(crate) const fn schema(node: &Node, description: &str, out: &mut [u8], at: usize) -> usize {
     let (own, node) = peel(node);
-    let description = if description.is_empty() {
-        own
-    } else {
-        description
-    };
+    let description = if description.is_empty() { own } else { description };
     let lifted = match node {
         Node::Nullable { inner } if description.is_empty() => peel(inner).0,
         _ => description,
@@ -163,9 +159,12 @@ pub(crate) const fn schema(node: &Node, description: &str, out: &mut [u8], at: u
         }
         Node::Nullable { inner } => match peel(inner).1 {
             Node::Primitive { kind, keywords } => {
-                at = text("\"type\":[", out, at);
-                at = string(kind, out, at);
-                at = text(",\"null\"]", out, at);
+                at = text("\"type\":", out, at);
+                at = if matches!(kind.as_bytes(), b"null") {
+                    string(kind, out, at)
+                } else {
+                    strings(&[kind, "null"], out, at)
+                };
                 keywords_after(keywords, out, at)
             }
             inner => {
@@ -210,15 +209,7 @@ pub(crate) const fn schema(node: &Node, description: &str, out: &mut [u8], at: u
             }
         }
         Node::Choice { nodes, exclusive } => {
-            at = text(
-                if *exclusive {
-                    "\"oneOf\":"
-                } else {
-                    "\"anyOf\":"
-                },
-                out,
-                at,
-            );
+            at = text(if *exclusive { "\"oneOf\":" } else { "\"anyOf\":" }, out, at);
             list(nodes, out, at)
         }
         // Both are handled above.
@@ -233,31 +224,20 @@ const fn peel(mut node: &Node) -> (&'static str, &Node) {
     let mut description = "";
     loop {
         match node {
-            Node::Described {
-                description: found,
-                inner,
-            } => {
+            Node::Described { description: found, inner } => {
                 if description.is_empty() {
                     description = found;
                 }
                 node = inner;
             }
-            Node::Nullable {
-                inner: inner @ (Node::Nullable { .. } | Node::Any),
-            } => node = inner,
+            Node::Nullable { inner: inner @ (Node::Nullable { .. } | Node::Any) } => node = inner,
             _ => return (description, node),
         }
     }
 }
 
 /// The members of an object schema: the tag first, then the fields.
-const fn object(
-    tag: Option<&Field>,
-    fields: &[Field],
-    closed: bool,
-    out: &mut [u8],
-    mut at: usize,
-) -> usize {
+const fn object(tag: Option<&Field>, fields: &[Field], closed: bool, out: &mut [u8], mut at: usize) -> usize {
     at = text("\"type\":\"object\"", out, at);
     let mut before = ",\"properties\":{";
     if let Some(tag) = tag {
@@ -395,11 +375,7 @@ pub(crate) const fn string(value: &str, out: &mut [u8], at: usize) -> usize {
                 b'\r' => text("\\r", out, at),
                 _ => {
                     at = text("\\u00", out, at);
-                    copy(
-                        &[HEX[(byte >> 4) as usize], HEX[(byte & 15) as usize]],
-                        out,
-                        at,
-                    )
+                    copy(&[HEX[(byte >> 4) as usize], HEX[(byte & 15) as usize]], out, at)
                 }
             };
         }
@@ -411,22 +387,14 @@ pub(crate) const fn string(value: &str, out: &mut [u8], at: usize) -> usize {
 
 /// Writes a decimal number.
 const fn number(value: usize, out: &mut [u8], at: usize) -> usize {
-    let at = if value >= 10 {
-        number(value / 10, out, at)
-    } else {
-        at
-    };
+    let at = if value >= 10 { number(value / 10, out, at) } else { at };
     copy(&[b'0' + (value % 10) as u8], out, at)
 }
 
 const fn copy(bytes: &[u8], out: &mut [u8], at: usize) -> usize {
     let end = at + bytes.len();
     if end <= out.len() {
-        out.split_at_mut(at)
-            .1
-            .split_at_mut(bytes.len())
-            .0
-            .copy_from_slice(bytes);
+        out.split_at_mut(at).1.split_at_mut(bytes.len()).0.copy_from_slice(bytes);
     }
     end
 }

@@ -15,8 +15,5 @@ struct Effect {
 /// Says which attempt of which invocation it served.
 #[task]
 fn effect(ctx: &Context) -> Effect {
-    Effect {
-        invocation_id: ctx.invocation_id().to_owned(),
-        attempt: ctx.attempt(),
-    }
+    Effect { invocation_id: ctx.invocation_id().to_owned(), attempt: ctx.attempt() }
 }

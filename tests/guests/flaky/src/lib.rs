@@ -35,8 +35,5 @@ fn flaky(ctx: &Context, input: Input) -> Result<Done, TaskError> {
             None => error,
         });
     }
-    Ok(Done {
-        attempt,
-        max_attempts: ctx.max_attempts(),
-    })
+    Ok(Done { attempt, max_attempts: ctx.max_attempts() })
 }

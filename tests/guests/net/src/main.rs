@@ -20,22 +20,11 @@ fn main() -> ExitCode {
     attempt("udp-bind", shown(UdpSocket::bind(("127.0.0.1", 0))));
     attempt(
         "resolve",
-        ("localhost", 80)
-            .to_socket_addrs()
-            .map(|found| format!("{:?}", found.collect::<Vec<_>>())),
+        ("localhost", 80).to_socket_addrs().map(|found| format!("{:?}", found.collect::<Vec<_>>())),
     );
-    attempt(
-        "read-dir",
-        std::fs::read_dir("/").map(|entries| format!("{} entries", entries.count())),
-    );
-    attempt(
-        "read-file",
-        std::fs::read_to_string("/etc/passwd").map(|text| format!("{} bytes", text.len())),
-    );
-    attempt(
-        "write-file",
-        shown(std::fs::write("/written-by-a-guest", b"x")),
-    );
+    attempt("read-dir", std::fs::read_dir("/").map(|entries| format!("{} entries", entries.count())));
+    attempt("read-file", std::fs::read_to_string("/etc/passwd").map(|text| format!("{} bytes", text.len())));
+    attempt("write-file", shown(std::fs::write("/written-by-a-guest", b"x")));
     attempt("current-dir", shown(std::fs::read_dir(".")));
     attempt(
         "environment",

@@ -1,0 +1,162 @@
+//! Compiled code on demand: the cache in front of the compile child.
+//! One compilation per module at a time, and few in all, so that uploads cannot starve the machine.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::Semaphore;
+
+use crate::artifact::{Artifact, ArtifactCache};
+use crate::compile::{CompileError, CompileLimits, compile};
+use crate::inspect::Rejection;
+use crate::module::ModuleHash;
+
+/// An artifact could not be had. `E` is the error of the caller's fetch.
+#[derive(Debug, thiserror::Error)]
+pub enum ArtifactError<E> {
+    /// The module's bytes could not be fetched.
+    #[error("the module cannot be fetched: {0}")]
+    Fetch(E),
+    /// What was fetched is another module.
+    #[error("the fetched bytes have the hash {found}, not {wanted}")]
+    WrongBytes {
+        /// Asked for.
+        wanted: ModuleHash,
+        /// Got.
+        found: ModuleHash,
+    },
+    /// The module is not acceptable.
+    #[error(transparent)]
+    Rejected(Rejection),
+    /// This machine failed.
+    #[error("compiling failed: {0}")]
+    Host(String),
+}
+
+/// Compiles and caches.
+pub struct Compiler {
+    program: PathBuf,
+    limits: CompileLimits,
+    cache: Arc<ArtifactCache>,
+    permits: Semaphore,
+    flights: Mutex<HashMap<ModuleHash, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl Compiler {
+    /// Compiles with children of `program`, `parallel` of them at the same time (at least 1).
+    #[must_use]
+    pub fn new(
+        program: PathBuf,
+        limits: CompileLimits,
+        cache: Arc<ArtifactCache>,
+        parallel: usize,
+    ) -> Self {
+        Self {
+            program,
+            limits,
+            cache,
+            permits: Semaphore::new(parallel.clamp(1, 64)),
+            flights: Mutex::default(),
+        }
+    }
+
+    /// The artifact of `hash`: from the cache, or compiled from what `fetch` gives. Callers that ask
+    /// for the same module at the same time share one compilation.
+    ///
+    /// # Errors
+    /// See [`ArtifactError`]. A rejection is not remembered: the caller should.
+    pub async fn artifact<E, F>(
+        &self,
+        hash: &ModuleHash,
+        fetch: impl FnOnce() -> F + Send,
+    ) -> Result<Artifact, ArtifactError<E>>
+    where
+        F: Future<Output = Result<Bytes, E>> + Send,
+    {
+        if let Some(artifact) = self.cached(hash).await? {
+            return Ok(artifact);
+        }
+        let flight = self.flight(hash);
+        let result = {
+            let _first = flight.lock().await;
+            self.build(hash, fetch).await
+        };
+        drop(flight);
+        self.land(hash);
+        result
+    }
+
+    async fn build<E, F>(
+        &self,
+        hash: &ModuleHash,
+        fetch: impl FnOnce() -> F + Send,
+    ) -> Result<Artifact, ArtifactError<E>>
+    where
+        F: Future<Output = Result<Bytes, E>> + Send,
+    {
+        if let Some(artifact) = self.cached(hash).await? {
+            return Ok(artifact);
+        }
+        let bytes = fetch().await.map_err(ArtifactError::Fetch)?;
+        let found = ModuleHash::of(&bytes);
+        if found != *hash {
+            return Err(ArtifactError::WrongBytes {
+                wanted: *hash,
+                found,
+            });
+        }
+        let artifact = {
+            let _permit = self
+                .permits
+                .acquire()
+                .await
+                .map_err(|err| ArtifactError::Host(err.to_string()))?;
+            match compile(&self.program, bytes, &self.limits).await {
+                Ok(artifact) => Bytes::from(artifact),
+                Err(CompileError::Rejected(rejection)) => {
+                    return Err(ArtifactError::Rejected(rejection));
+                }
+                Err(CompileError::Host(err)) => return Err(ArtifactError::Host(err.to_string())),
+            }
+        };
+        let (cache, key, stored) = (self.cache.clone(), *hash, artifact.clone());
+        let put = tokio::task::spawn_blocking(move || cache.put(&key, &stored)).await;
+        // Code that cannot be cached can still be run.
+        match put {
+            Ok(Ok(())) => {}
+            Ok(Err(err)) => tracing::warn!(%hash, error = %err, "compiled code is not cached"),
+            Err(err) => tracing::warn!(%hash, error = %err, "compiled code is not cached"),
+        }
+        Ok(Artifact::trusted(*hash, artifact))
+    }
+
+    async fn cached<E>(&self, hash: &ModuleHash) -> Result<Option<Artifact>, ArtifactError<E>> {
+        let (cache, key) = (self.cache.clone(), *hash);
+        tokio::task::spawn_blocking(move || cache.get(&key))
+            .await
+            .map_err(|err| ArtifactError::Host(err.to_string()))
+    }
+
+    fn flight(&self, hash: &ModuleHash) -> Arc<tokio::sync::Mutex<()>> {
+        self.flights
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(*hash)
+            .or_default()
+            .clone()
+    }
+
+    /// Forgets a flight that nobody waits for.
+    fn land(&self, hash: &ModuleHash) {
+        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        if flights
+            .get(hash)
+            .is_some_and(|flight| Arc::strong_count(flight) == 1)
+        {
+            flights.remove(hash);
+        }
+    }
+}

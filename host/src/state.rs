@@ -1,0 +1,201 @@
+//! What lives in a guest's store: accounting, streams, WASI and the task's context.
+//! Nothing ambient: no inherited environment, no preopened directory, no network.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use wasmtime::component::ResourceTable;
+use wasmtime_wasi::p1::WasiP1Ctx;
+use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
+
+use crate::control::Control;
+use crate::denied;
+use crate::limiter::Limiter;
+use crate::output::{Reader, SharedCapture, Stream, Writer};
+use crate::run::Context;
+
+/// Fuel of one call into the host: calls cost 0.1 to 0.5 µs, ordinary code burns 5 to 19 per ns.
+pub(crate) const HOST_CALL_FUEL: u64 = 1_000;
+/// Live entries of a guest's resource table (streams, pollables, requests).
+const MAX_RESOURCES: usize = 4_096;
+/// Bytes of one answer of the random interfaces.
+const MAX_RANDOM: u64 = 1 << 20;
+/// In-memory bytes of one set of HTTP header fields.
+const MAX_HTTP_FIELDS: usize = 64 << 10;
+
+/// Hears of progress reports. Called from the guest's thread: must be quick.
+pub trait ProgressSink: Send + Sync {
+    /// `control` holds a report that [`Control`] had not before.
+    fn progress(&self, control: &Arc<Control>);
+}
+
+/// The part of the state that every kind of guest has.
+pub(crate) struct Common {
+    pub(crate) limiter: Limiter,
+    pub(crate) capture: SharedCapture,
+    pub(crate) control: Arc<Control>,
+    /// Calls into the host so far.
+    pub(crate) calls: u64,
+    pub(crate) fuel_limit: u64,
+}
+
+impl Common {
+    /// What the calls into the host cost in fuel. Kept apart from the engine's counter, which
+    /// cannot be changed while guest code holds it in a register.
+    pub(crate) const fn calls_fuel(&self) -> u64 {
+        self.calls.saturating_mul(HOST_CALL_FUEL)
+    }
+}
+
+/// State that the runner can account for.
+pub(crate) trait Accounted: Send + 'static {
+    fn common(&self) -> &Common;
+    fn common_mut(&mut self) -> &mut Common;
+}
+
+/// What a command is started with.
+#[derive(Default)]
+pub(crate) struct Start {
+    pub(crate) args: Vec<String>,
+    pub(crate) env: Vec<(String, String)>,
+    pub(crate) stdin: Vec<u8>,
+}
+
+/// A WASI context with these streams and nothing else.
+fn wasi(start: Start, capture: &SharedCapture, stdout: Stream) -> WasiCtxBuilder {
+    let mut builder = WasiCtxBuilder::new();
+    builder
+        .args(&start.args)
+        .envs(&start.env)
+        .stdout(Writer {
+            capture: capture.clone(),
+            stream: stdout,
+        })
+        .stderr(Writer {
+            capture: capture.clone(),
+            stream: Stream::StderrLines,
+        })
+        .max_random_size(MAX_RANDOM)
+        .allow_tcp(false)
+        .allow_udp(false)
+        .allow_ip_name_lookup(false);
+    if !start.stdin.is_empty() {
+        builder.stdin(Reader::new(start.stdin));
+    }
+    builder
+}
+
+/// State of a component.
+pub(crate) struct Host {
+    pub(crate) common: Common,
+    pub(crate) context: Context,
+    pub(crate) timeout_ms: u64,
+    pub(crate) deadline: Instant,
+    pub(crate) progress: Option<Arc<dyn ProgressSink>>,
+    pub(crate) table: ResourceTable,
+    start: Start,
+    stdout: Stream,
+    /// Built at the first use: many tasks never call WASI.
+    wasi: Option<Box<WasiCtx>>,
+    http: WasiHttpCtx,
+    hooks: denied::Hooks,
+}
+
+impl Host {
+    pub(crate) fn new(
+        common: Common,
+        context: Context,
+        timeout_ms: u64,
+        deadline: Instant,
+        start: Start,
+        stdout: Stream,
+    ) -> Self {
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(MAX_RESOURCES);
+        let mut http = WasiHttpCtx::new();
+        http.set_field_size_limit(MAX_HTTP_FIELDS);
+        Self {
+            common,
+            context,
+            timeout_ms,
+            deadline,
+            progress: None,
+            table,
+            start,
+            stdout,
+            wasi: None,
+            http,
+            hooks: denied::Hooks,
+        }
+    }
+}
+
+impl Accounted for Host {
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
+    fn common_mut(&mut self) -> &mut Common {
+        &mut self.common
+    }
+}
+
+impl WasiView for Host {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        self.common.calls += 1;
+        let Self {
+            wasi: slot,
+            start,
+            common,
+            stdout,
+            table,
+            ..
+        } = self;
+        let ctx = slot.get_or_insert_with(|| {
+            Box::new(wasi(std::mem::take(start), &common.capture, *stdout).build())
+        });
+        WasiCtxView { ctx, table }
+    }
+}
+
+impl WasiHttpView for Host {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        self.common.calls += 1;
+        WasiHttpCtxView {
+            hooks: &mut self.hooks,
+            table: &mut self.table,
+            ctx: &mut self.http,
+        }
+    }
+}
+
+/// State of a preview 1 command.
+pub(crate) struct HostP1 {
+    pub(crate) common: Common,
+    wasi: WasiP1Ctx,
+}
+
+impl HostP1 {
+    pub(crate) fn new(common: Common, start: Start) -> Self {
+        let mut wasi = wasi(start, &common.capture, Stream::Result).build_p1();
+        wasi.ctx().table.set_max_capacity(MAX_RESOURCES);
+        Self { common, wasi }
+    }
+
+    /// Called once per host call by the linker.
+    pub(crate) fn enter(&mut self) -> &mut WasiP1Ctx {
+        self.common.calls += 1;
+        &mut self.wasi
+    }
+}
+
+impl Accounted for HostP1 {
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
+    fn common_mut(&mut self) -> &mut Common {
+        &mut self.common
+    }
+}

@@ -1,0 +1,138 @@
+//! The rules that decide and write: upload, invoke, cancel, read. Knows the store and the domain; never HTTP (what
+//! comes in and goes out are types of this module, and `api` translates them).
+
+pub mod auth;
+pub mod catalog;
+pub mod error;
+pub mod flush;
+pub mod invocation;
+pub mod invoke;
+pub mod policy;
+pub mod schema;
+pub mod signals;
+pub mod task;
+pub mod upload;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sandbar_host::limits::Limits;
+use tokio::sync::Semaphore;
+
+use crate::domain::ids::TenantId;
+use crate::store::{ApiStore, TenantConn};
+
+pub use error::{Error, FieldError, Result};
+
+/// Modules that are looked at in parallel. Looking is CPU-bound and takes memory of the module's size.
+const INSPECTIONS: usize = 2;
+/// Uploads of the largest size that fit in memory at once; smaller ones more. Beyond it: overloaded.
+const UPLOADS_IN_MEMORY: u64 = 4;
+
+/// What the operator decides.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Bytes of an uploaded module.
+    pub max_module_bytes: u64,
+    /// Bytes of an input, or of stdin with arguments and variables.
+    pub max_input_bytes: u64,
+    /// Longest `Prefer: wait=…`.
+    pub max_wait: Duration,
+    /// Longest a request may take besides waiting and uploading.
+    pub request_timeout: Duration,
+    /// How long an idempotency key is remembered.
+    pub idempotency_ttl: Duration,
+    /// Limits of an attempt when neither the task nor the request names any.
+    pub limits: Limits,
+}
+
+impl Default for Settings {
+    /// 64 MiB modules, 4 MiB inputs, 60 s of waiting, 30 s per request, keys for a day.
+    fn default() -> Self {
+        Self {
+            max_module_bytes: 64 << 20,
+            max_input_bytes: 4 << 20,
+            max_wait: Duration::from_secs(60),
+            request_timeout: Duration::from_secs(30),
+            idempotency_ttl: Duration::from_secs(86_400),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// The application behind the API. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct App {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    store: ApiStore,
+    signals: Arc<signals::Signals>,
+    settings: Settings,
+    flusher: flush::Flusher,
+    catalog: catalog::Catalog,
+    keys: auth::Keys,
+    schemas: schema::Checker,
+    inspections: Semaphore,
+    upload_memory: Arc<Semaphore>,
+}
+
+impl App {
+    /// Start the flushers and the schema threads. Within a Tokio runtime.
+    ///
+    /// # Errors
+    /// The operating system refuses threads.
+    pub fn new(
+        store: ApiStore,
+        signals: Arc<signals::Signals>,
+        settings: Settings,
+    ) -> std::io::Result<Self> {
+        let flusher = flush::Flusher::start(&store, &signals, settings.idempotency_ttl);
+        let upload_permits = settings
+            .max_module_bytes
+            .div_ceil(upload::PERMIT_BYTES)
+            .saturating_mul(UPLOADS_IN_MEMORY);
+        Ok(Self {
+            inner: Arc::new(Inner {
+                flusher,
+                catalog: catalog::Catalog::default(),
+                keys: auth::Keys::default(),
+                schemas: schema::Checker::start()?,
+                inspections: Semaphore::new(INSPECTIONS),
+                upload_memory: Arc::new(Semaphore::new(
+                    usize::try_from(upload_permits)
+                        .unwrap_or(Semaphore::MAX_PERMITS)
+                        .min(Semaphore::MAX_PERMITS),
+                )),
+                store,
+                signals,
+                settings,
+            }),
+        })
+    }
+
+    /// Queue what was accepted, refuse what comes, and return when nothing is left to queue.
+    pub async fn shutdown(&self) {
+        self.inner.flusher.shutdown().await;
+    }
+
+    /// What the operator decided.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.inner.settings
+    }
+
+    /// Whether requests can be served.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn ready(&self) -> Result<()> {
+        Ok(self.inner.store.ping().await?)
+    }
+
+    async fn tenant(&self, tenant: TenantId) -> Result<TenantConn> {
+        Ok(self.inner.store.tenant(tenant).await?)
+    }
+}

@@ -1,0 +1,215 @@
+//! Wake-ups between the roles that live in one process, and from other processes through Postgres.
+//! Owns no state worth keeping: every signal may be lost, and whoever waits for one also looks by itself now and then.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, broadcast};
+use tokio_util::sync::CancellationToken;
+
+use crate::domain::ids::InvocationId;
+use crate::store::ApiStore;
+use crate::store::queue::DONE_CHANNEL;
+
+/// How long a waiter sleeps before it looks by itself.
+pub const WAITER_RECHECK: Duration = Duration::from_millis(500);
+/// Cancellations a slow listener may be behind before it misses some (heartbeats bring those again).
+const CANCELLED_BACKLOG: usize = 1024;
+/// First and longest pause before listening again after Postgres went away.
+const RELISTEN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+/// Wake-ups of one process. Cheap to share.
+#[derive(Debug)]
+pub struct Signals {
+    /// There may be ready work.
+    pub ready: Notify,
+    /// There may be a version to compile.
+    pub compile: Notify,
+    cancelled: broadcast::Sender<InvocationId>,
+    versions: AtomicU64,
+    waiters: Mutex<HashMap<InvocationId, Vec<Arc<Notify>>>>,
+}
+
+impl Default for Signals {
+    fn default() -> Self {
+        Self {
+            ready: Notify::new(),
+            compile: Notify::new(),
+            cancelled: broadcast::channel(CANCELLED_BACKLOG).0,
+            versions: AtomicU64::new(0),
+            waiters: Mutex::default(),
+        }
+    }
+}
+
+impl Signals {
+    /// No waiters, nothing signalled.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// Somebody asked for the end of a running invocation.
+    pub fn cancelled(&self, id: InvocationId) {
+        // An error says that nobody listens in this process.
+        let _ = self.cancelled.send(id);
+    }
+
+    /// Cancellations asked for from now on.
+    #[must_use]
+    pub fn subscribe_cancelled(&self) -> broadcast::Receiver<InvocationId> {
+        self.cancelled.subscribe()
+    }
+
+    /// A version became ready or was rejected: what is remembered about tasks is out of date.
+    pub fn version_changed(&self) {
+        self.versions.fetch_add(1, Ordering::Release);
+    }
+
+    /// Grows with every [`Signals::version_changed`].
+    #[must_use]
+    pub fn versions(&self) -> u64 {
+        self.versions.load(Ordering::Acquire)
+    }
+
+    /// Be woken when `id` ends. Call this BEFORE reading its state: then an end between the two is not missed.
+    #[must_use]
+    pub fn wait_for(self: &Arc<Self>, id: InvocationId) -> Waiter {
+        let wake = Arc::new(Notify::new());
+        self.lock().entry(id).or_default().push(Arc::clone(&wake));
+        Waiter {
+            signals: Arc::clone(self),
+            id,
+            wake,
+        }
+    }
+
+    /// These ended.
+    pub fn done(&self, ids: &[InvocationId]) {
+        let waiters = self.lock();
+        if waiters.is_empty() {
+            return;
+        }
+        for wake in ids.iter().filter_map(|id| waiters.get(id)).flatten() {
+            wake.notify_one();
+        }
+    }
+
+    /// Signals may have been lost: everybody looks again.
+    pub fn look_again(&self) {
+        for wake in self.lock().values().flatten() {
+            wake.notify_one();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<InvocationId, Vec<Arc<Notify>>>> {
+        // Nothing panics while it holds the lock, and the map is whole in any case.
+        self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Someone waiting for the end of one invocation.
+#[derive(Debug)]
+pub struct Waiter {
+    signals: Arc<Signals>,
+    id: InvocationId,
+    wake: Arc<Notify>,
+}
+
+impl Waiter {
+    /// Returns when the invocation ended since the last call (or since [`Signals::wait_for`]), or when it is time to
+    /// look whether a signal was lost. Either way: look.
+    pub async fn nudge(&self) {
+        let _ = tokio::time::timeout(WAITER_RECHECK, self.wake.notified()).await;
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        let mut waiters = self.signals.lock();
+        if let Some(list) = waiters.get_mut(&self.id) {
+            list.retain(|wake| !Arc::ptr_eq(wake, &self.wake));
+            if list.is_empty() {
+                waiters.remove(&self.id);
+            }
+        }
+    }
+}
+
+/// Pass on what other processes say on [`DONE_CHANNEL`], until `stop`.
+pub async fn listen(store: ApiStore, signals: Arc<Signals>, stop: CancellationToken) {
+    let hear = async {
+        let mut pause = RELISTEN.0;
+        loop {
+            match hear(&store, &signals, &mut pause).await {
+                Ok(()) => tracing::info!("listening for ended invocations again"),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot listen for ended invocations; waiters poll");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(RELISTEN.1);
+                }
+            }
+            signals.look_again();
+        }
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = hear => {}
+    }
+}
+
+/// Returns when the connection was lost, with an error when it could not be had.
+async fn hear(
+    store: &ApiStore,
+    signals: &Signals,
+    pause: &mut Duration,
+) -> crate::store::Result<()> {
+    let mut listener = store.listener().await?;
+    listener.listen(DONE_CHANNEL).await?;
+    *pause = RELISTEN.0;
+    while let Some(notification) = listener.try_recv().await? {
+        let ids: Vec<InvocationId> = notification
+            .payload()
+            .split_ascii_whitespace()
+            .filter_map(|word| word.parse().ok())
+            .collect();
+        signals.done(&ids);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_end_between_registration_and_waiting_is_not_lost() {
+        let signals = Signals::new();
+        let id = InvocationId::generate();
+        let waiter = signals.wait_for(id);
+        signals.done(&[InvocationId::generate(), id]);
+        let before = tokio::time::Instant::now();
+        waiter.nudge().await;
+        assert_eq!(before.elapsed(), Duration::ZERO);
+        waiter.nudge().await;
+        assert_eq!(before.elapsed(), WAITER_RECHECK, "only the fallback wakes");
+    }
+
+    #[tokio::test]
+    async fn every_waiter_of_one_invocation_is_woken_and_forgotten() {
+        let signals = Signals::new();
+        let id = InvocationId::generate();
+        let waiters: Vec<Waiter> = (0..3).map(|_| signals.wait_for(id)).collect();
+        signals.done(&[id]);
+        for waiter in &waiters {
+            tokio::time::timeout(Duration::from_millis(100), waiter.wake.notified())
+                .await
+                .expect("woken");
+        }
+        drop(waiters);
+        assert!(signals.lock().is_empty());
+    }
+}
