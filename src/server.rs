@@ -9,7 +9,8 @@ use std::time::Duration;
 use anyhow::Context;
 use base64::Engine as _;
 use sandbar_host::artifact::{ArtifactCache, ArtifactKey};
-use sandbar_host::compile::{CompileLimits, Compiler};
+use sandbar_host::compile::CompileLimits;
+use sandbar_host::Compiler;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -80,8 +81,7 @@ pub async fn run(config: &Config, urls: &Urls, roles: Roles, stop: Stop) -> anyh
         if let Some(http) = &mut http {
             tokio::select! {
                 result = running => result,
-                // The API ends first only when its listener fails.
-                result = http.failed() => result,
+                result = http.failed(&stop.drain) => result,
             }
         } else {
             running.await
@@ -90,7 +90,7 @@ pub async fn run(config: &Config, urls: &Urls, roles: Roles, stop: Stop) -> anyh
         tokio::select! {
             () = stop.drain.cancelled() => Ok(()),
             () = stop.now.cancelled() => Ok(()),
-            result = http.failed() => result,
+            result = http.failed(&stop.drain) => result,
         }
     } else {
         Ok(())
@@ -127,7 +127,7 @@ impl Http {
         let store = ApiStore::connect(&connect(config, &urls.api))
             .await
             .context("cannot connect to Postgres as sandbar_api")?;
-        let listening = tokio::spawn(app::signals::listen(store.clone(), signals.clone()));
+        let listening = tokio::spawn(app::signals::listen(store.clone(), signals.clone(), stop.clone()));
         let settings = app::Settings {
             max_module_bytes: config.server.max_module_bytes,
             max_input_bytes: config.server.max_input_bytes,
@@ -149,12 +149,14 @@ impl Http {
         Ok(Self { serving, listening, app, store })
     }
 
-    async fn failed(&mut self) -> anyhow::Result<()> {
-        match (&mut self.serving).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(error).context("the API failed"),
-            Err(error) => Err(error).context("the API failed"),
+    /// Resolves when the API ends without having been told to; a drain of the worker must not be cut short by an API
+    /// that has already drained.
+    async fn failed(&mut self, told: &CancellationToken) -> anyhow::Result<()> {
+        let ended = (&mut self.serving).await;
+        if told.is_cancelled() {
+            std::future::pending::<()>().await;
         }
+        ended.context("the API failed")?.context("the API failed")
     }
 
     async fn finish(mut self) {

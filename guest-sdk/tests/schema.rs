@@ -1,6 +1,13 @@
 //! `#[derive(Schema)]` against serde: the schema is what it should be, and whatever serde writes or
 //! reads is valid by it.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, dead_code, clippy::tabs_in_doc_comments)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs,
+    dead_code,
+    clippy::tabs_in_doc_comments
+)]
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -463,6 +470,26 @@ where
 {
     items: [T; N],
     name: &'a str,
+}
+
+#[derive(Schema)]
+struct Branch {
+    #[schema(as = Vec<serde_json::Value>)]
+    branches: Vec<Branch>,
+    error: Option<other::Branch>,
+}
+
+mod other {
+    #[derive(sandbar_guest::Schema)]
+    pub struct Branch;
+}
+
+#[test]
+fn a_type_that_contains_itself_can_end_in_a_stand_in() {
+    assert_eq!(
+        schema_of::<Branch>()["properties"],
+        json!({"branches": {"type": "array", "items": true}, "error": {"type": "null"}})
+    );
 }
 
 #[test]

@@ -178,20 +178,25 @@ async fn read_verdict(
 
 /// Reads the signs a dead child left.
 fn died(status: std::process::ExitStatus, words: &[u8], limits: &CompileLimits) -> CompileError {
-    /// `SIGXCPU` and `SIGKILL`: the soft and the hard CPU limit.
-    const CPU_SIGNALS: [i32; 2] = [24, 9];
+    /// The CPU limit.
+    const SIGXCPU: i32 = 24;
+    /// Nobody here sends it before the verdict: the kernel was out of memory.
+    const SIGKILL: i32 = 9;
     let words = String::from_utf8_lossy(words);
-    if words.contains("memory allocation of") || words.contains("Cannot allocate memory") {
+    if words.contains("memory allocation of")
+        || words.contains("Cannot allocate memory")
+        || status.signal() == Some(SIGKILL)
+    {
         return rejected(
             RejectionCode::CompileMemory,
             format!(
-                "compiling needs more than {} bytes of address space",
+                "compiling needs more than {} bytes of memory",
                 limits.address_space_bytes
             ),
         );
     }
     match status.signal() {
-        Some(signal) if CPU_SIGNALS.contains(&signal) => rejected(
+        Some(SIGXCPU) => rejected(
             RejectionCode::CompileTimeout,
             format!("compiling needs more than {} s of CPU", limits.cpu_seconds),
         ),

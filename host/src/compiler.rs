@@ -42,7 +42,7 @@ pub struct Compiler {
     limits: CompileLimits,
     cache: Arc<ArtifactCache>,
     permits: Semaphore,
-    flights: Mutex<HashMap<ModuleHash, Arc<tokio::sync::Mutex<()>>>>,
+    flights: Flights,
 }
 
 impl Compiler {
@@ -80,13 +80,8 @@ impl Compiler {
             return Ok(artifact);
         }
         let flight = self.flight(hash);
-        let result = {
-            let _first = flight.lock().await;
-            self.build(hash, fetch).await
-        };
-        drop(flight);
-        self.land(hash);
-        result
+        let _first = flight.turn.lock().await;
+        self.build(hash, fetch).await
     }
 
     async fn build<E, F>(
@@ -140,23 +135,37 @@ impl Compiler {
             .map_err(|err| ArtifactError::Host(err.to_string()))
     }
 
-    fn flight(&self, hash: &ModuleHash) -> Arc<tokio::sync::Mutex<()>> {
-        self.flights
+    fn flight(&self, hash: &ModuleHash) -> Flight<'_> {
+        let turn = self
+            .flights
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .entry(*hash)
             .or_default()
-            .clone()
+            .clone();
+        Flight {
+            flights: &self.flights,
+            hash: *hash,
+            turn,
+        }
     }
+}
 
-    /// Forgets a flight that nobody waits for.
-    fn land(&self, hash: &ModuleHash) {
+type Flights = Mutex<HashMap<ModuleHash, Arc<tokio::sync::Mutex<()>>>>;
+
+/// One caller's place in the queue for a module; the last one to leave removes the queue.
+struct Flight<'a> {
+    flights: &'a Flights,
+    hash: ModuleHash,
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Drop for Flight<'_> {
+    fn drop(&mut self) {
         let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
-        if flights
-            .get(hash)
-            .is_some_and(|flight| Arc::strong_count(flight) == 1)
-        {
-            flights.remove(hash);
+        // The map's own and this one.
+        if Arc::strong_count(&self.turn) <= 2 {
+            flights.remove(&self.hash);
         }
     }
 }

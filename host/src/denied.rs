@@ -1,10 +1,11 @@
 //! What `wasi:http` does while no grant exists: the interface is there, so that programs link and
 //! can handle the refusal, and every request is answered with HTTP-request-denied.
 
-use wasmtime::component::{HasData, Linker, Resource, ResourceTable};
-use wasmtime_wasi_http::p2::bindings::http::{outgoing_handler, types};
+use wasmtime::StoreContextMut;
+use wasmtime::component::{Linker, Resource};
+use wasmtime_wasi_http::p2::bindings;
+use wasmtime_wasi_http::p2::bindings::http::types;
 use wasmtime_wasi_http::p2::types::{HostFutureIncomingResponse, HostOutgoingRequest};
-use wasmtime_wasi_http::p2::{HttpResult, bindings};
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttp, WasiHttpHooks};
 
 use crate::state::Host;
@@ -32,27 +33,7 @@ impl WasiHttpHooks for Hooks {
     }
 }
 
-/// The outgoing handler: refuses before a request is even built.
-struct Handler<'a>(&'a mut ResourceTable);
-
-struct HasHandler;
-
-impl HasData for HasHandler {
-    type Data<'a> = Handler<'a>;
-}
-
-impl outgoing_handler::Host for Handler<'_> {
-    fn handle(
-        &mut self,
-        request: Resource<HostOutgoingRequest>,
-        _options: Option<Resource<types::RequestOptions>>,
-    ) -> HttpResult<Resource<HostFutureIncomingResponse>> {
-        self.0.delete(request)?;
-        Err(types::ErrorCode::HttpRequestDenied.into())
-    }
-}
-
-/// Links `wasi:http`.
+/// Links `wasi:http`. The handler refuses before a request is even built.
 pub(crate) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     let options = bindings::LinkOptions::default();
     types::add_to_linker::<Host, WasiHttp>(
@@ -60,8 +41,22 @@ pub(crate) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         &(&options).into(),
         wasmtime_wasi_http::WasiHttpView::http,
     )?;
-    outgoing_handler::add_to_linker::<Host, HasHandler>(linker, |host| {
-        host.common.calls += 1;
-        Handler(&mut host.table)
-    })
+    linker
+        .instance("wasi:http/outgoing-handler@0.2.0")?
+        .func_wrap("handle", handle)
+}
+
+type Handled = Result<Resource<HostFutureIncomingResponse>, types::ErrorCode>;
+
+fn handle(
+    mut cx: StoreContextMut<'_, Host>,
+    (request, _options): (
+        Resource<HostOutgoingRequest>,
+        Option<Resource<types::RequestOptions>>,
+    ),
+) -> wasmtime::Result<(Handled,)> {
+    let host = cx.data_mut();
+    host.common.calls += 1;
+    host.table.delete(request)?;
+    Ok((Err(types::ErrorCode::HttpRequestDenied),))
 }

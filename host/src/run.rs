@@ -571,7 +571,15 @@ impl Run<'_> {
             .max(1);
         if fuel > self.limits.fuel {
             fuel = self.limits.fuel;
-            if matches!(termination, Termination::Succeeded) {
+            // Whatever the guest did afterwards, it did beyond its limit: the same on every host.
+            let from_outside = matches!(
+                termination,
+                Termination::Cancelled
+                    | Termination::LeaseLost
+                    | Termination::Deadline
+                    | Termination::HostFault { .. }
+            );
+            if !from_outside {
                 termination = Termination::OutOfFuel;
             }
         }

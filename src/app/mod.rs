@@ -76,7 +76,7 @@ struct Inner {
     keys: auth::Keys,
     schemas: schema::Checker,
     inspections: Semaphore,
-    upload_memory: Arc<Semaphore>,
+    upload_memory: Semaphore,
 }
 
 impl App {
@@ -101,11 +101,11 @@ impl App {
                 keys: auth::Keys::default(),
                 schemas: schema::Checker::start()?,
                 inspections: Semaphore::new(INSPECTIONS),
-                upload_memory: Arc::new(Semaphore::new(
+                upload_memory: Semaphore::new(
                     usize::try_from(upload_permits)
                         .unwrap_or(Semaphore::MAX_PERMITS)
                         .min(Semaphore::MAX_PERMITS),
-                )),
+                ),
                 store,
                 signals,
                 settings,

@@ -119,10 +119,12 @@ pub struct Waiter {
 }
 
 impl Waiter {
-    /// Returns when the invocation ended since the last call (or since [`Signals::wait_for`]), or when it is time to
-    /// look whether a signal was lost. Either way: look.
-    pub async fn nudge(&self) {
-        let _ = tokio::time::timeout(WAITER_RECHECK, self.wake.notified()).await;
+    /// True: somebody says that the invocation ended, since the last call or since [`Signals::wait_for`]. False: it is
+    /// time to look whether a signal was lost. Either way: look.
+    pub async fn nudge(&self) -> bool {
+        tokio::time::timeout(WAITER_RECHECK, self.wake.notified())
+            .await
+            .is_ok()
     }
 }
 
@@ -192,9 +194,9 @@ mod tests {
         let waiter = signals.wait_for(id);
         signals.done(&[InvocationId::generate(), id]);
         let before = tokio::time::Instant::now();
-        waiter.nudge().await;
+        assert!(waiter.nudge().await);
         assert_eq!(before.elapsed(), Duration::ZERO);
-        waiter.nudge().await;
+        assert!(!waiter.nudge().await);
         assert_eq!(before.elapsed(), WAITER_RECHECK, "only the fallback wakes");
     }
 

@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 
-use crate::config::{Config, Secret};
+use crate::config::Config;
 use crate::dev::EmbeddedPostgres;
 use crate::server::{self, Roles, Urls};
 
@@ -22,10 +22,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let postgres = EmbeddedPostgres::start(&config.data_dir).await.context("cannot start Postgres")?;
     let result = async {
         let admin = postgres.admin_url();
-        crate::store::migrate(&admin, super::migrate::TIMEOUT).await?;
+        crate::store::migrate(admin.expose(), super::migrate::TIMEOUT).await?;
         postgres.set_role_passwords().await?;
-        server::admin_key(&config, &admin).await?;
-        let urls = Urls { api: Secret::new(postgres.api_url()), worker: Secret::new(postgres.worker_url()) };
+        server::admin_key(&config, admin.expose()).await?;
+        let urls = Urls { api: postgres.api_url(), worker: postgres.worker_url() };
         server::run(&config, &urls, roles, stop).await
     }
     .await;

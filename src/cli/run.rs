@@ -9,11 +9,12 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
-use sandbar_host::ModuleKind;
 use sandbar_host::artifact::{ArtifactCache, ArtifactKey};
-use sandbar_host::cell::{CancelReason, Cell, CellConfig, CellEvent};
-use sandbar_host::compile::{CompileLimits, Compiler};
+use sandbar_host::cell::{CancelReason, Cell, CellConfig, CellEvent, Progress};
+use sandbar_host::compile::CompileLimits;
+use sandbar_host::{ArtifactError, Compiler};
 use sandbar_host::limits::{Limits, PartialLimits};
+use sandbar_host::ModuleKind;
 use sandbar_host::outcome::{LogLevel, Outcome, Termination};
 use sandbar_host::run::{Attempt, Context as GuestContext, Input};
 
@@ -51,9 +52,13 @@ pub async fn run(command: &Run) -> anyhow::Result<ExitCode> {
     let cache = Arc::new(ArtifactCache::open(&artifacts, key, CACHE_BYTES)?);
     let compiler = Compiler::new(program.clone(), CompileLimits::default(), cache, 1);
     let bytes = Bytes::from(module);
-    let artifact = compiler.artifact(&inspection.hash, async || anyhow::Ok(bytes)).await?;
+    let artifact = match compiler.artifact(&inspection.hash, || async { anyhow::Ok(bytes) }).await {
+        Ok(artifact) => artifact,
+        Err(ArtifactError::Rejected(rejection)) => bail!("{} is refused: {rejection}", command.file.display()),
+        Err(error) => bail!("{error}"),
+    };
 
-    let config = CellConfig { program, threads: 1, slots: 1, ..CellConfig::default() };
+    let config = CellConfig { slots: 1, ..CellConfig::new(program) };
     let (cell, mut events) = Cell::spawn(&config).await.context("cannot start the sandbox process")?;
     cell.load(&artifact).await?;
     let name = manifest.name.unwrap_or_else(|| {
@@ -73,13 +78,13 @@ pub async fn run(command: &Run) -> anyhow::Result<ExitCode> {
             tags: Vec::new(),
         },
     };
-    cell.submit(0, attempt)?;
+    cell.submit(0, &attempt)?;
     let mut cancelled = false;
     let outcome = loop {
         tokio::select! {
             event = events.recv() => match event {
                 Some(CellEvent::Finished { outcome, .. }) => break *outcome,
-                Some(CellEvent::Progress { done, total, message, .. }) => progress(done, total, &message),
+                Some(CellEvent::Progress { progress, .. }) => show(&progress),
                 Some(CellEvent::Gone { reason }) => bail!("the sandbox process died: {reason}"),
                 None => bail!("the sandbox process died"),
             },
@@ -166,8 +171,8 @@ fn cache_dir() -> PathBuf {
 }
 
 #[allow(clippy::print_stderr)] // for the person at the terminal
-fn progress(done: u64, total: u64, message: &str) {
-    if total > 0 {
+fn show(Progress { done, total, message }: &Progress) {
+    if *total > 0 {
         eprintln!("progress {done}/{total} {message}");
     } else {
         eprintln!("progress {done} {message}");

@@ -105,8 +105,9 @@ impl Config {
         let mut variables = Vec::new();
         for (name, value) in std::env::vars_os() {
             let Some(name) = name.to_str().filter(|name| name.starts_with(ENV_PREFIX)) else { continue };
-            let value =
-                value.into_string().map_err(|_| ConfigError::Source(format!("environment variable {name} is not UTF-8")))?;
+            let value = value
+                .into_string()
+                .map_err(|_| ConfigError::Source(format!("environment variable {name} is not UTF-8")))?;
             variables.push((name.to_owned(), value));
         }
         Self::load_from(overrides, &variables, Path::new(DEFAULT_FILE))
@@ -119,15 +120,21 @@ impl Config {
         default_file: &Path,
     ) -> Result<Self, ConfigError> {
         let named = overrides.config_file.clone().or_else(|| {
-            variables.iter().find(|(name, value)| name == ENV_CONFIG_FILE && !value.is_empty()).map(|(_, value)| value.into())
+            variables
+                .iter()
+                .find(|(name, value)| name == ENV_CONFIG_FILE && !value.is_empty())
+                .map(|(_, value)| value.into())
         });
         let mut figment = Figment::new();
         if let Some((path, text)) = read_file(named.as_deref(), default_file)? {
-            let source = Layer::parse(&path, &text)?;
-            figment = figment.merge(source);
+            figment = figment.merge(Layer::parse(&path, &text)?);
         }
-        let mut config: Self =
-            figment.merge(Layer::environment(variables)?).extract().map_err(|error| ConfigError::Source(describe(error)))?;
+        for (name, text) in variables {
+            if let Some(key) = key_of(name)? {
+                figment = figment.merge(Layer::variable(name, &key, text));
+            }
+        }
+        let mut config: Self = figment.extract().map_err(|error| ConfigError::Source(describe(error)))?;
         overrides.apply(&mut config);
         range::validate(&config)?;
         Ok(config)
@@ -190,20 +197,15 @@ impl Layer {
         Ok(Self { name, values })
     }
 
-    fn environment(variables: &[(String, String)]) -> Result<Self, ConfigError> {
-        let mut figment = Figment::new();
-        for (name, text) in variables {
-            let Some(key) = key_of(name)? else { continue };
-            let value = if TEXT_KEYS.contains(&key.as_str()) {
-                Value::from(text.clone())
-            } else {
-                // The same reading of numbers as in the file; never fails, what is no number is a text.
-                text.parse().unwrap_or_else(|never| match never {})
-            };
-            figment = figment.merge((key, value));
-        }
-        let values = figment.extract().map_err(|error| ConfigError::Source(describe(error)))?;
-        Ok(Self { name: "the environment".to_owned(), values })
+    fn variable(name: &str, key: &str, text: &str) -> Self {
+        let value = if TEXT_KEYS.contains(&key) {
+            Value::from(text)
+        } else {
+            // The same reading of numbers as in the file; never fails, what is no number is a text.
+            text.parse().unwrap_or_else(|never| match never {})
+        };
+        let values = figment::util::nest(key, value).into_dict().unwrap_or_default();
+        Self { name: format!("environment variable {name}"), values }
     }
 }
 
@@ -228,10 +230,14 @@ fn key_of(variable: &str) -> Result<Option<String>, ConfigError> {
         return Ok(Some(key.replace("__", ".")));
     }
     let slip = SECTIONS.iter().find_map(|section| {
-        key.strip_prefix(section)?.strip_prefix('_').map(|field| format!("{section}__{field}").to_ascii_uppercase())
+        key.strip_prefix(section)?
+            .strip_prefix('_')
+            .map(|field| format!("{section}__{field}").to_ascii_uppercase())
     });
     match slip {
-        Some(meant) => Err(ConfigError::Variable { name: variable.to_owned(), meant: format!("{ENV_PREFIX}{meant}") }),
+        Some(meant) => {
+            Err(ConfigError::Variable { name: variable.to_owned(), meant: format!("{ENV_PREFIX}{meant}") })
+        }
         None => Ok(None),
     }
 }

@@ -263,7 +263,13 @@ pub struct Compile {
 
 impl Default for Compile {
     fn default() -> Self {
-        Self { address_space_bytes: 2 * GIB, cpu_seconds: 20, wall_ms: 30_000, cache_bytes: 2 * GIB, parallel: 1 }
+        Self {
+            address_space_bytes: 2 * GIB,
+            cpu_seconds: 20,
+            wall_ms: 30_000,
+            cache_bytes: 2 * GIB,
+            parallel: 1,
+        }
     }
 }
 

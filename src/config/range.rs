@@ -77,9 +77,11 @@ pub(super) fn validate(config: &Config) -> Result<(), ConfigError> {
         problems.push("data_dir is empty".to_owned());
     }
     let database = &config.database;
-    for (key, url) in
-        [("database.url", &database.url), ("database.api_url", &database.api_url), ("database.worker_url", &database.worker_url)]
-    {
+    for (key, url) in [
+        ("database.url", &database.url),
+        ("database.api_url", &database.api_url),
+        ("database.worker_url", &database.worker_url),
+    ] {
         // The text itself stays out of the message: it may hold a password.
         if let Some(url) = url
             && !(url.expose().starts_with("postgres://") || url.expose().starts_with("postgresql://"))

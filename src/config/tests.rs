@@ -5,13 +5,18 @@ use std::path::Path;
 use super::{Config, ConfigError, LogFormat, Overrides, RANGES, Secret};
 
 /// Loads from a file's text and variables, away from the machine's own environment.
-fn load(file: Option<&str>, variables: &[(&str, &str)], overrides: &Overrides) -> Result<Config, ConfigError> {
+fn load(
+    file: Option<&str>,
+    variables: &[(&str, &str)],
+    overrides: &Overrides,
+) -> Result<Config, ConfigError> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("sandbar.toml");
     if let Some(text) = file {
         std::fs::write(&path, text).unwrap();
     }
-    let variables: Vec<_> = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let variables: Vec<_> =
+        variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     Config::load_from(overrides, &variables, &path)
 }
 
@@ -31,7 +36,8 @@ fn nothing_given_is_the_default_and_valid() {
 #[test]
 fn flags_win_over_environment_and_environment_over_file() {
     let file = "[worker]\nslots = 1\ncells = 1\nthreads_per_cell = 3\n[log]\nformat = \"json\"\n";
-    let env = [("SANDBAR_WORKER__SLOTS", "20"), ("SANDBAR_WORKER__CELLS", "2"), ("SANDBAR_DATA_DIR", "/somewhere")];
+    let env =
+        [("SANDBAR_WORKER__SLOTS", "20"), ("SANDBAR_WORKER__CELLS", "2"), ("SANDBAR_DATA_DIR", "/somewhere")];
     let flags = Overrides { slots: Some(300), ..Overrides::default() };
     let config = load(Some(file), &env, &flags).unwrap();
     assert_eq!(config.worker.slots, 300);
@@ -102,7 +108,11 @@ fn both_ends_of_every_range_are_enforced() {
         let (section, field) = range.key.split_once('.').unwrap();
         let with = |value: u64| {
             // Keeps the rules between settings satisfied, so that only the range decides.
-            let mut pairs = vec![("worker.heartbeat_ms", 100), ("worker.slots", 4_096), ("worker.dead_after_ms", 600_000)];
+            let mut pairs = vec![
+                ("worker.heartbeat_ms", 100),
+                ("worker.slots", 4_096),
+                ("worker.dead_after_ms", 600_000),
+            ];
             pairs.retain(|(key, _)| *key != range.key);
             let mut text = format!("[{section}]\n{field} = {value}\n");
             for (key, value) in pairs {
@@ -115,7 +125,12 @@ fn both_ends_of_every_range_are_enforced() {
         };
         let above = with(range.max + 1).expect_err(range.key).to_string();
         assert!(above.contains(range.key), "{above}");
-        assert!(with(range.max).is_ok() || range.key == "worker.heartbeat_ms", "{}: {:?}", range.key, with(range.max));
+        assert!(
+            with(range.max).is_ok() || range.key == "worker.heartbeat_ms",
+            "{}: {:?}",
+            range.key,
+            with(range.max)
+        );
         assert!(with(range.min).is_ok(), "{}: {:?}", range.key, with(range.min));
         if range.min > 0 {
             let below = with(range.min - 1).expect_err(range.key).to_string();
@@ -138,7 +153,9 @@ fn every_number_of_the_configuration_has_a_range() {
 
 #[test]
 fn all_problems_are_reported_at_once() {
-    let error = load_file("[worker]\nslots = 0\nheartbeat_ms = 5000\n[database]\nurl = \"mysql://me:hush@x\"\n").unwrap_err();
+    let error =
+        load_file("[worker]\nslots = 0\nheartbeat_ms = 5000\n[database]\nurl = \"mysql://me:hush@x\"\n")
+            .unwrap_err();
     let text = error.to_string();
     for part in ["worker.slots", "worker.dead_after_ms", "database.url"] {
         assert!(text.contains(part), "{part} is missing in: {text}");

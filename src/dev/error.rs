@@ -57,6 +57,14 @@ pub enum DevError {
         /// The last lines of this start.
         tail: String,
     },
+    /// The server did not stop in order.
+    #[error(
+        "Postgres (process {pid}) had to be stopped by force; the next start recovers its data from the log"
+    )]
+    Forced {
+        /// The postmaster.
+        pid: u32,
+    },
     /// A statement failed.
     #[error("the embedded Postgres: {0}")]
     Database(#[source] sqlx::Error),

@@ -52,7 +52,8 @@ impl Lock {
             // Others may pass through (the server's user must), but not look around. Set apart from making it,
             // because the umask has a say in that.
             std::fs::create_dir_all(dir).map_err(DevError::io("create", dir))?;
-            std::fs::set_permissions(dir, Permissions::from_mode(0o711)).map_err(DevError::io("set the mode of", dir))?;
+            std::fs::set_permissions(dir, Permissions::from_mode(0o711))
+                .map_err(DevError::io("set the mode of", dir))?;
         }
         let dir = dir.canonicalize().map_err(DevError::io("resolve", dir))?;
         let path = dir.join("lock");
@@ -111,11 +112,13 @@ impl Secrets {
                     ))
                 })
             }
-            Err(error) if error.kind() == ErrorKind::NotFound && cluster_exists => Err(DevError::Unusable(format!(
-                "{} is missing, and with it the passwords of the cluster beside it; restore the file, or choose \
+            Err(error) if error.kind() == ErrorKind::NotFound && cluster_exists => {
+                Err(DevError::Unusable(format!(
+                    "{} is missing, and with it the passwords of the cluster beside it; restore the file, or choose \
                  another directory with --data-dir",
-                path.display()
-            ))),
+                    path.display()
+                )))
+            }
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let [admin, api, worker] = std::array::from_fn(|_| random_hex::<32>());
                 let text = format!("admin={admin}\napi={api}\nworker={worker}\n");
@@ -130,7 +133,8 @@ impl Secrets {
         let get = |name: &str| {
             let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='))?;
             // Passwords are put into statements as they are.
-            (value.len() >= 32 && value.bytes().all(|byte| byte.is_ascii_hexdigit())).then(|| Secret::new(value))
+            (value.len() >= 32 && value.bytes().all(|byte| byte.is_ascii_hexdigit()))
+                .then(|| Secret::new(value))
         };
         Some(Self { admin: get("admin")?, api: get("api")?, worker: get("worker")? })
     }
@@ -150,7 +154,8 @@ fn hex(bytes: &[u8]) -> String {
 fn write_private(dir: &Path, path: &Path, text: &str) -> Result<(), DevError> {
     let staged = path.with_extension("new");
     let write = || {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&staged)?;
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&staged)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         std::fs::rename(&staged, path)?;
@@ -261,7 +266,8 @@ impl Home {
     ) -> Result<(), DevError> {
         let staged = self.cluster.with_extension("new");
         if staged.exists() {
-            std::fs::remove_dir_all(&staged).map_err(DevError::io("remove the unfinished cluster", &staged))?;
+            std::fs::remove_dir_all(&staged)
+                .map_err(DevError::io("remove the unfinished cluster", &staged))?;
         }
         if self.cluster.exists() {
             return Err(DevError::Unusable(format!(
@@ -296,7 +302,8 @@ impl Home {
             return Err(fail(tail(&said, MAX_OUTPUT)));
         }
 
-        std::fs::rename(&staged, &self.cluster).map_err(DevError::io("move the new cluster to", &self.cluster))?;
+        std::fs::rename(&staged, &self.cluster)
+            .map_err(DevError::io("move the new cluster to", &self.cluster))?;
         if let Some(link) = &self.link {
             std::os::unix::fs::symlink(&self.cluster, link).map_err(DevError::io("link", link))?;
         }
@@ -345,7 +352,8 @@ fn socket_dir(base: &Path, cluster: &Path) -> PathBuf {
     let longest = run.as_os_str().len() + format!("/.s.PGSQL.{PORT}").len();
     // The setting is a list with quotes and commas of its own, so only plain names go there.
     let plain = run.to_str().is_some_and(|path| {
-        path.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'/' | b'.' | b'_' | b'-' | b'+'))
+        path.bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'/' | b'.' | b'_' | b'-' | b'+'))
     });
     if plain && longest <= MAX_SOCKET_PATH { run } else { Path::new("/tmp").join(mark(cluster)) }
 }
@@ -374,7 +382,8 @@ fn private_dir(path: &Path, user: Option<User>) -> Result<(), DevError> {
 
 fn give(path: &Path, user: Option<User>) -> Result<(), DevError> {
     let Some(user) = user else { return Ok(()) };
-    std::os::unix::fs::lchown(path, Some(user.uid), Some(user.gid)).map_err(DevError::io("change the owner of", path))
+    std::os::unix::fs::lchown(path, Some(user.uid), Some(user.gid))
+        .map_err(DevError::io("change the owner of", path))
 }
 
 /// Whom a server of an existing cluster must run as.
@@ -446,7 +455,8 @@ fn fallback_base(dir: &Path, user: User) -> Result<PathBuf, DevError> {
     let base = root.join(random_hex::<8>());
     std::fs::create_dir_all(&base).map_err(DevError::io("create", &base))?;
     for path in [root, &base] {
-        std::fs::set_permissions(path, Permissions::from_mode(0o711)).map_err(DevError::io("set the mode of", path))?;
+        std::fs::set_permissions(path, Permissions::from_mode(0o711))
+            .map_err(DevError::io("set the mode of", path))?;
     }
     let note = base.join("belongs-to");
     std::fs::write(&note, format!("{}\n", dir.display())).map_err(DevError::io("write", &note))?;
@@ -473,7 +483,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = Lock::take(dir.path()).unwrap();
         let error = Lock::take(dir.path()).unwrap_err();
-        assert!(matches!(&error, DevError::Locked { pid: Some(pid), .. } if *pid == std::process::id()), "{error:?}");
+        assert!(
+            matches!(&error, DevError::Locked { pid: Some(pid), .. } if *pid == std::process::id()),
+            "{error:?}"
+        );
         assert!(error.to_string().contains("--data-dir"), "{error}");
         drop(first);
         Lock::take(dir.path()).unwrap();

@@ -36,7 +36,8 @@ impl Installation {
         found.retain(|installation| installation.version >= MIN_VERSION);
         // Stable: among equals the first place searched wins.
         found.sort_by_key(|installation| std::cmp::Reverse(installation.version));
-        let fitting = found.iter().find(|found| cluster_version.is_none_or(|version| version == found.version));
+        let fitting =
+            found.iter().find(|found| cluster_version.is_none_or(|version| version == found.version));
         match (fitting, found.first(), cluster_version) {
             (Some(fitting), _, _) => Ok(fitting.clone()),
             (None, Some(other), Some(version)) => Err(DevError::Unusable(format!(

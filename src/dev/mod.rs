@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::{Connection as _, PgConnection, PgPool};
+use sqlx::{Connection as _, PgConnection};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -45,6 +45,8 @@ const API: &str = "sandbar_api";
 const WORKER: &str = "sandbar_worker";
 /// The database of `sandbar dev`.
 const DATABASE: &str = "sandbar";
+/// The database that every cluster has.
+const MAINTENANCE: &str = "postgres";
 
 /// First and longest pause between attempts to restart a server that died.
 const RESTART_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
@@ -69,7 +71,7 @@ pub struct EmbeddedPostgres {
     secrets: Secrets,
     pid: watch::Receiver<Option<u32>>,
     stop: oneshot::Sender<()>,
-    supervisor: JoinHandle<()>,
+    supervisor: JoinHandle<Result<(), DevError>>,
     // Released last: whoever gets it next must find the server stopped.
     lock: Lock,
 }
@@ -94,7 +96,7 @@ impl EmbeddedPostgres {
         if !home.is_initialized() {
             home.initialize(&installation, ADMIN, &secrets.admin).await?;
         }
-        let admin = url(&home.sockets, ADMIN, &secrets.admin, "postgres");
+        let admin = url(&home.sockets, ADMIN, &secrets.admin, MAINTENANCE);
         let server = Arc::new(Server::new(home, installation, lock.dir().join("postgres.log"), admin));
         server.clear_leftovers().await?;
         let running = server.launch().await?;
@@ -105,7 +107,8 @@ impl EmbeddedPostgres {
         match postgres.create_database().await {
             Ok(()) => Ok(postgres),
             Err(error) => {
-                postgres.stop().await;
+                // The first error is the one to report.
+                let _ = postgres.stop().await;
                 Err(error)
             }
         }
@@ -140,14 +143,15 @@ impl EmbeddedPostgres {
     /// migrations; harmless when repeated.
     ///
     /// # Errors
-    /// When a role is missing or the pool is not the superuser's.
-    pub async fn set_role_passwords(&self, admin: &PgPool) -> Result<(), DevError> {
+    /// When a role is missing or the server does not answer.
+    pub async fn set_role_passwords(&self) -> Result<(), DevError> {
+        let mut admin = self.connect(DATABASE).await?;
         for (role, password) in [(API, &self.secrets.api), (WORKER, &self.secrets.worker)] {
             // ALTER ROLE takes no parameters. Both texts are ours: constant names and hexadecimal digits.
             let statement = format!("ALTER ROLE {role} LOGIN PASSWORD '{}'", password.expose());
-            sqlx::raw_sql(&statement).execute(admin).await.map_err(DevError::Database)?;
+            sqlx::raw_sql(&statement).execute(&mut admin).await.map_err(DevError::Database)?;
         }
-        Ok(())
+        admin.close().await.map_err(DevError::Database)
     }
 
     /// Process id of the postmaster; `None` while a server that died is being started again.
@@ -167,39 +171,44 @@ impl EmbeddedPostgres {
 
     /// Stops the server: a fast shutdown, after 10 s an immediate one, after 5 s more SIGKILL. Connections are
     /// closed, so stop what uses it first. Returns when the server is gone.
-    pub async fn stop(self) {
-        // An error means that the supervisor is gone, and the server with it.
+    ///
+    /// # Errors
+    /// When a fast shutdown did not do; no data is lost, the next start takes longer.
+    pub async fn stop(self) -> Result<(), DevError> {
+        // An error means that the supervisor is gone already, and the next line says how.
         let _ = self.stop.send(());
-        if let Err(error) = self.supervisor.await {
-            tracing::error!(%error, "the supervisor of Postgres failed");
+        match self.supervisor.await {
+            Ok(result) => result,
+            Err(error) => Err(DevError::Unusable(format!("the supervisor of Postgres failed: {error}"))),
         }
     }
 
+    async fn connect(&self, database: &str) -> Result<PgConnection, DevError> {
+        let options = server::connect_options(&self.url(Login::Admin, database))?;
+        PgConnection::connect_with(&options).await.map_err(DevError::Database)
+    }
+
     async fn create_database(&self) -> Result<(), DevError> {
-        let connect = |database| async move {
-            PgConnection::connect_with(&server::connect_options(&self.url(Login::Admin, database))?)
-                .await
-                .map_err(DevError::Database)
-        };
-        let mut connection = connect("postgres").await?;
+        let mut admin = self.connect(MAINTENANCE).await?;
         let exists: Option<i32> = sqlx::query_scalar("SELECT 1 FROM pg_database WHERE datname = $1")
             .bind(DATABASE)
-            .fetch_optional(&mut connection)
+            .fetch_optional(&mut admin)
             .await
             .map_err(DevError::Database)?;
         if exists.is_none() {
-            sqlx::raw_sql(&format!("CREATE DATABASE {DATABASE}"))
-                .execute(&mut connection)
-                .await
-                .map_err(DevError::Database)?;
+            let statement = format!("CREATE DATABASE {DATABASE}");
+            sqlx::raw_sql(&statement).execute(&mut admin).await.map_err(DevError::Database)?;
         }
-        connection.close().await.map_err(DevError::Database)
+        admin.close().await.map_err(DevError::Database)
     }
 }
 
 impl std::fmt::Debug for EmbeddedPostgres {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("EmbeddedPostgres").field("dir", &self.dir()).field("pid", &self.pid()).finish_non_exhaustive()
+        f.debug_struct("EmbeddedPostgres")
+            .field("dir", &self.dir())
+            .field("pid", &self.pid())
+            .finish_non_exhaustive()
     }
 }
 
@@ -209,7 +218,7 @@ async fn supervise(
     mut running: Running,
     mut stop: oneshot::Receiver<()>,
     pid: watch::Sender<Option<u32>>,
-) {
+) -> Result<(), DevError> {
     loop {
         tokio::select! {
             _ = &mut stop => return running.stop().await,
@@ -225,8 +234,8 @@ async fn supervise(
                 server.launch().await
             };
             let result = tokio::select! {
-                // A launch that is dropped half-way kills what it started.
-                _ = &mut stop => return,
+                // A launch that is dropped half-way leaves the watcher to stop what it started.
+                _ = &mut stop => return Ok(()),
                 result = restarted => result,
             };
             match result {
@@ -234,7 +243,7 @@ async fn supervise(
                 Err(error) => tracing::error!(%error, "Postgres did not start, trying again"),
             }
             tokio::select! {
-                _ = &mut stop => return,
+                _ = &mut stop => return Ok(()),
                 () = tokio::time::sleep(pause) => {}
             }
             pause = (pause * 2).min(RESTART_PAUSE.1);
@@ -253,7 +262,9 @@ fn url(sockets: &Path, user: &str, password: &Secret, database: &str) -> Secret 
     for byte in sockets.as_os_str().as_bytes() {
         // Writing to a String cannot fail.
         let _ = match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-' => write!(host, "{}", char::from(*byte)),
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-' => {
+                write!(host, "{}", char::from(*byte))
+            }
             other => write!(host, "%{other:02X}"),
         };
     }
@@ -270,7 +281,9 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, DevError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
-        Err(error) => Err(DevError::io("run a blocking task for", PathBuf::new())(std::io::Error::other(error))),
+        Err(error) => {
+            Err(DevError::io("run a blocking task for", PathBuf::new())(std::io::Error::other(error)))
+        }
     }
 }
 

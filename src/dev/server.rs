@@ -160,13 +160,14 @@ impl Server {
                     return Ok(running);
                 }
                 Ok(Err(error)) if !is_starting(&error) => {
-                    running.stop().await;
+                    // The first error is the one to report, here and below.
+                    let _ = running.stop().await;
                     return Err(DevError::Database(error));
                 }
                 Ok(Err(_)) | Err(_) => {}
             }
             if Instant::now() > deadline {
-                running.stop().await;
+                let _ = running.stop().await;
                 return Err(fail(format!("it was not ready after {} s", START_DEADLINE.as_secs())));
             }
             tokio::time::sleep(POLL).await;
@@ -218,12 +219,16 @@ impl Server {
         text.lines().next()?.trim().parse().ok()
     }
 
-    /// A process id may have been given to an innocent process since; Postgres would wait for that one forever.
-    /// Only that case is ours to decide: of a dead process Postgres itself knows best what to do.
+    /// A process id may have been given to an innocent process since, or be that of a dead server that its
+    /// parent never collected (process 1 of many containers does not); Postgres takes either for a running server
+    /// and would never start again. Of a process that is simply gone Postgres itself knows best what to do, and a
+    /// live Postgres that is not ours is not ours to judge.
     fn remove_stale_pid_file(&self, postmaster: Option<u32>) -> Result<(), DevError> {
         let Some(pid) = postmaster else { return Ok(()) };
-        let Ok(name) = std::fs::read_to_string(format!("/proc/{pid}/comm")) else { return Ok(()) };
-        if name.trim_end() == "postgres" {
+        let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return Ok(()) };
+        // pid (name) state …
+        let live_postgres = stat.contains("(postgres) ") && !stat.contains("(postgres) Z ");
+        if live_postgres {
             return Ok(());
         }
         let path = self.home.cluster.join("postmaster.pid");
@@ -311,17 +316,25 @@ impl Running {
     }
 
     /// Stops the server and returns when it is gone.
-    pub(super) async fn stop(mut self) {
-        let steps =
-            [(Signal::INT, FAST_SHUTDOWN), (Signal::QUIT, IMMEDIATE_SHUTDOWN), (Signal::KILL, IMMEDIATE_SHUTDOWN)];
+    ///
+    /// # Errors
+    /// When a fast shutdown did not do.
+    pub(super) async fn stop(mut self) -> Result<(), DevError> {
+        let steps = [
+            (Signal::INT, FAST_SHUTDOWN),
+            (Signal::QUIT, IMMEDIATE_SHUTDOWN),
+            (Signal::KILL, IMMEDIATE_SHUTDOWN),
+        ];
         for (how, limit) in steps {
             // Not yet waited for, so the process id is still its own.
             signal(self.pid, how);
-            match tokio::time::timeout(limit, self.child.wait()).await {
-                Ok(_) => return self.release().await,
-                Err(_) => tracing::warn!(signal = ?how, "Postgres did not stop in {} s", limit.as_secs()),
+            if tokio::time::timeout(limit, self.child.wait()).await.is_ok() {
+                self.release().await;
+                return if how == Signal::INT { Ok(()) } else { Err(DevError::Forced { pid: self.pid }) };
             }
+            tracing::warn!(signal = ?how, "Postgres did not stop in {} s", limit.as_secs());
         }
+        Err(DevError::Forced { pid: self.pid })
     }
 
     /// Tells the watcher that there is nothing left to do.

@@ -4,8 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
+use bytes::Bytes;
+use sandbar_host::{ArtifactError, Compiler};
 use sandbar_host::ModuleHash;
-use sandbar_host::compile::{CompileError, Compiler};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -51,17 +53,16 @@ async fn one(
     version: &ToCompile,
 ) -> Result<()> {
     let hash = ModuleHash::from_bytes(version.sha256);
-    let fetch = async || -> anyhow::Result<bytes::Bytes> {
+    let fetch = || async move {
         let bytes = store.module_bytes(version.tenant, &version.sha256).await?;
-        let bytes = bytes.ok_or_else(|| anyhow::anyhow!("module {hash} is not stored"))?;
-        Ok(bytes.into())
+        bytes.map(Bytes::from).with_context(|| format!("module {hash} is not stored"))
     };
     match compiler.artifact(&hash, fetch).await {
         Ok(_) => {
             store.version_ready(version.tenant, version.task, version.number).await?;
             info!(task = %version.task, version = version.number, "version ready");
         }
-        Err(CompileError::Rejected(rejection)) => {
+        Err(ArtifactError::Rejected(rejection)) => {
             info!(task = %version.task, version = version.number, %rejection, "version rejected");
             let rejection = serde_json::json!(rejection);
             store
@@ -73,6 +74,6 @@ async fn one(
             warn!(task = %version.task, version = version.number, %error, "compilation failed on our side");
         }
     }
-    signals.tasks_changed();
+    signals.version_changed();
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use sandbar_host::outcome::{Outcome, Termination};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tracing::{error, warn};
 
 use crate::app::signals::Signals;
@@ -41,6 +41,7 @@ pub async fn run(
     lease: &Lease,
     mut ends: mpsc::UnboundedReceiver<Finished>,
     unacked: &AtomicU64,
+    room: &Notify,
     counts: &Counts,
 ) {
     let (notify, heard) = mpsc::channel::<Vec<InvocationId>>(64);
@@ -65,6 +66,7 @@ pub async fn run(
         let size = batch.len() as u64;
         let done = acknowledge(store, lease, batch, counts).await;
         unacked.fetch_sub(size, Ordering::AcqRel);
+        room.notify_one();
         if !done.is_empty() {
             signals.done(&done);
             let _ = notify.try_send(done); // full: waiters poll

@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use sandbar_host::cell::{CancelReason, Cell, CellEvent, SubmitError};
 use sandbar_host::ModuleHash;
-use sandbar_host::cell::{CancelReason, Cell, CellEvent};
 use sandbar_host::outcome::{Outcome, Receipt, Termination};
 use sandbar_host::run::{Attempt, Context, Input};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
@@ -85,6 +85,7 @@ pub async fn run(
     let (cells, mut events) = Cells::start(&settings.cell(), settings.cells).await?;
     let (ends, acks) = mpsc::unbounded_channel();
     let unacked = AtomicU64::new(0);
+    let room = Notify::new();
     let counts = ack::Counts::default();
     let (reports, mut reported) = mpsc::unbounded_channel();
     let mut dispatch = Dispatch {
@@ -95,6 +96,7 @@ pub async fn run(
         cells,
         ends: Some(ends),
         unacked: &unacked,
+        room: &room,
         reports,
         in_flight: HashMap::new(),
         tokens: HashMap::new(),
@@ -104,7 +106,7 @@ pub async fn run(
         more: true,
         not_before: Instant::now(),
     };
-    let acking = ack::run(store, signals, lease, acks, &unacked, &counts);
+    let acking = ack::run(store, signals, lease, acks, &unacked, &room, &counts);
     let ended = {
         let looping = dispatch.run(signals, &mut events, &mut reported, stop);
         tokio::pin!(acking, looping);
@@ -142,6 +144,8 @@ struct Dispatch<'a> {
     /// Unbounded, yet never longer than the bound in [`Dispatch::free_slots`].
     ends: Option<ack::Sender>,
     unacked: &'a AtomicU64,
+    /// Told after every ack: a full backlog has got shorter.
+    room: &'a Notify,
     reports: mpsc::UnboundedSender<Report>,
     in_flight: HashMap<u64, InFlight>,
     tokens: HashMap<InvocationId, u64>,
@@ -162,7 +166,7 @@ impl Dispatch<'_> {
         reported: &mut mpsc::UnboundedReceiver<Report>,
         stop: &Stop,
     ) -> Ended {
-        let mut cancels = signals.cancels();
+        let mut cancels = signals.subscribe_cancelled();
         let mut heartbeat_cancels = self.lease.cancels.lock().await;
         let mut poll = tokio::time::interval(self.settings.poll);
         poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -211,6 +215,7 @@ impl Dispatch<'_> {
                     }
                 }
                 () = signals.ready.notified() => self.more = true,
+                () = self.room.notified() => {}
                 _ = poll.tick() => self.more = true,
                 () = stop.drain.cancelled(), if !draining => {}
                 () = sleep_until(give_back_at), if give_back_at.is_some() => {
@@ -312,19 +317,12 @@ impl Dispatch<'_> {
                 }
             }
             Report::Loaded { token, place, cell, result } => {
-                let Some(flight) = self.in_flight.get_mut(&token) else {
+                if !self.in_flight.contains_key(&token) {
                     self.cells.give_back(place);
                     return;
-                };
+                }
                 match result {
-                    Ok(()) => {
-                        flight.place = Some(place);
-                        flight.started_at = Utc::now();
-                        let attempt = attempt(&flight.claimed);
-                        if cell.submit(token, attempt).is_err() {
-                            self.end(token, host_fault("its cell died before it started"));
-                        }
-                    }
+                    Ok(()) => self.submit(token, place, cell),
                     Err(error) => {
                         self.cells.give_back(place);
                         warn!(error = format!("{error:#}"), "a module cannot be made ready");
@@ -335,44 +333,50 @@ impl Dispatch<'_> {
         }
     }
 
-    /// Hand a claimed attempt to a cell, making its module ready first where it is not.
+    /// Hand a claimed attempt to a cell.
     fn start(&mut self, claimed: Claimed) {
         let token = self.next_token;
         self.next_token += 1;
-        let hash = ModuleHash::from_bytes(claimed.sha256);
-        let tenant = claimed.tenant;
         self.tokens.insert(claimed.invocation, token);
-        let flight = InFlight {
-            claimed,
-            place: None,
-            started_at: Utc::now(),
-            cancelled: false,
-        };
-        let Some((place, cell)) = self.cells.take() else {
-            self.in_flight.insert(token, flight);
-            self.end(token, host_fault("no cell is up"));
-            return;
-        };
-        if cell.has(&hash) {
-            let attempt = attempt(&flight.claimed);
-            self.in_flight.insert(token, InFlight { place: Some(place), ..flight });
-            if cell.submit(token, attempt).is_err() {
-                self.end(token, host_fault("its cell died before it started"));
-            }
-            return;
+        self.in_flight
+            .insert(token, InFlight { claimed, place: None, started_at: Utc::now(), cancelled: false });
+        match self.cells.take() {
+            Some((place, cell)) => self.submit(token, place, cell),
+            None => self.end(token, host_fault("no cell is up")),
         }
-        self.in_flight.insert(token, flight);
-        let modules = self.modules.clone();
-        let reports = self.reports.clone();
-        tokio::spawn(async move {
-            let result = async {
-                let artifact = modules.artifact(tenant, hash).await?;
-                cell.load(&artifact).await?;
-                Ok(())
+    }
+
+    /// Submit to this cell; where it has not got the code, make that ready first and come back.
+    fn submit(&mut self, token: u64, place: Place, cell: Arc<Cell>) {
+        let Some(flight) = self.in_flight.get_mut(&token) else {
+            return;
+        };
+        match cell.submit(token, &attempt(&flight.claimed)) {
+            Ok(()) => {
+                flight.place = Some(place);
+                flight.started_at = Utc::now();
             }
-            .await;
-            let _ = reports.send(Report::Loaded { token, place, cell, result });
-        });
+            Err(SubmitError::NotLoaded) => {
+                let (tenant, hash) =
+                    (flight.claimed.tenant, ModuleHash::from_bytes(flight.claimed.sha256));
+                let modules = self.modules.clone();
+                let reports = self.reports.clone();
+                tokio::spawn(async move {
+                    let result = async {
+                        let artifact = modules.artifact(tenant, hash).await?;
+                        cell.load(&artifact).await?;
+                        Ok(())
+                    }
+                    .await;
+                    // Refused only when the loop has ended.
+                    let _ = reports.send(Report::Loaded { token, place, cell, result });
+                });
+            }
+            Err(error) => {
+                self.cells.give_back(place);
+                self.end(token, host_fault(&error.to_string()));
+            }
+        }
     }
 
     fn event(&mut self, event: Event) {
@@ -382,8 +386,8 @@ impl Dispatch<'_> {
                 self.more = true;
             }
             Event::Cell(_, CellEvent::Finished { token, outcome }) => self.end(token, *outcome),
-            Event::Cell(_, CellEvent::Progress { token, done, total, .. }) => {
-                debug!(token, done, total, "progress");
+            Event::Cell(_, CellEvent::Progress { token, progress }) => {
+                debug!(token, done = progress.done, total = progress.total, "progress");
             }
             Event::Cell(place, CellEvent::Gone { reason }) => {
                 self.cells.down(place);

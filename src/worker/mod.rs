@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sandbar_host::cell::CellConfig;
-use sandbar_host::compile::Compiler;
+use sandbar_host::Compiler;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -49,10 +49,9 @@ pub struct Settings {
 impl Settings {
     fn cell(&self) -> CellConfig {
         CellConfig {
-            program: self.program.clone(),
             threads: self.threads_per_cell,
             slots: self.slots.div_ceil(self.cells.max(1)),
-            ..CellConfig::default()
+            ..CellConfig::new(self.program.clone())
         }
     }
 }
@@ -133,7 +132,7 @@ async fn listen(store: WorkerStore, signals: Arc<Signals>, stop: CancellationTok
                 match listener.try_recv().await? {
                     Some(heard) if heard.channel() == CANCEL_CHANNEL => {
                         if let Ok(id) = heard.payload().parse() {
-                            signals.cancel(id);
+                            signals.cancelled(id);
                         }
                     }
                     // `None`: reconnected, so something may have been missed.

@@ -3,9 +3,12 @@
 
 use std::sync::Arc;
 
-use sandbar_host::ModuleHash;
+use anyhow::{Context as _, anyhow};
+use bytes::Bytes;
 use sandbar_host::artifact::Artifact;
-use sandbar_host::compile::Compiler;
+use sandbar_host::{ArtifactError, Compiler};
+
+use sandbar_host::ModuleHash;
 
 use crate::domain::ids::TenantId;
 use crate::store::WorkerStore;
@@ -27,11 +30,14 @@ impl Modules {
     /// # Errors
     /// In words for operators: the module is gone, the database is away, or it does not compile on this host.
     pub async fn artifact(&self, tenant: TenantId, hash: ModuleHash) -> anyhow::Result<Artifact> {
-        let fetch = async || -> anyhow::Result<bytes::Bytes> {
+        let fetch = || async move {
             let bytes = self.store.module_bytes(tenant, hash.as_bytes()).await?;
-            let bytes = bytes.ok_or_else(|| anyhow::anyhow!("module {hash} is not stored"))?;
-            Ok(bytes.into())
+            bytes.map(Bytes::from).with_context(|| format!("module {hash} is not stored"))
         };
-        Ok(self.compiler.artifact(&hash, fetch).await?)
+        match self.compiler.artifact(&hash, fetch).await {
+            Ok(artifact) => Ok(artifact),
+            Err(ArtifactError::Fetch(error)) => Err(error),
+            Err(error) => Err(anyhow!("{error}")),
+        }
     }
 }

@@ -1,11 +1,12 @@
-//! The arguments of `#[task(…)]`: read, checked, and turned into the members of the manifest.
+//! The arguments of `#[task(…)]`: read, checked, and turned into the members of the manifest. Owns the
+//! grammar and what can make no sense anywhere; the ranges of an installation are checked at upload.
 
 use proc_macro2::TokenStream;
 use syn::parse::Parser;
 use syn::punctuated::Punctuated;
 use syn::{Error, Expr, ExprLit, Lit, LitStr, Meta, Result, Token};
 
-/// Names of tasks are at most this long, so that they fit in a path and a label.
+/// Names of tasks are at most this long; the control plane refuses longer ones.
 const MAX_NAME: usize = 63;
 
 /// What the attribute says.
@@ -68,15 +69,14 @@ impl Args {
 
 /// What is wrong with a task's name, if anything.
 pub(crate) fn check_name(name: &str) -> std::result::Result<(), String> {
-    let fits = name.len() <= MAX_NAME
-        && name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
-        && !name.ends_with('-')
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    let fits = (1..=MAX_NAME).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
+        && !name.starts_with(['-', '_']);
     if fits {
         return Ok(());
     }
     Err(format!(
-        "`{name}` is no name for a task: lower-case letters, digits and inner `-`, at most {MAX_NAME}; \
+        "`{name}` is no name for a task: 1 to {MAX_NAME} of a-z, 0-9, - and _, a letter or a digit first; \
          choose one with #[task(name = \"…\")]"
     ))
 }
@@ -115,8 +115,8 @@ fn retry(metas: &Punctuated<Meta, Token![,]>) -> Result<Vec<(&'static str, Strin
         let (name, json) = match key(meta)?.as_str() {
             "max_attempts" => {
                 let attempts = integer(value(meta)?)?;
-                if attempts == 0 || attempts > u64::from(u32::MAX) {
-                    return Err(Error::new_spanned(value(meta)?, "from 1 to 4294967295 attempts"));
+                if attempts == 0 {
+                    return Err(Error::new_spanned(value(meta)?, "the first attempt counts, so at least 1"));
                 }
                 ("max_attempts", attempts.to_string())
             }
@@ -132,7 +132,7 @@ fn retry(metas: &Punctuated<Meta, Token![,]>) -> Result<Vec<(&'static str, Strin
             "initial_ms" => ("initial_ms", integer(value(meta)?)?.to_string()),
             "max" => ("max_ms", duration(value(meta)?)?.to_string()),
             "max_ms" => ("max_ms", integer(value(meta)?)?.to_string()),
-            "factor" => ("factor", number(value(meta)?, 1.0, 1000.0)?),
+            "factor" => ("factor", number(value(meta)?, 1.0, f64::MAX)?),
             "jitter" => ("jitter", number(value(meta)?, 0.0, 1.0)?),
             _ => {
                 return Err(Error::new_spanned(
@@ -229,7 +229,8 @@ fn number(expr: &Expr, min: f64, max: f64) -> Result<String> {
         _ => return Err(Error::new_spanned(expr, "expected a number")),
     };
     if number < min || number > max {
-        return Err(Error::new_spanned(expr, format!("expected a number from {min} to {max}")));
+        let range = if max == f64::MAX { format!("{min} up") } else { format!("{min} to {max}") };
+        return Err(Error::new_spanned(expr, format!("expected a number from {range}")));
     }
     Ok(number.to_string())
 }

@@ -5,7 +5,10 @@ use quote::{quote, quote_spanned};
 use syn::ext::IdentExt;
 use syn::punctuated::Punctuated;
 use syn::spanned::Spanned;
-use syn::{Data, DataEnum, DeriveInput, Error, Fields, GenericParam, Result, Token, Type, parse_quote};
+use syn::{
+    Data, DataEnum, DeriveInput, Error, Fields, GenericArgument, GenericParam, Ident, PathArguments, Result,
+    Token, Type, parse_quote,
+};
 
 use crate::attrs::{Container, Field, Variant, description};
 use crate::case::Case;
@@ -22,6 +25,9 @@ pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
             return Err(Error::new_spanned(data.union_token, "serde has no unions, so they have no schema"));
         }
     };
+    if container.stand_in.is_none() {
+        refuse_recursion(input)?;
+    }
     let node = described(&description(&input.attrs), node);
 
     let mut generics = input.generics.clone();
@@ -40,6 +46,50 @@ pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
             const OPTIONAL: bool = #optional;
         }
     })
+}
+
+/// A type that contains itself would need a schema without end. Found here it is an error at the field;
+/// found through another type it is a cycle that the compiler reports.
+fn refuse_recursion(input: &DeriveInput) -> Result<()> {
+    let all: Vec<&Fields> = match &input.data {
+        Data::Struct(data) => vec![&data.fields],
+        Data::Enum(data) => data.variants.iter().map(|variant| &variant.fields).collect(),
+        Data::Union(_) => Vec::new(),
+    };
+    for field in all.into_iter().flatten() {
+        let attrs = Field::parse(&field.attrs)?;
+        if !attrs.skip && attrs.stand_in.is_none() {
+            if let Some(found) = mention(&field.ty, &input.ident) {
+                return Err(Error::new_spanned(
+                    found,
+                    "a type that contains itself has no finite schema; end it here with #[schema(as = Type)], \
+                     for example `serde_json::Value`",
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Where a type names `ident` or `Self`, itself or in its arguments.
+fn mention<'a>(ty: &'a Type, ident: &Ident) -> Option<&'a Ident> {
+    match ty {
+        Type::Path(ty) => ty.path.segments.iter().find_map(|segment| {
+            if ty.path.segments.len() == 1 && (segment.ident == *ident || segment.ident == "Self") {
+                return Some(&segment.ident);
+            }
+            let PathArguments::AngleBracketed(arguments) = &segment.arguments else { return None };
+            arguments.args.iter().find_map(|argument| match argument {
+                GenericArgument::Type(ty) => mention(ty, ident),
+                _ => None,
+            })
+        }),
+        Type::Reference(ty) => mention(&ty.elem, ident),
+        Type::Array(ty) => mention(&ty.elem, ident),
+        Type::Slice(ty) => mention(&ty.elem, ident),
+        Type::Tuple(ty) => ty.elems.iter().find_map(|ty| mention(ty, ident)),
+        _ => None,
+    }
 }
 
 /// Expressions for the two constants of the trait.

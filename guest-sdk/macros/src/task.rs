@@ -15,7 +15,12 @@ use crate::manifest::hidden_type;
 pub(crate) fn expand(args: TokenStream, function: &ItemFn) -> TokenStream {
     let glue =
         Args::parse(args).and_then(|args| glue(&args, function)).unwrap_or_else(Error::into_compile_error);
-    quote!(#function #glue)
+    // Both signatures are what the macro asks for.
+    quote! {
+        #[allow(clippy::needless_pass_by_value, clippy::unnecessary_wraps)]
+        #function
+        #glue
+    }
 }
 
 /// What the function takes.

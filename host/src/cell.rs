@@ -1,0 +1,50 @@
+//! Cells: child processes that run attempts, without credentials, files or network.
+//! [`client`] is the parent's side, [`child_main`] the process, [`protocol`] what they say.
+
+mod child;
+mod client;
+mod executor;
+mod outbox;
+pub mod protocol;
+
+use std::path::PathBuf;
+
+pub use crate::control::{CancelReason, Progress};
+pub use child::child_main;
+pub use client::{Cell, CellEvent, CellEvents, CellGone, LoadError, SubmitError};
+
+/// The hidden subcommand of the program that is a cell.
+pub const SUBCOMMAND: &str = "__cell";
+/// Largest frame a cell or its parent can be told to accept.
+pub const MAX_FRAME_BYTES: usize = 1 << 30;
+/// Smallest: the largest result and log of one attempt must fit.
+pub const MIN_FRAME_BYTES: usize = 32 << 20;
+
+/// How a cell is started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CellConfig {
+    /// The program with the hidden subcommand; usually this one.
+    pub program: PathBuf,
+    /// Threads that run guests, 1 to 256.
+    pub threads: usize,
+    /// Attempts at the same time, 1 to 20,000; sizes the pool.
+    pub slots: u32,
+    /// Bytes of one frame, [`MIN_FRAME_BYTES`] to [`MAX_FRAME_BYTES`].
+    pub max_frame_bytes: usize,
+    /// Bytes of compiled code a cell keeps loaded while it does not run.
+    pub code_cache_bytes: u64,
+}
+
+impl CellConfig {
+    /// One thread, 256 slots, 64 MiB frames, 256 MiB of code.
+    #[must_use]
+    pub fn new(program: PathBuf) -> Self {
+        Self {
+            program,
+            threads: 1,
+            slots: 256,
+            max_frame_bytes: 64 << 20,
+            code_cache_bytes: 256 << 20,
+        }
+    }
+}

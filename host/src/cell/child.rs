@@ -1,0 +1,215 @@
+//! The process that is a cell: reads what the parent says and hands it to the executor.
+//! Has no files, no credentials and no network; the socket is its only door. When the parent closes
+//! it or breaks the protocol, the process ends at once.
+
+use std::collections::HashMap;
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rustix::io::fcntl_dupfd_cloexec;
+use rustix::process::{Resource, Rlimit, setrlimit};
+
+use super::executor::Executor;
+use super::outbox::Outbox;
+use super::protocol::{
+    Configure, FromCell, HEADER_BYTES, MAX_CODE_BYTES, ToCell, VERSION, frame_len, unpack,
+};
+use super::{MAX_FRAME_BYTES, MIN_FRAME_BYTES};
+use crate::artifact::Artifact;
+use crate::module::ModuleHash;
+use crate::run::{Loaded, Runtime, host_fault};
+
+/// Descriptors of a cell: socket, stderr, the timer runtime, and one memory image per loaded memory.
+const MAX_FILES: u64 = 16_384;
+/// Descriptors below this number stay the standard ones.
+const FIRST_FREE_FD: i32 = 3;
+
+/// Body of the hidden subcommand `__cell`: speaks the protocol on descriptor 0 until it is closed.
+#[must_use]
+pub fn child_main() -> ExitCode {
+    match serve() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            tracing::error!(error = %err, "the cell ends");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve() -> anyhow::Result<()> {
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    setrlimit(Resource::Core, none)?;
+    let hard = rustix::process::getrlimit(Resource::Nofile).maximum;
+    let files = hard.map_or(MAX_FILES, |hard| hard.min(MAX_FILES));
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: Some(files),
+            maximum: Some(files),
+        },
+    )?;
+    let socket = fcntl_dupfd_cloexec(rustix::stdio::stdin(), FIRST_FREE_FD)?;
+    let mut input = UnixStream::from(socket);
+    let mut output = input.try_clone()?;
+
+    let mut frame = Vec::new();
+    let mut first = None;
+    if !read_frame(&mut input, MIN_FRAME_BYTES, &mut frame)? {
+        return Ok(());
+    }
+    let mut extra = false;
+    unpack::<ToCell>(&frame, |message| {
+        extra |= first.is_some();
+        first = Some(message);
+    })?;
+    let Some(ToCell::Configure(config)) = first else {
+        anyhow::bail!("the first message is not the configuration");
+    };
+    anyhow::ensure!(!extra, "the configuration is not alone in its frame");
+    anyhow::ensure!(config.version == VERSION, "another version of the protocol");
+    let max = usize::try_from(config.max_frame_bytes)?;
+    anyhow::ensure!(
+        (MIN_FRAME_BYTES..=MAX_FRAME_BYTES).contains(&max),
+        "a frame size out of range"
+    );
+
+    let outbox = Arc::new(Outbox::new(max));
+    let mut cell = CellState::new(&config, outbox.clone())?;
+    outbox.send(&FromCell::Ready);
+    std::thread::Builder::new()
+        .name("sandbar-outbox".to_owned())
+        .spawn(move || {
+            outbox.run(&mut output);
+            // The parent does not listen any more: nothing here is worth finishing.
+            std::process::exit(0);
+        })?;
+    while read_frame(&mut input, max, &mut frame)? {
+        let mut result = Ok(());
+        unpack::<ToCell>(&frame, |message| {
+            if result.is_ok() {
+                result = cell.handle(message);
+            }
+        })?;
+        result?;
+        cell.executor.flush();
+        // A buffer that once was huge is not kept.
+        if frame.capacity() > 4 << 20 {
+            frame = Vec::new();
+        }
+    }
+    // Threads may be deep in guest code: leave without waiting for them.
+    std::process::exit(0)
+}
+
+/// Reads one frame; false at the end of the stream.
+fn read_frame(input: &mut impl Read, max: usize, frame: &mut Vec<u8>) -> anyhow::Result<bool> {
+    let mut header = [0u8; HEADER_BYTES];
+    match input.read_exact(&mut header) {
+        Ok(()) => {}
+        Err(err) if err.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(false),
+        Err(err) => return Err(err.into()),
+    }
+    let len = frame_len(header, max)?;
+    frame.clear();
+    frame.resize(len, 0);
+    input.read_exact(frame)?;
+    Ok(true)
+}
+
+struct CellState {
+    runtime: Runtime,
+    executor: Executor,
+    outbox: Arc<Outbox>,
+    modules: HashMap<ModuleHash, Arc<Loaded>>,
+    loading: Option<Loading>,
+}
+
+/// Compiled code that has not arrived completely.
+struct Loading {
+    hash: ModuleHash,
+    bytes: Vec<u8>,
+    expected: usize,
+}
+
+impl CellState {
+    fn new(config: &Configure, outbox: Arc<Outbox>) -> anyhow::Result<Self> {
+        let runtime = Runtime::new(config.slots)?;
+        let executor = Executor::start(
+            runtime.clone(),
+            usize::try_from(config.threads)?,
+            config.slots,
+            outbox.clone(),
+        )?;
+        Ok(Self {
+            runtime,
+            executor,
+            outbox,
+            modules: HashMap::new(),
+            loading: None,
+        })
+    }
+
+    fn handle(&mut self, message: ToCell) -> anyhow::Result<()> {
+        match message {
+            ToCell::Configure(_) => anyhow::bail!("a second configuration"),
+            ToCell::Load { hash, bytes } => {
+                anyhow::ensure!(bytes <= MAX_CODE_BYTES, "code of {bytes} bytes");
+                anyhow::ensure!(self.loading.is_none(), "code within code");
+                self.loading = Some(Loading {
+                    hash,
+                    bytes: Vec::new(),
+                    expected: usize::try_from(bytes)?,
+                });
+                if bytes == 0 {
+                    self.arrived(b"")?;
+                }
+            }
+            ToCell::Code(piece) => self.arrived(&piece)?,
+            ToCell::Unload(hash) => {
+                self.modules.remove(&hash);
+            }
+            ToCell::Submit { token, attempt } => match self.modules.get(&attempt.module) {
+                Some(module) => self.executor.submit(token, module.clone(), attempt),
+                None => {
+                    let outcome = Box::new(host_fault("the module is not loaded in this cell"));
+                    self.outbox.finished(token, None, outcome);
+                }
+            },
+            ToCell::Cancel { token, why } => self.executor.cancel(token, why),
+        }
+        Ok(())
+    }
+
+    fn arrived(&mut self, piece: &[u8]) -> anyhow::Result<()> {
+        let Some(loading) = &mut self.loading else {
+            anyhow::bail!("code of no module");
+        };
+        anyhow::ensure!(
+            loading.bytes.len() + piece.len() <= loading.expected,
+            "more code than announced"
+        );
+        loading.bytes.extend_from_slice(piece);
+        if loading.bytes.len() < loading.expected {
+            return Ok(());
+        }
+        if let Some(Loading { hash, bytes, .. }) = self.loading.take() {
+            match self.runtime.load(&Artifact::trusted(hash, Bytes::from(bytes))) {
+                Ok(module) => {
+                    self.modules.insert(hash, module);
+                    self.outbox.send(&FromCell::Loaded(hash));
+                }
+                Err(err) => self.outbox.send(&FromCell::NotLoaded {
+                    hash,
+                    message: err.to_string(),
+                }),
+            }
+        }
+        Ok(())
+    }
+}

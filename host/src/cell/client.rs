@@ -1,0 +1,589 @@
+//! The parent's side of a cell: starts the process, sends attempts and code, receives outcomes.
+//! Owns the book of what is loaded in the cell, so that no attempt is ever sent before its code.
+//! What to do about attempts of a cell that died is the caller's decision.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::process::{Child, Command};
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use super::protocol::{
+    CODE_CHUNK_BYTES, Configure, FromCell, HEADER_BYTES, MAX_CODE_BYTES, Packer, ProtocolError,
+    ToCell, VERSION, frame_len, unpack,
+};
+use super::{CellConfig, MAX_FRAME_BYTES, MIN_FRAME_BYTES, SUBCOMMAND};
+use crate::artifact::Artifact;
+use crate::control::{CancelReason, Progress};
+use crate::module::ModuleHash;
+use crate::outcome::Outcome;
+use crate::run::Attempt;
+
+/// From start to ready.
+const READY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Events that wait for a slow consumer before the cell is made to wait.
+const MAX_WAITING_EVENTS: usize = 1_024;
+/// Attempts that may be in the cell for each slot it has; more would only wait there.
+const MAX_QUEUE_PER_SLOT: usize = 4;
+/// How long a killed process may take to be collected.
+const REAP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a cell reports.
+#[derive(Debug)]
+pub enum CellEvent {
+    /// An attempt ended.
+    Finished {
+        /// The caller's name for it.
+        token: u64,
+        /// How it ended.
+        outcome: Box<Outcome>,
+    },
+    /// A guest reported progress.
+    Progress {
+        /// The caller's name for the attempt.
+        token: u64,
+        /// The latest report.
+        progress: Progress,
+    },
+    /// The process ended or broke the protocol. The last event. Attempts without an outcome are
+    /// lost.
+    Gone {
+        /// For operators.
+        reason: String,
+    },
+}
+
+/// The process is not there any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the cell is gone")]
+pub struct CellGone;
+
+/// An attempt was not taken. It was not sent either.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// The process is not there any more.
+    #[error("the cell is gone")]
+    Gone,
+    /// Its code is not in the cell (any more): load it and submit again.
+    #[error("the module is not loaded in the cell")]
+    NotLoaded,
+    /// The cell has as many attempts as it takes: wait for an outcome.
+    #[error("the cell is full")]
+    Full,
+    /// An attempt with this token is in the cell.
+    #[error("the token is in use")]
+    TokenInUse,
+    /// The attempt does not fit a frame.
+    #[error("the attempt is larger than a frame")]
+    TooLarge,
+}
+
+/// Code was not loaded.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LoadError {
+    /// The process is not there any more.
+    #[error("the cell is gone")]
+    Gone,
+    /// The cell's engine does not take it.
+    #[error("the cell cannot load the module: {0}")]
+    Refused(String),
+}
+
+/// Events of one cell, ending with [`CellEvent::Gone`].
+pub struct CellEvents {
+    events: mpsc::Receiver<CellEvent>,
+}
+
+impl CellEvents {
+    /// The next event; none after [`CellEvent::Gone`].
+    pub async fn recv(&mut self) -> Option<CellEvent> {
+        self.events.recv().await
+    }
+
+    /// Appends up to `limit` events to `buffer`; returns how many. 0 means the end.
+    pub async fn recv_many(&mut self, buffer: &mut Vec<CellEvent>, limit: usize) -> usize {
+        self.events.recv_many(buffer, limit).await
+    }
+}
+
+/// A running cell. Dropping it kills the process.
+pub struct Cell {
+    shared: Arc<Shared>,
+    pid: u32,
+}
+
+struct Shared {
+    gone: AtomicBool,
+    /// Something waits for the writer.
+    filled: Notify,
+    kill: Notify,
+    max_attempts: usize,
+    code_cache_bytes: u64,
+    book: Mutex<Book>,
+}
+
+/// What is in the cell, and what is on its way there.
+struct Book {
+    out: Packer,
+    attempts: HashMap<u64, ModuleHash>,
+    modules: HashMap<ModuleHash, Module>,
+    code_bytes: u64,
+    clock: u64,
+}
+
+struct Module {
+    bytes: u64,
+    attempts: usize,
+    used: u64,
+    /// Present until the cell has answered.
+    waiting: Option<Vec<oneshot::Sender<Result<(), LoadError>>>>,
+}
+
+impl Shared {
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
+}
+
+impl Cell {
+    /// Starts a cell and waits until it is ready, at most 10 s. Needs a Tokio runtime.
+    ///
+    /// # Errors
+    /// The process cannot be started, or does not answer as it should.
+    pub async fn spawn(config: &CellConfig) -> io::Result<(Self, CellEvents)> {
+        let (ours, theirs) = StdUnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        let mut child = Command::new(&config.program)
+            .arg(SUBCOMMAND)
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .stderr(Stdio::inherit())
+            .kill_on_drop(true)
+            .spawn()?;
+        let pid = child
+            .id()
+            .ok_or_else(|| io::Error::other("the cell ended at once"))?;
+        let max_frame = config
+            .max_frame_bytes
+            .clamp(MIN_FRAME_BYTES, MAX_FRAME_BYTES);
+        let (reader, mut writer) = UnixStream::from_std(ours)?.into_split();
+        let mut input = Input {
+            reader,
+            max_frame,
+            frame: Vec::new(),
+        };
+        let slots = config.slots.clamp(1, 20_000);
+        let hello = async {
+            let mut packer = Packer::new(max_frame);
+            packer
+                .push(&ToCell::Configure(Configure {
+                    version: VERSION,
+                    threads: u32::try_from(config.threads.clamp(1, 256)).unwrap_or(1),
+                    slots,
+                    max_frame_bytes: max_frame as u64,
+                }))
+                .map_err(protocol)?;
+            writer.write_all(&packer.take(Vec::new())).await?;
+            let mut messages = Vec::new();
+            if !input.read(&mut messages).await? || messages != [FromCell::Ready] {
+                return Err(io::Error::other("the cell did not get ready"));
+            }
+            Ok(())
+        };
+        match tokio::time::timeout(READY_TIMEOUT, hello).await {
+            Ok(Ok(())) => {}
+            Ok(Err(err)) => {
+                let end = end_of(&mut child).await;
+                return Err(io::Error::new(err.kind(), format!("{err}; {end}")));
+            }
+            Err(_) => {
+                let end = end_of(&mut child).await;
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("the cell was not ready in time; {end}"),
+                ));
+            }
+        }
+        let shared = Arc::new(Shared {
+            gone: AtomicBool::new(false),
+            filled: Notify::new(),
+            kill: Notify::new(),
+            max_attempts: (slots as usize).saturating_mul(MAX_QUEUE_PER_SLOT),
+            code_cache_bytes: config.code_cache_bytes,
+            book: Mutex::new(Book {
+                out: Packer::new(max_frame),
+                attempts: HashMap::new(),
+                modules: HashMap::new(),
+                code_bytes: 0,
+                clock: 0,
+            }),
+        });
+        let (events, receiver) = mpsc::channel(MAX_WAITING_EVENTS);
+        tokio::spawn(supervise(shared.clone(), child, input, writer, events));
+        Ok((Self { shared, pid }, CellEvents { events: receiver }))
+    }
+
+    /// Makes sure that the code of a module is in the cell; sends it at most once while it stays
+    /// there. Other modules that no attempt uses may be unloaded for it.
+    ///
+    /// # Errors
+    /// See [`LoadError`].
+    pub async fn load(&self, artifact: &Artifact) -> Result<(), LoadError> {
+        if artifact.bytes.len() as u64 > MAX_CODE_BYTES {
+            return Err(LoadError::Refused("the code is too large".to_owned()));
+        }
+        let answer = {
+            let mut book = self.shared.book();
+            if self.shared.is_gone() {
+                return Err(LoadError::Gone);
+            }
+            let answer = book.load(artifact, self.shared.code_cache_bytes);
+            match answer {
+                None => return Ok(()),
+                Some(answer) => answer,
+            }
+        };
+        self.shared.filled.notify_one();
+        answer.await.unwrap_or(Err(LoadError::Gone))
+    }
+
+    /// Sends an attempt. Whatever is submitted before the writer is free shares one write.
+    ///
+    /// # Errors
+    /// See [`SubmitError`]; the attempt was not sent then.
+    pub fn submit(&self, token: u64, attempt: &Attempt) -> Result<(), SubmitError> {
+        {
+            let mut book = self.shared.book();
+            if self.shared.is_gone() {
+                return Err(SubmitError::Gone);
+            }
+            book.submit(token, attempt, self.shared.max_attempts)?;
+        }
+        self.shared.filled.notify_one();
+        Ok(())
+    }
+
+    /// Ends an attempt; its outcome comes as an event like any other.
+    pub fn cancel(&self, token: u64, why: CancelReason) {
+        {
+            let mut book = self.shared.book();
+            if !book.attempts.contains_key(&token) {
+                return;
+            }
+            let _ = book.out.push(&ToCell::Cancel { token, why });
+        }
+        self.shared.filled.notify_one();
+    }
+
+    /// Kills the process. [`CellEvent::Gone`] follows.
+    pub fn kill(&self) {
+        self.shared.kill.notify_one();
+    }
+
+    /// Process id.
+    #[must_use]
+    pub const fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Attempts in the cell, running or waiting there.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.shared.book().attempts.len()
+    }
+}
+
+impl Drop for Cell {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+impl Book {
+    /// None if the code is in the cell; otherwise where the cell's answer will come.
+    fn load(
+        &mut self,
+        artifact: &Artifact,
+        max_bytes: u64,
+    ) -> Option<oneshot::Receiver<Result<(), LoadError>>> {
+        self.clock += 1;
+        if let Some(module) = self.modules.get_mut(&artifact.hash) {
+            module.used = self.clock;
+            let waiting = module.waiting.as_mut()?;
+            let (tell, answer) = oneshot::channel();
+            waiting.push(tell);
+            return Some(answer);
+        }
+        let bytes = artifact.bytes.len() as u64;
+        self.make_room(bytes, max_bytes);
+        let (tell, answer) = oneshot::channel();
+        let sent = self.send_code(artifact);
+        if let Err(err) = sent {
+            let _ = tell.send(Err(LoadError::Refused(err.to_string())));
+            return Some(answer);
+        }
+        self.code_bytes += bytes;
+        self.modules.insert(
+            artifact.hash,
+            Module {
+                bytes,
+                attempts: 0,
+                used: self.clock,
+                waiting: Some(vec![tell]),
+            },
+        );
+        Some(answer)
+    }
+
+    fn send_code(&mut self, artifact: &Artifact) -> Result<(), ProtocolError> {
+        self.out.push(&ToCell::Load {
+            hash: artifact.hash,
+            bytes: artifact.bytes.len() as u64,
+        })?;
+        for piece in artifact.bytes.chunks(CODE_CHUNK_BYTES) {
+            self.out.push_code(piece)?;
+        }
+        Ok(())
+    }
+
+    /// Unloads the least recently used modules that no attempt needs.
+    fn make_room(&mut self, bytes: u64, max_bytes: u64) {
+        while self.code_bytes.saturating_add(bytes) > max_bytes {
+            let Some(hash) = self
+                .modules
+                .iter()
+                .filter(|(_, module)| module.attempts == 0 && module.waiting.is_none())
+                .min_by_key(|(_, module)| module.used)
+                .map(|(hash, _)| *hash)
+            else {
+                return;
+            };
+            if self.out.push(&ToCell::Unload(hash)).is_err() {
+                return;
+            }
+            self.forget(&hash);
+        }
+    }
+
+    fn forget(&mut self, hash: &ModuleHash) -> Option<Module> {
+        let module = self.modules.remove(hash)?;
+        self.code_bytes = self.code_bytes.saturating_sub(module.bytes);
+        Some(module)
+    }
+
+    fn submit(&mut self, token: u64, attempt: &Attempt, max: usize) -> Result<(), SubmitError> {
+        if self.attempts.len() >= max {
+            return Err(SubmitError::Full);
+        }
+        if self.attempts.contains_key(&token) {
+            return Err(SubmitError::TokenInUse);
+        }
+        self.clock += 1;
+        let clock = self.clock;
+        let Some(module) = self.modules.get_mut(&attempt.module) else {
+            return Err(SubmitError::NotLoaded);
+        };
+        self.out
+            .push_attempt(token, attempt)
+            .map_err(|_| SubmitError::TooLarge)?;
+        module.attempts += 1;
+        module.used = clock;
+        self.attempts.insert(token, attempt.module);
+        Ok(())
+    }
+
+    /// An attempt ended; false if it was not there.
+    fn finished(&mut self, token: u64) -> bool {
+        let Some(hash) = self.attempts.remove(&token) else {
+            return false;
+        };
+        if let Some(module) = self.modules.get_mut(&hash) {
+            module.attempts = module.attempts.saturating_sub(1);
+        }
+        true
+    }
+
+    /// The cell answered about a module; false if it was not asked.
+    fn loaded(&mut self, hash: &ModuleHash, result: &Result<(), LoadError>) -> bool {
+        let Some(waiting) = self
+            .modules
+            .get_mut(hash)
+            .and_then(|module| module.waiting.take())
+        else {
+            return false;
+        };
+        if result.is_err() {
+            self.forget(hash);
+        }
+        for tell in waiting {
+            let _ = tell.send(result.clone());
+        }
+        true
+    }
+}
+
+/// The receiving half.
+struct Input {
+    reader: OwnedReadHalf,
+    max_frame: usize,
+    frame: Vec<u8>,
+}
+
+impl Input {
+    /// Reads one frame of messages; false at the end of the stream.
+    async fn read(&mut self, messages: &mut Vec<FromCell>) -> io::Result<bool> {
+        let mut header = [0u8; HEADER_BYTES];
+        match self.reader.read_exact(&mut header).await {
+            Ok(_) => {}
+            Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+            Err(err) => return Err(err),
+        }
+        let len = frame_len(header, self.max_frame).map_err(protocol)?;
+        self.frame.clear();
+        self.frame.resize(len, 0);
+        self.reader.read_exact(&mut self.frame).await?;
+        unpack::<FromCell>(&self.frame, |message| messages.push(message)).map_err(protocol)?;
+        // A buffer that once was huge is not kept.
+        if self.frame.capacity() > 4 << 20 {
+            self.frame = Vec::new();
+        }
+        Ok(true)
+    }
+}
+
+fn protocol(err: ProtocolError) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, err)
+}
+
+/// Everything that goes on with one cell, until it is gone.
+async fn supervise(
+    shared: Arc<Shared>,
+    mut child: Child,
+    input: Input,
+    writer: OwnedWriteHalf,
+    events: mpsc::Sender<CellEvent>,
+) {
+    let why = tokio::select! {
+        why = receive(&shared, input, &events) => why,
+        why = send(&shared, writer) => why,
+        () = shared.kill.notified() => "it was killed by its worker".to_owned(),
+    };
+    shared.gone.store(true, Ordering::Release);
+    let waiting: Vec<_> = {
+        let mut book = shared.book();
+        book.attempts.clear();
+        book.code_bytes = 0;
+        book.out.take(Vec::new());
+        book.modules
+            .drain()
+            .filter_map(|(_, module)| module.waiting)
+            .flatten()
+            .collect()
+    };
+    for tell in waiting {
+        let _ = tell.send(Err(LoadError::Gone));
+    }
+    let end = end_of(&mut child).await;
+    let reason = format!("{why}; {end}");
+    let _ = events.send(CellEvent::Gone { reason }).await;
+}
+
+async fn receive(shared: &Shared, mut input: Input, events: &mpsc::Sender<CellEvent>) -> String {
+    let mut messages = Vec::new();
+    let mut finished = HashSet::new();
+    loop {
+        match input.read(&mut messages).await {
+            Ok(true) => {}
+            Ok(false) => return "it closed its socket".to_owned(),
+            Err(err) => return format!("its socket: {err}"),
+        }
+        finished.clear();
+        if !note(shared, &messages, &mut finished) {
+            return "it broke the protocol".to_owned();
+        }
+        for message in messages.drain(..) {
+            let event = match message {
+                FromCell::Finished { token, outcome } => CellEvent::Finished { token, outcome },
+                FromCell::Progress { token, progress } => CellEvent::Progress { token, progress },
+                FromCell::Ready | FromCell::Loaded(_) | FromCell::NotLoaded { .. } => continue,
+            };
+            if events.send(event).await.is_err() {
+                return "nobody listens to it".to_owned();
+            }
+        }
+    }
+}
+
+/// Enters what a frame says into the book; false if it says what a cell may not say.
+fn note(shared: &Shared, messages: &[FromCell], finished: &mut HashSet<u64>) -> bool {
+    let mut book = shared.book();
+    messages.iter().all(|message| match message {
+        FromCell::Ready => false,
+        FromCell::Loaded(hash) => book.loaded(hash, &Ok(())),
+        FromCell::NotLoaded { hash, message } => {
+            book.loaded(hash, &Err(LoadError::Refused(message.clone())))
+        }
+        FromCell::Finished { token, .. } => finished.insert(*token) && book.finished(*token),
+        // A report may overtake nothing, so its attempt is still there.
+        FromCell::Progress { token, .. } => book.attempts.contains_key(token),
+    })
+}
+
+async fn send(shared: &Shared, mut writer: OwnedWriteHalf) -> String {
+    let mut spare = Vec::new();
+    loop {
+        let bytes = shared.book().out.take(spare);
+        if bytes.is_empty() {
+            spare = bytes;
+            shared.filled.notified().await;
+            continue;
+        }
+        if let Err(err) = writer.write_all(&bytes).await {
+            return format!("its socket: {err}");
+        }
+        // A buffer that once was huge is not kept.
+        spare = if bytes.capacity() <= 4 << 20 {
+            bytes
+        } else {
+            Vec::new()
+        };
+    }
+}
+
+/// Kills the process if it still runs, and says how it ended.
+async fn end_of(child: &mut Child) -> String {
+    // A process that is ending by itself tells more by its own status than by our signal.
+    let own = tokio::time::timeout(Duration::from_millis(100), child.wait()).await;
+    let ended = match own {
+        Ok(ended) => ended,
+        Err(_) => {
+            let _ = child.start_kill();
+            match tokio::time::timeout(REAP_TIMEOUT, child.wait()).await {
+                Ok(ended) => ended,
+                Err(_) => return "the process does not end".to_owned(),
+            }
+        }
+    };
+    match ended {
+        Ok(status) => describe(status),
+        Err(err) => format!("its status cannot be had: {err}"),
+    }
+}
+
+fn describe(status: ExitStatus) -> String {
+    format!("the process ended with {status}")
+}

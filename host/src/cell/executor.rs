@@ -1,0 +1,494 @@
+//! The executor of a cell: own threads that poll guests in order of their tenants' virtual time.
+//! Owns fairness inside a cell and the CPU accounting of receipts. A tenant is charged the measured
+//! CPU time of its thread slices, divided by its weight; the tenant that was charged least goes
+//! next; a slice ends at the epoch.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+
+use super::outbox::Outbox;
+use crate::control::{CancelReason, Control};
+use crate::outcome::{Outcome, Termination};
+use crate::run::{Attempt, Loaded, Runtime, bare_outcome, host_fault, thread_cpu_ns};
+
+/// Niceness of the threads that run guests: the cell's own threads and the worker go first.
+const NICE: i32 = 10;
+/// CPU a tenant may be ahead of the others when it wakes up, in nanoseconds: lets a rarely active
+/// tenant start at once among many busy ones.
+const WAKE_CREDIT_NS: u64 = 5_000_000;
+/// The weight at which virtual time passes like CPU time.
+const ORDINARY_WEIGHT: u64 = 100;
+/// Tenants without attempts that are remembered; beyond it those that owe nothing are forgotten.
+const MAX_IDLE_TENANTS: usize = 4_096;
+/// Most threads of one cell.
+const MAX_THREADS: usize = 256;
+
+type Guest = Pin<Box<dyn Future<Output = Outcome> + Send>>;
+
+/// Nobody polls it and nobody asked to.
+const IDLE: u8 = 0;
+/// In its tenant's queue.
+const QUEUED: u8 = 1;
+/// Being polled.
+const RUNNING: u8 = 2;
+/// Being polled, and to be polled again.
+const RUNNING_WOKEN: u8 = 3;
+/// Ended.
+const DONE: u8 = 4;
+
+/// A running executor. Its threads end with the process.
+pub(super) struct Executor {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    runtime: Runtime,
+    slots: u32,
+    outbox: Arc<Outbox>,
+    state: Mutex<State>,
+    work: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    tenants: HashMap<u64, Tenant>,
+    /// Tenants with something to do, by virtual time.
+    order: BTreeSet<(u64, u64)>,
+    attempts: HashMap<u64, Entry>,
+    /// Attempts that hold a slot.
+    active: u32,
+    /// Threads that wait for work.
+    idle: usize,
+    /// Submitted since the last flush.
+    fresh: usize,
+    /// Ever growing; orders attempts of one tenant.
+    serial: u64,
+    /// Virtual time of the last choice; never goes back.
+    now: u64,
+}
+
+/// Where an attempt is, for cancellation.
+enum Entry {
+    Pending { tenant: u64 },
+    Live(Arc<Control>),
+}
+
+#[derive(Default)]
+struct Tenant {
+    virtual_ns: u64,
+    weight: u64,
+    ready: VecDeque<(u64, Arc<Task>)>,
+    pending: VecDeque<(u64, Job)>,
+    /// Attempts pending or live.
+    attempts: usize,
+}
+
+impl Tenant {
+    fn has_work(&self) -> bool {
+        !self.ready.is_empty() || !self.pending.is_empty()
+    }
+}
+
+/// An attempt that has not started.
+struct Job {
+    token: u64,
+    module: Arc<Loaded>,
+    attempt: Attempt,
+}
+
+/// An attempt that has.
+struct Task {
+    shared: Arc<Shared>,
+    control: Arc<Control>,
+    tenant: u64,
+    state: AtomicU8,
+    cpu_ns: AtomicU64,
+    guest: Mutex<Option<Guest>>,
+}
+
+enum Pick {
+    Start(Job),
+    Resume(Arc<Task>),
+}
+
+impl Executor {
+    /// Starts the threads and a small Tokio runtime for the timers of waiting guests.
+    pub(super) fn start(
+        runtime: Runtime,
+        threads: usize,
+        slots: u32,
+        outbox: Arc<Outbox>,
+    ) -> std::io::Result<Self> {
+        let timers = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .max_blocking_threads(1)
+            .thread_name("sandbar-timer")
+            .enable_time()
+            .build()?;
+        let timers = Arc::new(timers);
+        let shared = Arc::new(Shared {
+            runtime,
+            slots: slots.max(1),
+            outbox,
+            state: Mutex::default(),
+            work: Condvar::new(),
+        });
+        for index in 0..threads.clamp(1, MAX_THREADS) {
+            let (shared, timers) = (shared.clone(), timers.clone());
+            std::thread::Builder::new()
+                .name(format!("sandbar-guest-{index}"))
+                .spawn(move || {
+                    // On Linux this is the niceness of the thread alone.
+                    let _ = rustix::process::nice(NICE);
+                    let _timers = timers.enter();
+                    work(&shared);
+                })?;
+        }
+        Ok(Self { shared })
+    }
+
+    /// Queues an attempt. Call [`Self::flush`] after the last one of a batch.
+    pub(super) fn submit(&self, token: u64, module: Arc<Loaded>, attempt: Attempt) {
+        let mut state = self.shared.state();
+        if state.attempts.contains_key(&token) {
+            drop(state);
+            let outcome = Box::new(host_fault("the token is in use"));
+            self.shared.outbox.finished(token, None, outcome);
+            return;
+        }
+        state.serial += 1;
+        let serial = state.serial;
+        let (id, weight) = (attempt.tenant, u64::from(attempt.weight.max(1)));
+        state
+            .attempts
+            .insert(token, Entry::Pending { tenant: id });
+        state.awake(id, Some(weight));
+        if let Some(tenant) = state.tenants.get_mut(&id) {
+            tenant.attempts += 1;
+            tenant.pending.push_back((
+                serial,
+                Job {
+                    token,
+                    module,
+                    attempt,
+                },
+            ));
+        }
+        state.enqueue(id);
+        state.fresh += 1;
+    }
+
+    /// Wakes as many threads as there is new work for.
+    pub(super) fn flush(&self) {
+        let wake = {
+            let mut state = self.shared.state();
+            std::mem::take(&mut state.fresh).min(state.idle)
+        };
+        for _ in 0..wake {
+            self.shared.work.notify_one();
+        }
+    }
+
+    /// Ends an attempt, started or not. Unknown tokens have ended already.
+    pub(super) fn cancel(&self, token: u64, why: CancelReason) {
+        let mut state = self.shared.state();
+        match state.attempts.get(&token) {
+            None => {}
+            Some(Entry::Live(control)) => {
+                let control = control.clone();
+                drop(state);
+                self.shared.runtime.cancel(&control, why);
+            }
+            Some(Entry::Pending { tenant }) => {
+                let id = *tenant;
+                state.attempts.remove(&token);
+                if let Some(tenant) = state.tenants.get_mut(&id) {
+                    tenant.attempts -= 1;
+                    tenant.pending.retain(|(_, job)| job.token != token);
+                    if !tenant.has_work() {
+                        let key = (tenant.virtual_ns, id);
+                        state.order.remove(&key);
+                    }
+                }
+                drop(state);
+                let outcome = bare_outcome(match why {
+                    CancelReason::Cancelled => Termination::Cancelled,
+                    CancelReason::LeaseLost => Termination::LeaseLost,
+                });
+                self.shared.outbox.finished(token, None, Box::new(outcome));
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts a task back into its tenant's queue.
+    fn requeue(&self, task: Arc<Task>, woken: bool) {
+        let mut state = self.state();
+        let id = task.tenant;
+        if woken {
+            state.awake(id, None);
+        }
+        state.serial += 1;
+        let serial = state.serial;
+        if let Some(tenant) = state.tenants.get_mut(&id) {
+            tenant.ready.push_back((serial, task));
+        }
+        state.enqueue(id);
+        if state.idle > 0 {
+            drop(state);
+            self.work.notify_one();
+        }
+    }
+}
+
+impl State {
+    /// A tenant comes into play: it begins at the present, or at most the credit behind it.
+    fn awake(&mut self, id: u64, weight: Option<u64>) {
+        let now = self.now;
+        if self.tenants.len() > MAX_IDLE_TENANTS && !self.tenants.contains_key(&id) {
+            self.tenants
+                .retain(|_, tenant| tenant.attempts > 0 || tenant.virtual_ns > now);
+        }
+        let tenant = self.tenants.entry(id).or_insert_with(|| Tenant {
+            virtual_ns: now,
+            weight: ORDINARY_WEIGHT,
+            ..Tenant::default()
+        });
+        if let Some(weight) = weight {
+            tenant.weight = weight;
+        }
+        if !tenant.has_work() {
+            let credit = WAKE_CREDIT_NS * ORDINARY_WEIGHT / tenant.weight;
+            tenant.virtual_ns = tenant.virtual_ns.max(now.saturating_sub(credit));
+        }
+    }
+
+    fn enqueue(&mut self, id: u64) {
+        if let Some(tenant) = self.tenants.get(&id) {
+            self.order.insert((tenant.virtual_ns, id));
+        }
+    }
+
+    /// The next piece of work: of the tenant with the least virtual time that can go on, the one
+    /// that waits longest.
+    fn pick(&mut self, slots: u32) -> Option<Pick> {
+        let free = self.active < slots;
+        let id = self.order.iter().map(|(_, id)| *id).find(|id| {
+            self.tenants
+                .get(id)
+                .is_some_and(|tenant| !tenant.ready.is_empty() || free)
+        })?;
+        let tenant = self.tenants.get_mut(&id)?;
+        self.now = self.now.max(tenant.virtual_ns);
+        let ready = tenant.ready.front().map(|(serial, _)| *serial);
+        let pending = tenant
+            .pending
+            .front()
+            .filter(|_| free)
+            .map(|(serial, _)| *serial);
+        let start = match (ready, pending) {
+            (Some(ready), Some(pending)) => pending < ready,
+            (None, Some(_)) => true,
+            _ => false,
+        };
+        let pick = if start {
+            tenant.pending.pop_front().map(|(_, job)| Pick::Start(job))
+        } else {
+            tenant.ready.pop_front().map(|(_, task)| Pick::Resume(task))
+        };
+        if !tenant.has_work() {
+            let key = (tenant.virtual_ns, id);
+            self.order.remove(&key);
+        }
+        if start {
+            self.active += 1;
+        }
+        pick
+    }
+
+    fn charge(&mut self, id: u64, cpu_ns: u64) {
+        let Some(tenant) = self.tenants.get_mut(&id) else {
+            return;
+        };
+        let old = (tenant.virtual_ns, id);
+        tenant.virtual_ns += cpu_ns.saturating_mul(ORDINARY_WEIGHT) / tenant.weight;
+        if self.order.remove(&old) {
+            let new = (tenant.virtual_ns, id);
+            self.order.insert(new);
+        }
+    }
+}
+
+impl Wake for Task {
+    fn wake(self: Arc<Self>) {
+        let mut state = self.state.load(Ordering::Acquire);
+        loop {
+            let next = match state {
+                IDLE => QUEUED,
+                RUNNING => RUNNING_WOKEN,
+                _ => return,
+            };
+            match self
+                .state
+                .compare_exchange(state, next, Ordering::AcqRel, Ordering::Acquire)
+            {
+                Ok(IDLE) => {
+                    let shared = self.shared.clone();
+                    shared.requeue(self, true);
+                    return;
+                }
+                Ok(_) => return,
+                Err(found) => state = found,
+            }
+        }
+    }
+}
+
+/// One thread that runs guests.
+fn work(shared: &Arc<Shared>) {
+    let mut clock = thread_cpu_ns();
+    loop {
+        let pick = {
+            let mut state = shared.state();
+            loop {
+                if let Some(pick) = state.pick(shared.slots) {
+                    break pick;
+                }
+                state.idle += 1;
+                state = shared
+                    .work
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
+                state.idle -= 1;
+            }
+        };
+        let task = match pick {
+            Pick::Resume(task) => task,
+            Pick::Start(job) => start(shared, job),
+        };
+        let ended = slice(&task);
+        // Everything since the last reading was done for this attempt: choosing it, building its
+        // instance, running it, taking it down.
+        let before = clock;
+        clock = thread_cpu_ns();
+        let used = clock.saturating_sub(before);
+        let cpu_ns = task.cpu_ns.fetch_add(used, Ordering::Relaxed) + used;
+        match ended {
+            Some(mut outcome) => {
+                outcome.receipt.cpu_ns = cpu_ns;
+                finish(shared, &task, used);
+                let token = task.control.token;
+                shared
+                    .outbox
+                    .finished(token, Some(&task.control), Box::new(outcome));
+            }
+            None => {
+                shared.state().charge(task.tenant, used);
+                settle(&task);
+            }
+        }
+    }
+}
+
+fn start(shared: &Arc<Shared>, job: Job) -> Arc<Task> {
+    let control = Arc::new(Control::new(job.token));
+    let tenant = job.attempt.tenant;
+    shared
+        .state()
+        .attempts
+        .insert(job.token, Entry::Live(control.clone()));
+    let guest = shared.runtime.bare_attempt(
+        job.module,
+        job.attempt,
+        control.clone(),
+        Some(shared.outbox.clone()),
+    );
+    Arc::new(Task {
+        shared: shared.clone(),
+        control,
+        tenant,
+        state: AtomicU8::new(QUEUED),
+        cpu_ns: AtomicU64::new(0),
+        guest: Mutex::new(Some(Box::pin(guest))),
+    })
+}
+
+/// Polls until the attempt ends, waits, or its slice is over. A fuel yield within the slice costs
+/// one more poll, not a turn in the queue.
+fn slice(task: &Arc<Task>) -> Option<Outcome> {
+    let runtime = &task.shared.runtime;
+    let epoch = runtime.epoch();
+    let waker = Waker::from(task.clone());
+    let mut cx = Context::from_waker(&waker);
+    let mut slot = task.guest.lock().unwrap_or_else(PoisonError::into_inner);
+    loop {
+        task.state.store(RUNNING, Ordering::Release);
+        let guest = slot.as_mut()?;
+        match catch_unwind(AssertUnwindSafe(|| guest.as_mut().poll(&mut cx))) {
+            Ok(Poll::Pending) => {
+                let again = task.state.load(Ordering::Acquire) == RUNNING_WOKEN;
+                if !(again && runtime.epoch() == epoch) {
+                    return None;
+                }
+            }
+            Ok(Poll::Ready(outcome)) => {
+                task.state.store(DONE, Ordering::Release);
+                drop_guest(&mut slot);
+                return Some(outcome);
+            }
+            Err(panic) => {
+                task.state.store(DONE, Ordering::Release);
+                drop_guest(&mut slot);
+                let words = panic
+                    .downcast_ref::<&str>()
+                    .copied()
+                    .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+                    .unwrap_or("no message");
+                tracing::error!(panic = words, "a host call panicked; the attempt is lost");
+                return Some(host_fault(&format!("the host panicked: {words}")));
+            }
+        }
+    }
+}
+
+/// Dropping the store of a broken attempt may panic again; the cell must not.
+fn drop_guest(slot: &mut Option<Guest>) {
+    let guest = slot.take();
+    let _ = catch_unwind(AssertUnwindSafe(move || drop(guest)));
+}
+
+/// After an unfinished slice: back into the queue if somebody woke it meanwhile.
+fn settle(task: &Arc<Task>) {
+    let idle = task
+        .state
+        .compare_exchange(RUNNING, IDLE, Ordering::AcqRel, Ordering::Acquire);
+    if idle.is_err() {
+        task.state.store(QUEUED, Ordering::Release);
+        task.shared.requeue(task.clone(), false);
+    }
+}
+
+fn finish(shared: &Shared, task: &Task, used: u64) {
+    let mut state = shared.state();
+    state.charge(task.tenant, used);
+    state.attempts.remove(&task.control.token);
+    state.active -= 1;
+    if let Some(tenant) = state.tenants.get_mut(&task.tenant) {
+        tenant.attempts -= 1;
+    }
+    // A slot is free: somebody who waits may start.
+    if state.idle > 0 && !state.order.is_empty() {
+        drop(state);
+        shared.work.notify_one();
+    }
+}

@@ -1,0 +1,397 @@
+//! Extractors: who calls, what the path names, what the body says. They parse and refuse; handlers see typed values.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::http::HeaderMap;
+use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::request::Parts;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
+use serde_json::error::Category;
+
+use crate::api::Api;
+use crate::api::problem::{Code, Problem};
+use crate::app::FieldError;
+use crate::domain::ids::{InvocationId, TenantId};
+use crate::domain::names::{IdempotencyKey, TaskName};
+
+/// Longest time for a JSON body to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes of a JSON body besides input: names, tags, limits, white space.
+const BODY_OVERHEAD: u64 = 1 << 20;
+/// One permit of the memory for bodies.
+pub(super) const PERMIT_BYTES: u64 = 1 << 10;
+
+/// Whose request it is.
+#[derive(Debug, Clone, Copy)]
+pub struct Caller(pub TenantId);
+
+impl FromRequestParts<Api> for Caller {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Problem> {
+        let refuse = |detail: &str| Err(Problem::new(Code::Unauthenticated, detail));
+        let Some(key) = presented_key(&parts.headers) else {
+            return refuse("send the API key in the header x-api-key, or as Authorization: Bearer");
+        };
+        match api.app.authenticate(key).await? {
+            Some(identity) => {
+                tracing::Span::current().record("tenant", tracing::field::display(identity.tenant));
+                Ok(Self(identity.tenant))
+            }
+            None => refuse("this API key is unknown or revoked"),
+        }
+    }
+}
+
+fn presented_key(headers: &HeaderMap) -> Option<&str> {
+    if let Some(key) = headers.get("x-api-key") {
+        return key.to_str().ok();
+    }
+    let (scheme, key) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme
+        .eq_ignore_ascii_case("bearer")
+        .then_some(key.trim_start())
+}
+
+/// `{task}` of the path.
+#[derive(Debug)]
+pub struct TaskPath(pub TaskName);
+
+impl FromRequestParts<Api> for TaskPath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Api) -> Result<Self, Problem> {
+        let Ok(Path(name)) = Path::<String>::from_request_parts(parts, &()).await else {
+            return Err(Problem::new(Code::TaskNotFound, "this is not the name of a task"));
+        };
+        task_name(name).map(Self)
+    }
+}
+
+fn task_name(name: String) -> Result<TaskName, Problem> {
+    // Such a task cannot exist; uploads alone say why (see `NewTaskPath`).
+    TaskName::try_from(name).map_err(|error| Problem::new(Code::TaskNotFound, error))
+}
+
+/// `{task}` of the path, where the task may come into being.
+#[derive(Debug)]
+pub struct NewTaskPath(pub TaskName);
+
+impl FromRequestParts<Api> for NewTaskPath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Api) -> Result<Self, Problem> {
+        let refuse = |error: &dyn std::fmt::Display| Problem::new(Code::InvalidTaskName, error);
+        let Path(name) = Path::<String>::from_request_parts(parts, &())
+            .await
+            .map_err(|error| refuse(&error))?;
+        TaskName::try_from(name)
+            .map(Self)
+            .map_err(|error| refuse(&error))
+    }
+}
+
+/// `{task}` and `{version}` of the path.
+#[derive(Debug)]
+pub struct VersionPath(pub TaskName, pub i32);
+
+impl FromRequestParts<Api> for VersionPath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Api) -> Result<Self, Problem> {
+        let refuse = || Problem::new(Code::VersionNotFound, "a version is a number from 1");
+        let Path((name, version)) = Path::<(String, String)>::from_request_parts(parts, &())
+            .await
+            .map_err(|_| refuse())?;
+        Ok(Self(
+            task_name(name)?,
+            version.parse().map_err(|_| refuse())?,
+        ))
+    }
+}
+
+/// `{id}` of the path.
+#[derive(Debug, Clone, Copy)]
+pub struct InvocationPath(pub InvocationId);
+
+impl FromRequestParts<Api> for InvocationPath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Api) -> Result<Self, Problem> {
+        let id = Path::<String>::from_request_parts(parts, &())
+            .await
+            .ok()
+            .and_then(|Path(text)| text.parse().ok());
+        id.map(Self).ok_or_else(|| {
+            Problem::new(Code::InvocationNotFound, "the id of an invocation is a UUID")
+        })
+    }
+}
+
+/// The query string as pairs, in order; a key may come again.
+#[derive(Debug)]
+pub struct Pairs(pub Vec<(String, String)>);
+
+impl FromRequestParts<Api> for Pairs {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Api) -> Result<Self, Problem> {
+        let Query(pairs) = Query::try_from_uri(&parts.uri)
+            .map_err(|error| Problem::new(Code::InvalidQuery, error))?;
+        Ok(Self(pairs))
+    }
+}
+
+/// `Prefer: wait=N` (RFC 7240), in seconds. Preferences that are not understood are ignored, as it says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PreferWait(pub Option<u64>);
+
+impl FromRequestParts<Api> for PreferWait {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Api) -> Result<Self, Infallible> {
+        Ok(prefer_wait(&parts.headers))
+    }
+}
+
+fn prefer_wait(headers: &HeaderMap) -> PreferWait {
+    let preferences = headers.get_all("prefer");
+    let wait = preferences
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .find_map(|preference| {
+            let (name, value) = preference.split(';').next()?.split_once('=')?;
+            if !name.trim().eq_ignore_ascii_case("wait") {
+                return None;
+            }
+            value.trim().trim_matches('"').parse().ok()
+        });
+    PreferWait(wait)
+}
+
+impl PreferWait {
+    /// The wait that is granted.
+    #[must_use]
+    pub fn up_to(self, max: Duration) -> Option<Duration> {
+        self.0.map(|seconds| Duration::from_secs(seconds).min(max))
+    }
+}
+
+/// `Idempotency-Key`.
+#[derive(Debug)]
+pub struct Idempotency(pub Option<IdempotencyKey>);
+
+impl FromRequestParts<Api> for Idempotency {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Api) -> Result<Self, Problem> {
+        let Some(value) = parts.headers.get("idempotency-key") else {
+            return Ok(Self(None));
+        };
+        let text = String::from_utf8_lossy(value.as_bytes()).into_owned();
+        IdempotencyKey::try_from(text)
+            .map(|key| Self(Some(key)))
+            .map_err(|error| Problem::new(Code::InvalidIdempotencyKey, error))
+    }
+}
+
+/// A JSON body, read and bounded, with its bytes.
+#[derive(Debug)]
+pub struct Json<T> {
+    /// What it says.
+    pub value: T,
+    /// How it says it.
+    pub bytes: bytes::Bytes,
+    /// Memory paid for until the body has become a request.
+    _memory: tokio::sync::OwnedSemaphorePermit,
+}
+
+impl<T: DeserializeOwned> FromRequest<Api> for Json<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, api: &Api) -> Result<Self, Problem> {
+        media_type(request.headers(), &["application/json"])?;
+        // Base64 takes four bytes for three, and escapes up to six for one; twice is enough for ordinary text.
+        let max = api.app.settings().max_input_bytes.saturating_mul(2) + BODY_OVERHEAD;
+        let declared = content_length(request.headers());
+        if declared.is_some_and(|length| length > max) {
+            return Err(too_large(max));
+        }
+        let permits = declared.unwrap_or(max).div_ceil(PERMIT_BYTES);
+        let memory = u32::try_from(permits)
+            .ok()
+            .and_then(|n| Arc::clone(&api.bodies).try_acquire_many_owned(n).ok())
+            .ok_or_else(|| Problem::new(Code::Overloaded, "too many request bodies at once"))?;
+        let bytes = read(request.into_body(), max).await?;
+        let value = parse(&bytes)?;
+        Ok(Self {
+            value,
+            bytes,
+            _memory: memory,
+        })
+    }
+}
+
+fn too_large(max: u64) -> Problem {
+    Problem::new(
+        Code::BodyTooLarge,
+        format!("this request body may have at most {max} bytes"),
+    )
+}
+
+async fn read(body: Body, max: u64) -> Result<bytes::Bytes, Problem> {
+    let limit = usize::try_from(max).unwrap_or(usize::MAX);
+    let collect = Limited::new(body, limit).collect();
+    match tokio::time::timeout(BODY_TIMEOUT, collect).await {
+        Err(_) => Err(Problem::new(
+            Code::RequestTooSlow,
+            format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs()),
+        )),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large(max)),
+        Ok(Err(error)) => Err(Problem::new(Code::BrokenBody, error)),
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+    }
+}
+
+/// The length that the client announced.
+pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Refuse bodies of other types than these.
+pub(super) fn media_type(headers: &HeaderMap, allowed: &[&str]) -> Result<(), Problem> {
+    let found = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
+    let essence = found.and_then(|v| v.split(';').next()).map(str::trim);
+    if essence.is_some_and(|e| allowed.iter().any(|a| a.eq_ignore_ascii_case(e))) {
+        return Ok(());
+    }
+    Err(Problem::new(
+        Code::UnsupportedMediaType,
+        format!(
+            "the header Content-Type must be {}; it is {}",
+            allowed.join(" or "),
+            found.map_or_else(|| "absent".to_owned(), |v| format!("`{v}`"))
+        ),
+    ))
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let pointer = pointer(error.path());
+        bad_json(&error.into_inner(), &pointer)
+    })?;
+    json.end().map_err(|error| bad_json(&error, ""))?;
+    Ok(value)
+}
+
+fn bad_json(error: &serde_json::Error, pointer: &str) -> Problem {
+    match error.classify() {
+        Category::Data => Problem::new(Code::InvalidBody, "the request body has invalid values")
+            .with_errors(vec![FieldError::new(pointer, error.to_string())]),
+        Category::Syntax | Category::Eof | Category::Io => {
+            Problem::new(Code::MalformedJson, error)
+        }
+    }
+}
+
+fn pointer(path: &serde_path_to_error::Path) -> String {
+    use serde_path_to_error::Segment;
+    let mut pointer = String::new();
+    for segment in path {
+        match segment {
+            Segment::Seq { index } => pointer.push_str(&format!("/{index}")),
+            Segment::Map { key } => {
+                pointer.push('/');
+                pointer.push_str(&key.replace('~', "~0").replace('/', "~1"));
+            }
+            Segment::Enum { .. } | Segment::Unknown => {}
+        }
+    }
+    pointer
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+    use crate::wire::invocation::InvokeRequest;
+    use axum::http::HeaderValue;
+
+    fn wait(values: &[&str]) -> Option<u64> {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append("prefer", HeaderValue::from_str(value).unwrap());
+        }
+        prefer_wait(&headers).0
+    }
+
+    #[test]
+    fn a_wait_is_found_among_preferences_and_nonsense_is_ignored() {
+        assert_eq!(wait(&["wait=10"]), Some(10));
+        assert_eq!(wait(&["respond-async, Wait = \"7\"; foo=bar"]), Some(7));
+        assert_eq!(wait(&["return=minimal", "wait=3"]), Some(3));
+        assert_eq!(wait(&["wait=soon", "wait", "wait=-1"]), None);
+        assert_eq!(PreferWait(Some(u64::MAX)).up_to(Duration::from_secs(60)), Some(Duration::from_secs(60)));
+    }
+
+    #[test]
+    fn a_key_comes_in_either_header() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(presented_key(&headers), None);
+        headers.insert("authorization", HeaderValue::from_static("bearer abc"));
+        assert_eq!(presented_key(&headers), Some("abc"));
+        headers.insert("authorization", HeaderValue::from_static("Basic abc"));
+        assert_eq!(presented_key(&headers), None);
+        headers.insert("x-api-key", HeaderValue::from_static("def"));
+        assert_eq!(presented_key(&headers), Some("def"));
+    }
+
+    fn refused(body: &str) -> Problem {
+        parse::<InvokeRequest>(body.as_bytes()).expect_err(body)
+    }
+
+    #[test]
+    fn malformed_json_is_told_by_position_and_a_wrong_value_by_pointer() {
+        for (body, position) in [("{\"input\": ", "column 10"), ("{} x", "column 4"), ("", "column 0")] {
+            let problem = refused(body);
+            assert_eq!(problem.code(), Code::MalformedJson, "{body}");
+            assert!(format!("{problem:?}").contains(position), "{problem:?}");
+        }
+        for (body, pointer) in [
+            ("{\"inputs\": 1}", "\"/inputs\""),
+            ("{\"limits\": {\"fuel\": -1}}", "\"/limits/fuel\""),
+            ("{\"args\": [\"a\", 1]}", "\"/args/1\""),
+            ("{\"tags\": {\"a/b\": 1}}", "\"/tags/a~1b\""),
+            ("[]", "\"\""),
+        ] {
+            let problem = refused(body);
+            assert_eq!(problem.code(), Code::InvalidBody, "{body}");
+            assert!(format!("{problem:?}").contains(pointer), "{pointer} {problem:?}");
+        }
+    }
+
+    #[test]
+    fn an_input_of_null_is_an_input_and_keeps_its_bytes() {
+        let request: InvokeRequest = parse(br#"{"input": null}"#).unwrap();
+        assert_eq!(request.input.unwrap().get(), "null");
+        let request: InvokeRequest = parse(br#"{"input": {"a" : 1.0, "n": 123456789012345678901234567890}}"#).unwrap();
+        assert_eq!(request.input.unwrap().get(), r#"{"a" : 1.0, "n": 123456789012345678901234567890}"#);
+        assert!(parse::<InvokeRequest>(b"{}").unwrap().input.is_none());
+    }
+
+    #[test]
+    fn only_the_media_types_that_a_route_takes_pass() {
+        let mut headers = HeaderMap::new();
+        assert!(media_type(&headers, &["application/json"]).is_err());
+        headers.insert("content-type", HeaderValue::from_static("Application/JSON; charset=utf-8"));
+        assert!(media_type(&headers, &["application/json"]).is_ok());
+        assert!(media_type(&headers, &["application/wasm"]).is_err());
+    }
+}

@@ -1,0 +1,459 @@
+//! `/v1/tasks/{task}/invocations` and `/v1/invocations`.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::header::{
+    CONTENT_SECURITY_POLICY, CONTENT_TYPE, LINK, LOCATION, X_CONTENT_TYPE_OPTIONS,
+};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use sandbar_host::limits::PartialLimits;
+
+use crate::api::extract::{self, Caller, Idempotency, InvocationPath, Pairs, PreferWait, TaskPath};
+use crate::api::problem::{Code, Problem};
+use crate::api::shape;
+use crate::api::{Api, PAGE, limit, preference_applied, unknown_parameter};
+use crate::app::FieldError;
+use crate::app::invoke::{Part, Payload, Request, fingerprint};
+use crate::app::policy::PartialRetry;
+use crate::domain::invocation::State as Stand;
+use crate::domain::names::{Tags, TaskName};
+use crate::domain::retry::Backoff;
+use crate::store::invocation::Filter;
+use crate::wire::Page;
+use crate::wire::invocation as wire;
+use crate::wire::problem as problem_wire;
+
+/// Media type of a result whose own is not fit for a header.
+const BYTES: HeaderValue = HeaderValue::from_static("application/octet-stream");
+
+fn invalid(pointer: &'static str, detail: impl Into<String>) -> Problem {
+    Problem::new(Code::InvalidBody, "the request body has invalid values")
+        .with_errors(vec![FieldError::new(pointer, detail)])
+}
+
+fn decode(pointer: &'static str, text: &str) -> Result<Part, Problem> {
+    let bytes = BASE64_STANDARD
+        .decode(text)
+        .map_err(|error| invalid(pointer, format!("is not base64: {error}")))?;
+    Ok(Part { pointer, bytes })
+}
+
+fn payload(body: &mut wire::InvokeRequest) -> Result<Payload, Problem> {
+    let input = match (body.input.take(), body.input_base64.take()) {
+        (Some(_), Some(_)) => {
+            return Err(invalid("/input_base64", "give `input` or `input_base64`, not both"));
+        }
+        (Some(json), None) => Some(Part {
+            pointer: "/input",
+            bytes: Box::<str>::from(json).into_string().into_bytes(),
+        }),
+        (None, Some(text)) => Some(decode("/input_base64", &text)?),
+        (None, None) => None,
+    };
+    let stdin = match (body.stdin.take(), body.stdin_base64.take()) {
+        (Some(_), Some(_)) => {
+            return Err(invalid("/stdin_base64", "give `stdin` or `stdin_base64`, not both"));
+        }
+        (Some(text), None) => Some(Part {
+            pointer: "/stdin",
+            bytes: text.into_bytes(),
+        }),
+        (None, Some(text)) => Some(decode("/stdin_base64", &text)?),
+        (None, None) => None,
+    };
+    Ok(Payload {
+        input,
+        stdin,
+        args: body.args.take(),
+        env: body.env.take(),
+    })
+}
+
+fn request(mut body: wire::InvokeRequest) -> Result<Request, Problem> {
+    let payload = payload(&mut body)?;
+    let limits = body.limits.unwrap_or_default();
+    let retry = body.retry.unwrap_or_default();
+    Ok(Request {
+        version: body.version,
+        payload,
+        priority: body.priority.unwrap_or(0),
+        run_at: body.run_at,
+        delay_ms: body.delay_ms,
+        expires_at: body.expires_at,
+        tags: Tags::try_from(body.tags).map_err(|e| invalid("/tags", e.to_string()))?,
+        limits: PartialLimits {
+            fuel: limits.fuel,
+            memory_bytes: limits.memory_bytes,
+            timeout_ms: limits.timeout_ms,
+            output_bytes: limits.output_bytes,
+            log_bytes: limits.log_bytes,
+        },
+        retry: PartialRetry {
+            max_attempts: retry.max_attempts,
+            backoff: retry.backoff.map(|b| match b {
+                wire::Backoff::Fixed => Backoff::Fixed,
+                wire::Backoff::Exponential => Backoff::Exponential,
+            }),
+            initial_ms: retry.initial_ms,
+            factor: retry.factor,
+            max_ms: retry.max_ms,
+            jitter: retry.jitter,
+        },
+        idempotency: None,
+    })
+}
+
+/// Run a task. Answers 202 when the invocation is durable; with `Prefer: wait=N` 200 when it has ended within N
+/// seconds, with its result.
+#[utoipa::path(
+    post, path = "/v1/tasks/{task}/invocations", tag = "invocations",
+    params(
+        ("task" = String, Path, description = "Name of the task"),
+        ("Prefer" = Option<String>, Header, description = "wait=N: answer when the invocation has ended, or after N seconds"),
+        ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters: the same key with the same body gives the first invocation again"),
+    ),
+    request_body(content = wire::InvokeRequest, content_type = "application/json"),
+    responses(
+        (status = 200, description = "It has ended (only with Prefer: wait)", body = wire::Invocation),
+        (status = 202, description = "It is durable and will run", body = wire::Invocation, headers(("Location" = String, description = "The invocation"))),
+        (status = 400, description = "malformed-json, invalid-idempotency-key, broken-body", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 401, description = "unauthenticated", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 404, description = "task-not-found, version-not-found", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 408, description = "request-too-slow", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 409, description = "version-not-ready, version-rejected", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 413, description = "body-too-large, input-too-large", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 415, description = "unsupported-media-type", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 422, description = "invalid-body, wrong-input-kind, input-mismatch, idempotency-key-reused", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 503, description = "overloaded, database-unavailable, timeout", body = problem_wire::Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn invoke(
+    State(api): State<Api>,
+    Caller(tenant): Caller,
+    TaskPath(name): TaskPath,
+    prefer: PreferWait,
+    Idempotency(key): Idempotency,
+    body: extract::Json<wire::InvokeRequest>,
+) -> Result<Response, Problem> {
+    let (request, wait) = {
+        // The body's memory is given back here: waiting costs none.
+        let idempotency = match key {
+            Some(key) => Some((key, body_fingerprint(&name, &body.bytes)?)),
+            None => None,
+        };
+        let mut request = request(body.value)?;
+        request.idempotency = idempotency;
+        (request, prefer.up_to(api.app.settings().max_wait))
+    };
+    let invoked = api.app.invoke(tenant, &name, request, wait).await?;
+    let ended = invoked.invocation.summary.state.is_terminal();
+    let body = shape::invocation(&invoked.invocation, wait.is_some() && ended);
+    let mut headers = HeaderMap::new();
+    if let Ok(location) = HeaderValue::from_str(&body.summary.links.this) {
+        headers.insert(LOCATION, location);
+    }
+    if let Some(wait) = wait {
+        preference_applied(&mut headers, wait);
+    }
+    if invoked.replayed {
+        headers.insert("idempotency-replayed", HeaderValue::from_static("true"));
+    }
+    let status = if wait.is_some() && ended {
+        StatusCode::OK
+    } else {
+        StatusCode::ACCEPTED
+    };
+    Ok((status, headers, Json(body)).into_response())
+}
+
+fn body_fingerprint(task: &TaskName, bytes: &[u8]) -> Result<[u8; 32], Problem> {
+    let value = serde_json::from_slice(bytes)
+        .map_err(|error| Problem::new(Code::MalformedJson, error))?;
+    Ok(fingerprint(task, &value))
+}
+
+/// One invocation: state, attempts with receipts, why they ended, and where the guest was when it trapped.
+#[utoipa::path(
+    get, path = "/v1/invocations/{id}", tag = "invocations",
+    params(("id" = uuid::Uuid, Path, description = "Its id")),
+    responses(
+        (status = 200, description = "The invocation", body = wire::Invocation),
+        (status = 401, description = "unauthenticated", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 404, description = "invocation-not-found", body = problem_wire::Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn get(
+    State(api): State<Api>,
+    Caller(tenant): Caller,
+    InvocationPath(id): InvocationPath,
+) -> Result<Json<wire::Invocation>, Problem> {
+    let found = api.app.invocation(tenant, id, 0).await?;
+    Ok(Json(shape::invocation(&found, false)))
+}
+
+/// The result: its bytes with the guest's media type; what a command wrote to stdout.
+#[utoipa::path(
+    get, path = "/v1/invocations/{id}/result", tag = "invocations",
+    params(("id" = uuid::Uuid, Path, description = "Id of the invocation")),
+    responses(
+        (status = 200, description = "The result, in the media type that the guest named", body = Vec<u8>, content_type = "*/*"),
+        (status = 401, description = "unauthenticated", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 404, description = "invocation-not-found; no-output: it ended and left nothing", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 409, description = "not-finished", body = problem_wire::Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn result(
+    State(api): State<Api>,
+    Caller(tenant): Caller,
+    InvocationPath(id): InvocationPath,
+) -> Result<Response, Problem> {
+    let output = api.app.result(tenant, id).await?;
+    let mut headers = HeaderMap::new();
+    let media_type = HeaderValue::from_str(&output.content_type).ok();
+    let media_type = media_type.filter(|v| !v.is_empty()).unwrap_or(BYTES);
+    headers.insert(CONTENT_TYPE, media_type);
+    // A guest chose bytes and type. Should a browser come here, it may neither guess nor run anything.
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(
+        CONTENT_SECURITY_POLICY,
+        HeaderValue::from_static("default-src 'none'; sandbox"),
+    );
+    Ok((headers, output.bytes.unwrap_or_default()).into_response())
+}
+
+/// The log: the records of all attempts in order, or of one. Long logs come in parts; the header Link leads to the next.
+#[utoipa::path(
+    get, path = "/v1/invocations/{id}/logs", tag = "invocations",
+    params(
+        ("id" = uuid::Uuid, Path, description = "Id of the invocation"),
+        ("attempt" = Option<i16>, Query, description = "Only this attempt"),
+        ("after" = Option<String>, Query, description = "From the header Link of the part before"),
+    ),
+    responses(
+        (status = 200, description = "Records in order", body = Vec<wire::LogRecord>, headers(("Link" = String, description = "rel=\"next\": the next part"))),
+        (status = 400, description = "invalid-query", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 401, description = "unauthenticated", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 404, description = "invocation-not-found", body = problem_wire::Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn logs(
+    State(api): State<Api>,
+    Caller(tenant): Caller,
+    InvocationPath(id): InvocationPath,
+    Pairs(pairs): Pairs,
+) -> Result<Response, Problem> {
+    let mut attempt = None;
+    let mut after = None;
+    for (key, value) in pairs {
+        match key.as_str() {
+            "attempt" => {
+                let number = value.parse::<i16>().ok().filter(|n| *n > 0);
+                attempt = Some(number.ok_or_else(|| {
+                    Problem::new(Code::InvalidQuery, "`attempt` must be the number of an attempt")
+                })?);
+            }
+            "after" => {
+                let place = value
+                    .split_once('.')
+                    .and_then(|(a, c)| Some((a.parse().ok()?, c.parse().ok()?)));
+                after = Some(place.ok_or_else(|| {
+                    Problem::new(Code::InvalidQuery, "`after` must come from the header Link")
+                })?);
+            }
+            other => return Err(unknown_parameter(other, "attempt and after")),
+        }
+    }
+    let (chunks, more) = api.app.logs(tenant, id, attempt, after).await?;
+    let mut headers = HeaderMap::new();
+    if let Some(last) = chunks.last().filter(|_| more) {
+        let only = attempt.map_or_else(String::new, |n| format!("attempt={n}&"));
+        let link = format!(
+            "</v1/invocations/{id}/logs?{only}after={}.{}>; rel=\"next\"",
+            last.attempt, last.chunk
+        );
+        if let Ok(link) = HeaderValue::from_str(&link) {
+            headers.insert(LINK, link);
+        }
+    }
+    Ok((headers, Json(shape::logs(&chunks))).into_response())
+}
+
+/// Ask for the end of an invocation, waiting or running.
+#[utoipa::path(
+    post, path = "/v1/invocations/{id}/cancel", tag = "invocations",
+    params(("id" = uuid::Uuid, Path, description = "Id of the invocation")),
+    responses(
+        (status = 200, description = "It waited, and has ended", body = wire::Invocation),
+        (status = 202, description = "It runs, and its worker has been told", body = wire::Invocation),
+        (status = 401, description = "unauthenticated", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 404, description = "invocation-not-found", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 409, description = "already-finished", body = problem_wire::Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn cancel(
+    State(api): State<Api>,
+    Caller(tenant): Caller,
+    InvocationPath(id): InvocationPath,
+) -> Result<(StatusCode, Json<wire::Invocation>), Problem> {
+    let (found, ended) = api.app.cancel(tenant, id).await?;
+    let status = if ended {
+        StatusCode::OK
+    } else {
+        StatusCode::ACCEPTED
+    };
+    Ok((status, Json(shape::invocation(&found, false))))
+}
+
+/// List invocations, newest first.
+#[utoipa::path(
+    get, path = "/v1/invocations", tag = "invocations",
+    params(
+        ("state" = Option<wire::State>, Query, description = "In this state"),
+        ("task" = Option<String>, Query, description = "Of this task"),
+        ("tag" = Option<Vec<String>>, Query, description = "With this tag, as key:value; may come again, then all must be there"),
+        ("after" = Option<uuid::Uuid>, Query, description = "Older than this one"),
+        ("limit" = Option<u16>, Query, description = "Items of the page, 1 to 200; default 50"),
+    ),
+    responses(
+        (status = 200, description = "A page of invocations", body = Page<wire::InvocationSummary>),
+        (status = 400, description = "invalid-query", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 401, description = "unauthenticated", body = problem_wire::Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn list(
+    State(api): State<Api>,
+    Caller(tenant): Caller,
+    Pairs(pairs): Pairs,
+) -> Result<Json<Page<wire::InvocationSummary>>, Problem> {
+    let (filter, size) = filter(pairs.clone())?;
+    let (rows, more) = api.app.invocations(tenant, &filter, size).await?;
+    let last = rows.last().filter(|_| more);
+    Ok(Json(Page {
+        next: last.map(|row| next_page(&pairs, row.id)),
+        items: rows.iter().map(|row| shape::summary(row, false)).collect(),
+    }))
+}
+
+/// The same question, continued after `last`.
+fn next_page(pairs: &[(String, String)], last: crate::domain::ids::InvocationId) -> String {
+    let mut query = String::new();
+    for (key, value) in pairs.iter().filter(|(key, _)| key != "after") {
+        query.push_str(key);
+        query.push('=');
+        // What is not plain is escaped; the keys are known words.
+        for byte in value.bytes() {
+            match byte {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b':' => {
+                    query.push(char::from(byte));
+                }
+                _ => query.push_str(&format!("%{byte:02X}")),
+            }
+        }
+        query.push('&');
+    }
+    format!("/v1/invocations?{query}after={last}")
+}
+
+fn filter(pairs: Vec<(String, String)>) -> Result<(Filter, u16), Problem> {
+    let mut filter = Filter::default();
+    let mut size = PAGE.0;
+    let refuse = |detail: &dyn std::fmt::Display| Problem::new(Code::InvalidQuery, detail);
+    for (key, value) in pairs {
+        match key.as_str() {
+            "state" => filter.state = Some(value.parse::<Stand>().map_err(|e| refuse(&e))?),
+            "task" => filter.task = Some(TaskName::try_from(value).map_err(|e| refuse(&e))?),
+            "tag" => {
+                let (key, value) = value
+                    .split_once(':')
+                    .ok_or_else(|| refuse(&"`tag` must be key:value"))?;
+                let tag = BTreeMap::from([(key.to_owned(), value.to_owned())]);
+                // Checked as tags are, so that nothing reaches the database that could not be in it.
+                let tag = Tags::try_from(tag).map_err(|e| refuse(&e))?;
+                filter.tags.extend(BTreeMap::from(tag));
+            }
+            "after" => {
+                let id = value
+                    .parse()
+                    .map_err(|_| refuse(&"`after` must be the id of an invocation"))?;
+                filter.after = Some(id);
+            }
+            "limit" => size = limit(&value)?,
+            other => {
+                return Err(unknown_parameter(other, "state, task, tag, after and limit"));
+            }
+        }
+    }
+    if filter.tags.len() > Tags::MAX_COUNT {
+        return Err(refuse(&"`tag` may come at most 16 times"));
+    }
+    Ok((filter, size))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+
+    fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
+        list.iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect()
+    }
+
+    #[test]
+    fn a_filter_takes_tags_again_and_again_and_refuses_what_it_does_not_know() {
+        let (filter, size) = filter(pairs(&[
+            ("tag", "a:1"),
+            ("tag", "b:x:y"),
+            ("state", "dead"),
+            ("limit", "7"),
+        ]))
+        .unwrap();
+        assert_eq!(filter.tags, pairs(&[("a", "1"), ("b", "x:y")]));
+        assert_eq!((filter.state, size), (Some(Stand::Dead), 7));
+        for bad in [
+            ("state", "done"),
+            ("tag", "a"),
+            ("tag", "a:\0"),
+            ("after", "1"),
+            ("limit", "0"),
+            ("limit", "201"),
+            ("task", "A B"),
+            ("order", "asc"),
+        ] {
+            assert!(super::filter(pairs(&[bad])).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_next_page_asks_the_same_question() {
+        let id = crate::domain::ids::InvocationId(uuid::Uuid::from_u128(7));
+        let asked = pairs(&[("tag", "k:v&x=ü"), ("after", "old"), ("limit", "2")]);
+        assert_eq!(
+            next_page(&asked, id),
+            format!("/v1/invocations?tag=k:v%26x%3D%C3%BC&limit=2&after={id}")
+        );
+    }
+
+    #[test]
+    fn contradicting_forms_of_input_and_broken_base64_are_refused() {
+        let read = |json: &str| serde_json::from_str::<wire::InvokeRequest>(json).unwrap();
+        for bad in [
+            r#"{"input": 1, "input_base64": ""}"#,
+            r#"{"stdin": "", "stdin_base64": ""}"#,
+            r#"{"input_base64": "?"}"#,
+            r#"{"tags": {"": "x"}}"#,
+        ] {
+            let problem = request(read(bad)).expect_err(bad);
+            assert_eq!(problem.code(), Code::InvalidBody);
+        }
+        let request = request(read(r#"{"input": [1, 2], "priority": -7}"#)).unwrap();
+        assert_eq!(request.payload.input.unwrap().bytes, b"[1, 2]");
+        assert_eq!(request.priority, -7);
+    }
+}

@@ -1,0 +1,240 @@
+//! The public HTTP API: router, extractors, and the one translation of errors. Handlers are thin: they turn a request
+//! into a call of `app` and its answer into wire types. No rules here, and no SQL.
+
+mod extract;
+mod health;
+mod invocation;
+mod layers;
+pub mod problem;
+mod shape;
+mod task;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderMap, HeaderValue};
+use axum::routing::get;
+use axum::{Router, middleware};
+use tokio::sync::Semaphore;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::request_id::{PropagateRequestIdLayer, SetRequestIdLayer};
+use tower_http::trace::TraceLayer;
+use utoipa::OpenApi;
+use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::app::App;
+
+/// Requests in progress at once, waiting ones included. Beyond it: overloaded.
+const MAX_REQUESTS: usize = 20_000;
+/// Bytes of JSON bodies in memory at once.
+const BODY_MEMORY: u64 = 512 << 20;
+/// Items of a page: default and most.
+const PAGE: (u16, u16) = (50, 200);
+/// Longest upload plus inspection, besides the wait that was asked for.
+const UPLOAD_TIME: Duration = Duration::from_secs(960);
+
+/// What handlers share.
+#[derive(Debug, Clone)]
+struct Api {
+    app: App,
+    bodies: Arc<Semaphore>,
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Sandbar",
+        description = "A fair, metered, multi-tenant, durable host for WebAssembly background tasks. \
+                       Every error answer is application/problem+json; its `type` leads to a page about it.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0"),
+    ),
+    modifiers(&Security),
+    security(("api-key" = []), ("bearer" = [])),
+    tags(
+        (name = "tasks", description = "Named definitions and their versions"),
+        (name = "invocations", description = "Running tasks, and what became of it"),
+        (name = "health", description = "For load balancers and supervisors"),
+    ),
+)]
+struct Document;
+
+struct Security;
+
+impl utoipa::Modify for Security {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let components = document.components.get_or_insert_default();
+        components.add_security_scheme(
+            "api-key",
+            SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::new("x-api-key"))),
+        );
+        components.add_security_scheme(
+            "bearer",
+            SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build()),
+        );
+    }
+}
+
+/// The router, ready to be served.
+pub fn router(app: App) -> Router {
+    let settings = app.settings();
+    let quick = settings.request_timeout;
+    let waiting = quick.saturating_add(settings.max_wait);
+    let uploading = UPLOAD_TIME.saturating_add(settings.max_wait);
+    let permits = usize::try_from(BODY_MEMORY / extract::PERMIT_BYTES).unwrap_or(usize::MAX);
+    let api = Api {
+        app,
+        bodies: Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS))),
+    };
+    let (router, document) = documented(quick, waiting, uploading).split_for_parts();
+    // Rendered once: it never changes.
+    let document: bytes::Bytes = serde_json::to_vec(&document).unwrap_or_default().into();
+    let requests = Arc::new(Semaphore::new(MAX_REQUESTS));
+    router
+        .route(
+            "/openapi.json",
+            get(move || async move { ([(CONTENT_TYPE, "application/json")], document) }),
+        )
+        .route("/errors/{code}", get(health::error_page))
+        .fallback(problem::route_not_found)
+        .method_not_allowed_fallback(problem::method_not_allowed)
+        .layer(CatchPanicLayer::custom(problem::panicked))
+        .layer(middleware::from_fn(move |request, next| {
+            layers::bounded(Arc::clone(&requests), request, next)
+        }))
+        .layer(PropagateRequestIdLayer::x_request_id())
+        .layer(
+            TraceLayer::new_for_http()
+                .make_span_with(layers::span)
+                .on_request(())
+                .on_response(layers::log_response)
+                .on_failure(()),
+        )
+        .layer(SetRequestIdLayer::x_request_id(layers::RequestIds))
+        .layer(middleware::map_request(layers::own_request_id))
+        .with_state(api)
+}
+
+fn documented(quick: Duration, waiting: Duration, uploading: Duration) -> OpenApiRouter<Api> {
+    let within = |limit: Duration| {
+        middleware::from_fn(move |request, next| layers::within(limit, request, next))
+    };
+    OpenApiRouter::with_openapi(Document::openapi())
+        .merge(
+            OpenApiRouter::new()
+                .routes(routes!(task::list))
+                .routes(routes!(task::get))
+                .routes(routes!(task::versions))
+                .routes(routes!(task::version_get))
+                .routes(routes!(invocation::list))
+                .routes(routes!(invocation::get))
+                .routes(routes!(invocation::result))
+                .routes(routes!(invocation::logs))
+                .routes(routes!(invocation::cancel))
+                .routes(routes!(health::live))
+                .routes(routes!(health::ready))
+                .route_layer(within(quick)),
+        )
+        .merge(
+            OpenApiRouter::new()
+                .routes(routes!(invocation::invoke))
+                .route_layer(within(waiting)),
+        )
+        .merge(
+            OpenApiRouter::new()
+                .routes(routes!(task::upload))
+                .route_layer(within(uploading)),
+        )
+}
+
+/// Say which wait was granted.
+fn preference_applied(headers: &mut HeaderMap, wait: Duration) {
+    if let Ok(value) = HeaderValue::from_str(&format!("wait={}", wait.as_secs())) {
+        headers.insert("preference-applied", value);
+    }
+}
+
+/// `limit` of a list.
+fn limit(text: &str) -> Result<u16, problem::Problem> {
+    text.parse()
+        .ok()
+        .filter(|n| (1..=PAGE.1).contains(n))
+        .ok_or_else(|| {
+            problem::Problem::new(
+                problem::Code::InvalidQuery,
+                format!("`limit` must be from 1 to {}", PAGE.1),
+            )
+        })
+}
+
+fn unknown_parameter(name: &str, known: &str) -> problem::Problem {
+    let name: String = name.chars().take(64).collect();
+    problem::Problem::new(
+        problem::Code::InvalidQuery,
+        format!("unknown parameter `{name}`; known are {known}"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+    use serde_json::Value;
+
+    fn document() -> Value {
+        let second = Duration::from_secs(1);
+        let (_, document) = documented(second, second, second).split_for_parts();
+        serde_json::to_value(document).unwrap()
+    }
+
+    #[test]
+    fn the_document_has_every_route_with_its_method() {
+        let document = document();
+        let mut routes: Vec<String> = Vec::new();
+        for (path, item) in document["paths"].as_object().unwrap() {
+            for method in item.as_object().unwrap().keys() {
+                routes.push(format!("{method} {path}"));
+            }
+        }
+        routes.sort();
+        insta::assert_json_snapshot!(routes, @"");
+    }
+
+    #[test]
+    fn every_reference_of_the_document_leads_somewhere() {
+        fn walk<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
+            match value {
+                Value::Object(map) => {
+                    if let Some(Value::String(reference)) = map.get("$ref") {
+                        found.push(reference);
+                    }
+                    map.values().for_each(|v| walk(v, found));
+                }
+                Value::Array(items) => items.iter().for_each(|v| walk(v, found)),
+                _ => {}
+            }
+        }
+        let document = document();
+        let mut references = Vec::new();
+        walk(&document, &mut references);
+        assert!(references.len() > 10);
+        for reference in references {
+            let pointer = reference.strip_prefix('#').unwrap();
+            assert!(document.pointer(pointer).is_some(), "{reference}");
+        }
+    }
+
+    #[test]
+    fn every_operation_documents_its_problems() {
+        let document = document();
+        for (path, item) in document["paths"].as_object().unwrap() {
+            for (method, operation) in item.as_object().unwrap() {
+                let responses = operation["responses"].as_object().unwrap();
+                let needed = if path.starts_with("/v1/") { "401" } else { "200" };
+                assert!(responses.contains_key(needed), "{method} {path}");
+            }
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! The one place where errors become HTTP. Every kind of problem is a variant of [`Code`] with a status, a title and a
+//! page in `docs/errors/`; the page is part of the binary, so a kind without one does not compile.
+
+use std::fmt;
+
+use axum::http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use sandbar_host::inspect::{Rejection, RejectionCode};
+
+use crate::app::{Error, FieldError};
+use crate::wire::problem as wire;
+
+macro_rules! codes {
+    ($($variant:ident $code:literal $status:literal $title:literal;)+) => {
+        /// Every kind of problem.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[allow(missing_docs)] // each has a page of its own
+        pub enum Code { $($variant),+ }
+
+        impl Code {
+            /// Every kind.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The word for programs, and the name of the page.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $code),+ }
+            }
+
+            /// The HTTP status.
+            #[must_use]
+            pub fn status(self) -> StatusCode {
+                let status = match self { $(Self::$variant => $status),+ };
+                StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+            }
+
+            /// The kind in words.
+            #[must_use]
+            pub fn title(self) -> &'static str {
+                match self { $(Self::$variant => $title),+ }
+            }
+
+            /// The page: cause and remedy, in Markdown.
+            #[must_use]
+            pub fn page(self) -> &'static str {
+                match self { $(Self::$variant => include_str!(concat!("../../docs/errors/", $code, ".md"))),+ }
+            }
+        }
+    };
+}
+
+codes! {
+    MalformedJson "malformed-json" 400 "The request body is not JSON";
+    BrokenBody "broken-body" 400 "The request body broke off";
+    InvalidQuery "invalid-query" 400 "The query string is not understood";
+    InvalidIdempotencyKey "invalid-idempotency-key" 400 "The Idempotency-Key header is not usable";
+    Unauthenticated "unauthenticated" 401 "No valid API key";
+    RouteNotFound "route-not-found" 404 "There is nothing at this address";
+    TaskNotFound "task-not-found" 404 "No such task";
+    VersionNotFound "version-not-found" 404 "No such version";
+    InvocationNotFound "invocation-not-found" 404 "No such invocation";
+    NoOutput "no-output" 404 "The invocation left no output";
+    MethodNotAllowed "method-not-allowed" 405 "This method is not allowed here";
+    RequestTooSlow "request-too-slow" 408 "The request came too slowly";
+    NotFinished "not-finished" 409 "The invocation has not ended";
+    AlreadyFinished "already-finished" 409 "The invocation has already ended";
+    VersionNotReady "version-not-ready" 409 "The version is still being compiled";
+    VersionRejected "version-rejected" 409 "The version was rejected";
+    BodyTooLarge "body-too-large" 413 "The request body is too large";
+    InputTooLarge "input-too-large" 413 "The input is too large";
+    ModuleTooLarge "module-too-large" 413 "The module is too large";
+    UnsupportedMediaType "unsupported-media-type" 415 "The request body has the wrong media type";
+    InvalidBody "invalid-body" 422 "The request body has invalid values";
+    InvalidTaskName "invalid-task-name" 422 "This cannot be the name of a task";
+    WrongInputKind "wrong-input-kind" 422 "The input does not fit the kind of module";
+    InputMismatch "input-mismatch" 422 "The input does not match the task's schema";
+    IdempotencyKeyReused "idempotency-key-reused" 422 "The Idempotency-Key belongs to another request";
+    ModuleNotWasm "module-not-wasm" 422 "The upload is not WebAssembly";
+    ModuleTextFormat "module-text-format" 422 "The upload is WebAssembly text";
+    ModuleTruncated "module-truncated" 422 "The module ends too early";
+    ModuleInvalid "module-invalid" 422 "The module is not valid WebAssembly";
+    ModuleUnknownImport "module-unknown-import" 422 "The module imports what is not there";
+    ModuleNoUsableExport "module-no-usable-export" 422 "The module exports nothing that can be run";
+    ModuleWrongSignature "module-wrong-signature" 422 "An import or export has the wrong type";
+    ModuleOverLimit "module-over-limit" 422 "The module exceeds a limit";
+    ModuleBadManifest "module-bad-manifest" 422 "The module's self-description is not usable";
+    ModuleDoesNotCompile "module-does-not-compile" 422 "The module does not compile";
+    ModuleCompileTimeout "module-compile-timeout" 422 "The module takes too long to compile";
+    ModuleCompileMemory "module-compile-memory" 422 "The module takes too much memory to compile";
+    Internal "internal" 500 "An internal error";
+    Overloaded "overloaded" 503 "The server is overloaded";
+    DatabaseUnavailable "database-unavailable" 503 "The database is not available";
+    Timeout "timeout" 503 "The request took too long";
+}
+
+/// An error answer.
+#[derive(Debug)]
+pub struct Problem {
+    code: Code,
+    detail: String,
+    errors: Vec<FieldError>,
+    rejection: Option<Rejection>,
+    /// Seconds.
+    retry_after: Option<u32>,
+}
+
+impl Problem {
+    /// A problem of this kind; `detail` says what is particular about it.
+    pub fn new(code: Code, detail: impl fmt::Display) -> Self {
+        Self {
+            code,
+            detail: detail.to_string(),
+            errors: Vec::new(),
+            rejection: None,
+            retry_after: match code {
+                Code::VersionNotReady | Code::Overloaded | Code::DatabaseUnavailable => Some(1),
+                _ => None,
+            },
+        }
+    }
+
+    /// Its kind.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        self.code
+    }
+
+    /// With the places in the request body that are wrong.
+    #[must_use]
+    pub fn with_errors(mut self, errors: Vec<FieldError>) -> Self {
+        self.errors = errors;
+        self
+    }
+
+    fn with_rejection(mut self, rejection: Rejection) -> Self {
+        self.rejection = Some(rejection);
+        self
+    }
+
+    fn body(self) -> wire::Problem {
+        wire::Problem {
+            kind: format!("/errors/{}", self.code.as_str()),
+            title: self.code.title().to_owned(),
+            status: self.code.status().as_u16(),
+            code: self.code.as_str().to_owned(),
+            detail: self.detail,
+            errors: self
+                .errors
+                .into_iter()
+                .map(|e| wire::FieldProblem {
+                    pointer: e.pointer,
+                    detail: e.detail,
+                })
+                .collect(),
+            rejection: self.rejection.as_ref().map(rejection),
+        }
+    }
+}
+
+/// A rejection on the wire.
+pub(super) fn rejection(rejection: &Rejection) -> wire::Rejection {
+    wire::Rejection {
+        code: rejection.code.as_str().to_owned(),
+        detail: rejection.detail.clone(),
+    }
+}
+
+fn module_code(code: RejectionCode) -> Code {
+    match code {
+        RejectionCode::NotWasm => Code::ModuleNotWasm,
+        RejectionCode::TextFormat => Code::ModuleTextFormat,
+        RejectionCode::Truncated => Code::ModuleTruncated,
+        RejectionCode::Invalid => Code::ModuleInvalid,
+        RejectionCode::UnknownImport => Code::ModuleUnknownImport,
+        RejectionCode::NoUsableExport => Code::ModuleNoUsableExport,
+        RejectionCode::WrongSignature => Code::ModuleWrongSignature,
+        RejectionCode::OverLimit => Code::ModuleOverLimit,
+        RejectionCode::BadManifest => Code::ModuleBadManifest,
+        RejectionCode::DoesNotCompile => Code::ModuleDoesNotCompile,
+        RejectionCode::CompileTimeout => Code::ModuleCompileTimeout,
+        RejectionCode::CompileMemory => Code::ModuleCompileMemory,
+    }
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        let text = error.to_string();
+        let plain = |code| Self::new(code, &text);
+        match error {
+            Error::TaskNotFound(_) => plain(Code::TaskNotFound),
+            Error::VersionNotFound { .. } => plain(Code::VersionNotFound),
+            Error::VersionNotReady { .. } => plain(Code::VersionNotReady),
+            Error::VersionRejected { rejection, .. } => {
+                plain(Code::VersionRejected).with_rejection(rejection)
+            }
+            Error::ModuleRejected(rejection) => {
+                plain(module_code(rejection.code)).with_rejection(rejection)
+            }
+            Error::ModuleTooLarge { .. } => plain(Code::ModuleTooLarge),
+            Error::UploadStalled { .. } => plain(Code::RequestTooSlow),
+            Error::UploadBroken(_) => plain(Code::BrokenBody),
+            Error::InvocationNotFound(_) => plain(Code::InvocationNotFound),
+            Error::NotFinished(_) => plain(Code::NotFinished),
+            Error::NoOutput(_) => plain(Code::NoOutput),
+            Error::AlreadyFinished(_) => plain(Code::AlreadyFinished),
+            Error::WrongInputKind { errors, .. } => {
+                plain(Code::WrongInputKind).with_errors(errors)
+            }
+            Error::InputMismatch(errors) => plain(Code::InputMismatch).with_errors(errors),
+            Error::InvalidFields(errors) => plain(Code::InvalidBody).with_errors(errors),
+            Error::InputTooLarge { .. } => plain(Code::InputTooLarge),
+            Error::IdempotencyKeyReused => plain(Code::IdempotencyKeyReused),
+            Error::Overloaded(_) => plain(Code::Overloaded),
+            // The causes are for the log: they name hosts, statements and constraints.
+            Error::Unavailable(cause) => {
+                tracing::warn!(error = format!("{cause:#}"), "the database is not available");
+                plain(Code::DatabaseUnavailable)
+            }
+            Error::Internal(cause) => {
+                tracing::error!(error = format!("{cause:#}"), "internal error");
+                plain(Code::Internal)
+            }
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let (code, retry_after) = (self.code, self.retry_after);
+        // Strings and numbers: this cannot fail, and an empty body would still have its status.
+        let body = serde_json::to_vec(&self.body()).unwrap_or_default();
+        let mut headers = HeaderMap::new();
+        headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
+        if let Some(seconds) = retry_after {
+            headers.insert(RETRY_AFTER, seconds.into());
+        }
+        if code == Code::Unauthenticated {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        (code.status(), headers, body).into_response()
+    }
+}
+
+/// Answer of a route that knows the address but not the method. Axum adds what is allowed.
+pub(super) async fn method_not_allowed() -> Response {
+    let mut response = Problem::new(
+        Code::MethodNotAllowed,
+        "the header Allow lists the methods of this address",
+    )
+    .into_response();
+    response.headers_mut().remove(ALLOW);
+    response
+}
+
+/// Answer to an address that leads nowhere.
+pub(super) async fn route_not_found() -> Problem {
+    Problem::new(
+        Code::RouteNotFound,
+        "no resource has this address; /openapi.json lists those there are",
+    )
+}
+
+/// Answer after a panic, which has been logged by the panic hook.
+pub(super) fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
+    Problem::new(Code::Internal, "an internal error").into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    #[test]
+    fn every_code_has_a_page_that_names_it_with_cause_and_remedy_and_no_page_is_left_over() {
+        let mut codes = BTreeSet::new();
+        for code in Code::ALL {
+            assert!(codes.insert(format!("{}.md", code.as_str())), "{code:?} twice");
+            let page = code.page();
+            assert!(
+                page.starts_with(&format!("# {}\n", code.as_str())),
+                "{code:?}"
+            );
+            assert!(page.contains(&format!("HTTP {}", code.status().as_u16())), "{code:?}");
+            for section in ["## Cause", "## Remedy"] {
+                assert!(page.contains(section), "{code:?} lacks {section}");
+            }
+        }
+        let pages = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/errors");
+        for page in std::fs::read_dir(pages).unwrap() {
+            let name = page.unwrap().file_name().into_string().unwrap();
+            assert!(
+                name == "README.md" || codes.contains(&name),
+                "{name} belongs to no code"
+            );
+        }
+    }
+
+    #[test]
+    fn a_cause_for_operators_stays_out_of_the_answer() {
+        let error = Error::Internal(anyhow::anyhow!("relation secret_table"));
+        let body = serde_json::to_string(&Problem::from(error).body()).unwrap();
+        assert!(!body.contains("secret_table"), "{body}");
+    }
+
+    #[test]
+    fn shape_of_a_problem() {
+        let error = Error::InputMismatch(vec![FieldError::new("/input/n", "\"x\" is not of type \"integer\"")]);
+        insta::assert_json_snapshot!(Problem::from(error).body(), @"");
+        let error = Error::ModuleRejected(Rejection {
+            code: RejectionCode::UnknownImport,
+            detail: "unknown import `env.abort`".to_owned(),
+        });
+        insta::assert_json_snapshot!(Problem::from(error).body(), @"");
+    }
+}

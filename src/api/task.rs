@@ -1,0 +1,239 @@
+//! `/v1/tasks` and their versions.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::header::LOCATION;
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+
+use crate::api::extract::{
+    Caller, NewTaskPath, Pairs, PreferWait, TaskPath, VersionPath, content_length, media_type,
+};
+use crate::api::problem::{Code, Problem, rejection};
+use crate::api::{Api, PAGE, limit, unknown_parameter};
+use crate::domain::names::TaskName;
+use crate::store::task::{TaskRow, VersionRow, VersionState};
+use crate::wire::Page;
+use crate::wire::problem as problem_wire;
+use crate::wire::task as wire;
+
+fn task(row: &TaskRow) -> wire::Task {
+    let this = format!("/v1/tasks/{}", row.name);
+    wire::Task {
+        name: row.name.clone(),
+        description: row.description.clone(),
+        current_version: row.current_version,
+        created_at: row.created_at,
+        updated_at: row.updated_at,
+        links: wire::TaskLinks {
+            versions: format!("{this}/versions"),
+            invocations: format!("{this}/invocations"),
+            this,
+        },
+    }
+}
+
+fn version(task: &TaskName, row: &VersionRow) -> wire::Version {
+    wire::Version {
+        task: task.as_str().to_owned(),
+        version: row.number,
+        state: match &row.state {
+            VersionState::Compiling => wire::VersionState::Compiling,
+            VersionState::Ready => wire::VersionState::Ready,
+            VersionState::Rejected(_) => wire::VersionState::Rejected,
+        },
+        rejection: match &row.state {
+            VersionState::Rejected(why) => Some(rejection(why)),
+            VersionState::Compiling | VersionState::Ready => None,
+        },
+        kind: row.kind.as_str().to_owned(),
+        sha256: row.hash.to_string(),
+        size_bytes: row.size_bytes,
+        manifest: row
+            .manifest
+            .as_ref()
+            .and_then(|m| serde_json::to_value(m).ok()),
+        created_at: row.created_at,
+        links: wire::VersionLinks {
+            this: format!("/v1/tasks/{task}/versions/{}", row.number),
+            task: format!("/v1/tasks/{task}"),
+        },
+    }
+}
+
+/// List tasks in the order of their names.
+#[utoipa::path(
+    get, path = "/v1/tasks", tag = "tasks",
+    params(
+        ("after" = Option<String>, Query, description = "Names after this one"),
+        ("limit" = Option<u16>, Query, description = "Items of the page, 1 to 200; default 50"),
+    ),
+    responses(
+        (status = 200, description = "A page of tasks", body = Page<wire::Task>),
+        (status = 400, description = "invalid-query", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 401, description = "unauthenticated", body = problem_wire::Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn list(
+    State(api): State<Api>,
+    Caller(tenant): Caller,
+    Pairs(pairs): Pairs,
+) -> Result<Json<Page<wire::Task>>, Problem> {
+    let mut after = None;
+    let mut size = PAGE.0;
+    for (key, value) in pairs {
+        match key.as_str() {
+            "after" => {
+                after = Some(
+                    TaskName::try_from(value).map_err(|e| Problem::new(Code::InvalidQuery, e))?,
+                );
+            }
+            "limit" => size = limit(&value)?,
+            other => return Err(unknown_parameter(other, "after and limit")),
+        }
+    }
+    let (rows, more) = api.app.tasks(tenant, after.as_ref(), size).await?;
+    let last = rows.last().filter(|_| more);
+    Ok(Json(Page {
+        next: last.map(|row| format!("/v1/tasks?after={}&limit={size}", row.name)),
+        items: rows.iter().map(task).collect(),
+    }))
+}
+
+/// One task.
+#[utoipa::path(
+    get, path = "/v1/tasks/{task}", tag = "tasks",
+    params(("task" = String, Path, description = "Its name")),
+    responses(
+        (status = 200, description = "The task", body = wire::Task),
+        (status = 401, description = "unauthenticated", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 404, description = "task-not-found", body = problem_wire::Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn get(
+    State(api): State<Api>,
+    Caller(tenant): Caller,
+    TaskPath(name): TaskPath,
+) -> Result<Json<wire::Task>, Problem> {
+    Ok(Json(task(&api.app.task(tenant, &name).await?)))
+}
+
+/// List the versions of a task, newest first.
+#[utoipa::path(
+    get, path = "/v1/tasks/{task}/versions", tag = "tasks",
+    params(
+        ("task" = String, Path, description = "Its name"),
+        ("before" = Option<i32>, Query, description = "Numbers below this one"),
+        ("limit" = Option<u16>, Query, description = "Items of the page, 1 to 200; default 50"),
+    ),
+    responses(
+        (status = 200, description = "A page of versions", body = Page<wire::Version>),
+        (status = 400, description = "invalid-query", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 401, description = "unauthenticated", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 404, description = "task-not-found", body = problem_wire::Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn versions(
+    State(api): State<Api>,
+    Caller(tenant): Caller,
+    TaskPath(name): TaskPath,
+    Pairs(pairs): Pairs,
+) -> Result<Json<Page<wire::Version>>, Problem> {
+    let mut before = None;
+    let mut size = PAGE.0;
+    for (key, value) in pairs {
+        match key.as_str() {
+            "before" => {
+                let number = value.parse().map_err(|_| {
+                    Problem::new(Code::InvalidQuery, "`before` must be the number of a version")
+                })?;
+                before = Some(number);
+            }
+            "limit" => size = limit(&value)?,
+            other => return Err(unknown_parameter(other, "before and limit")),
+        }
+    }
+    let (rows, more) = api.app.versions(tenant, &name, before, size).await?;
+    let last = rows.last().filter(|_| more);
+    Ok(Json(Page {
+        next: last.map(|row| {
+            format!("/v1/tasks/{name}/versions?before={}&limit={size}", row.number)
+        }),
+        items: rows.iter().map(|row| version(&name, row)).collect(),
+    }))
+}
+
+/// One version.
+#[utoipa::path(
+    get, path = "/v1/tasks/{task}/versions/{version}", tag = "tasks",
+    params(
+        ("task" = String, Path, description = "Name of the task"),
+        ("version" = i32, Path, description = "Number of the version"),
+    ),
+    responses(
+        (status = 200, description = "The version", body = wire::Version),
+        (status = 401, description = "unauthenticated", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 404, description = "task-not-found, version-not-found", body = problem_wire::Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn version_get(
+    State(api): State<Api>,
+    Caller(tenant): Caller,
+    VersionPath(name, number): VersionPath,
+) -> Result<Json<wire::Version>, Problem> {
+    let row = api.app.version(tenant, &name, number).await?;
+    Ok(Json(version(&name, &row)))
+}
+
+/// Upload a module as a version of a task, which the first upload makes. The same bytes give the version they already
+/// have. Compilation goes on in the background; `Prefer: wait=N` waits for it.
+#[utoipa::path(
+    post, path = "/v1/tasks/{task}/versions", tag = "tasks",
+    params(
+        ("task" = String, Path, description = "Its name: 1 to 63 of a-z, 0-9, - and _, beginning with a letter or a digit"),
+        ("Prefer" = Option<String>, Header, description = "wait=N: answer when the version is ready or rejected, or after N seconds"),
+    ),
+    request_body(content = Vec<u8>, content_type = "application/wasm", description = "The module: a component of the world sandbar:task, or a WASI command"),
+    responses(
+        (status = 200, description = "These bytes are a version already", body = wire::Version),
+        (status = 201, description = "A new version", body = wire::Version, headers(("Location" = String, description = "The version"))),
+        (status = 400, description = "broken-body", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 401, description = "unauthenticated", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 408, description = "request-too-slow", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 413, description = "module-too-large", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 415, description = "unsupported-media-type", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 422, description = "invalid-task-name, module-…: the module cannot run here; `rejection` says why", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 503, description = "overloaded, database-unavailable, timeout", body = problem_wire::Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn upload(
+    State(api): State<Api>,
+    Caller(tenant): Caller,
+    NewTaskPath(name): NewTaskPath,
+    prefer: PreferWait,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    media_type(&headers, &["application/wasm"])?;
+    let wait = prefer.up_to(api.app.settings().max_wait);
+    let declared = content_length(&headers);
+    let uploaded = api
+        .app
+        .upload(tenant, &name, declared, body.into_data_stream(), wait)
+        .await?;
+    let body = version(&name, &uploaded.version);
+    let mut headers = HeaderMap::new();
+    if let Ok(location) = HeaderValue::from_str(&body.links.this) {
+        headers.insert(LOCATION, location);
+    }
+    if let Some(wait) = wait {
+        super::preference_applied(&mut headers, wait);
+    }
+    let status = if uploaded.created {
+        StatusCode::CREATED
+    } else {
+        StatusCode::OK
+    };
+    Ok((status, headers, Json(body)).into_response())
+}

@@ -1,0 +1,105 @@
+//! Reading and cancelling invocations.
+
+use crate::app::task::page;
+use crate::app::{App, Error, Result};
+use crate::domain::ids::{InvocationId, TenantId};
+use crate::store::invocation::{Filter, Invocation, LogChunk, Output, ResultRow, Summary};
+use crate::store::queue::Cancelled;
+
+/// Stored bytes of log in one answer; a piece that begins within goes whole.
+const LOG_PAGE_BYTES: i64 = 4 << 20;
+
+impl App {
+    /// One invocation with its attempts, and its output if that has at most `inline_bytes`.
+    ///
+    /// # Errors
+    /// It is not this tenant's.
+    pub async fn invocation(
+        &self,
+        tenant: TenantId,
+        id: InvocationId,
+        inline_bytes: i32,
+    ) -> Result<Invocation> {
+        self.tenant(tenant)
+            .await?
+            .invocation_get(id, inline_bytes)
+            .await?
+            .ok_or(Error::InvocationNotFound(id))
+    }
+
+    /// Invocations that pass the filter, newest first; and whether there are more.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn invocations(
+        &self,
+        tenant: TenantId,
+        filter: &Filter,
+        limit: u16,
+    ) -> Result<(Vec<Summary>, bool)> {
+        let rows = self
+            .tenant(tenant)
+            .await?
+            .invocation_list(filter, i64::from(limit) + 1)
+            .await?;
+        Ok(page(rows, limit))
+    }
+
+    /// What an invocation left.
+    ///
+    /// # Errors
+    /// It is not this tenant's, has not ended, or left nothing.
+    pub async fn result(&self, tenant: TenantId, id: InvocationId) -> Result<Output> {
+        let mut connection = self.tenant(tenant).await?;
+        match connection.invocation_result(id).await? {
+            None => Err(Error::InvocationNotFound(id)),
+            Some(ResultRow::Output(output)) => Ok(output),
+            Some(ResultRow::Nothing(state)) => Err(Error::NoOutput(state)),
+            Some(ResultRow::Unfinished) => {
+                let now = connection.invocation_get(id, 0).await?;
+                let now = now.ok_or(Error::InvocationNotFound(id))?;
+                Err(Error::NotFinished(now.summary.state))
+            }
+        }
+    }
+
+    /// Pieces of an invocation's log after the piece `after` (attempt, chunk), and whether there are more.
+    ///
+    /// # Errors
+    /// It is not this tenant's.
+    pub async fn logs(
+        &self,
+        tenant: TenantId,
+        id: InvocationId,
+        attempt: Option<i16>,
+        after: Option<(i16, i32)>,
+    ) -> Result<(Vec<LogChunk>, bool)> {
+        self.tenant(tenant)
+            .await?
+            .invocation_logs(id, attempt, after, LOG_PAGE_BYTES)
+            .await?
+            .ok_or(Error::InvocationNotFound(id))
+    }
+
+    /// Ask for the end of an invocation. True: it has ended; false: it runs, and its worker has been told.
+    ///
+    /// # Errors
+    /// It is not this tenant's, or has ended.
+    pub async fn cancel(&self, tenant: TenantId, id: InvocationId) -> Result<(Invocation, bool)> {
+        let mut connection = self.tenant(tenant).await?;
+        let met = connection.invocation_cancel(id).await?;
+        match met {
+            Cancelled::Now => self.inner.signals.done(&[id]),
+            Cancelled::Soon => self.inner.signals.cancelled(id),
+            Cancelled::TooLate | Cancelled::Unknown => {}
+        }
+        let found = connection.invocation_get(id, 0).await?;
+        let found = found.ok_or(Error::InvocationNotFound(id))?;
+        match met {
+            Cancelled::Unknown => Err(Error::InvocationNotFound(id)),
+            Cancelled::TooLate => Err(Error::AlreadyFinished(found.summary.state)),
+            Cancelled::Now => Ok((found, true)),
+            Cancelled::Soon => Ok((found, false)),
+        }
+    }
+}

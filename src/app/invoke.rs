@@ -1,0 +1,530 @@
+//! From a request to a durable invocation, and waiting for its end. Everything is resolved and checked here, once:
+//! version, input, limits, retry; what is queued runs as it was accepted, whatever changes later.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use sandbar_host::ModuleKind;
+use sandbar_host::limits::PartialLimits;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use tokio::time::{Instant, timeout_at};
+
+use crate::app::catalog::Target;
+use crate::app::policy::{self, PartialRetry};
+use crate::app::signals::Waiter;
+use crate::app::{App, Error, FieldError, Result};
+use crate::domain::ids::{InvocationId, TenantId};
+use crate::domain::invocation::State;
+use crate::domain::names::{IdempotencyKey, Tags, TaskName};
+use crate::domain::retry::RetryPolicy;
+use crate::store::invocation::{InputKind, Invocation, Spec, Summary};
+use crate::store::queue::{Enqueued, NewInvocation};
+
+/// Outputs up to this size come with the invocation when somebody waited for it.
+pub const INLINE_BYTES: i32 = 64 << 10;
+/// How far ahead an invocation may be asked for, and its expiry.
+const MAX_AHEAD: TimeDelta = TimeDelta::days(366);
+/// Arguments of a command.
+const MAX_ARGS: usize = 1_024;
+/// Variables of a command.
+const MAX_ENV: usize = 256;
+
+/// A request to run a task.
+#[derive(Debug, Default)]
+pub struct Request {
+    /// Which version; `None`: the current one.
+    pub version: Option<i32>,
+    /// What to run it on.
+    pub payload: Payload,
+    /// −100 to 100.
+    pub priority: i16,
+    /// Not before this time.
+    pub run_at: Option<DateTime<Utc>>,
+    /// Not before so many milliseconds from now. Not together with `run_at`.
+    pub delay_ms: Option<u64>,
+    /// Not to be started after.
+    pub expires_at: Option<DateTime<Utc>>,
+    /// Labels.
+    pub tags: Tags,
+    /// Limits in place of the task's.
+    pub limits: PartialLimits,
+    /// Retries in place of the task's.
+    pub retry: PartialRetry,
+    /// The client's key for this request, and the fingerprint of the request.
+    pub idempotency: Option<(IdempotencyKey, [u8; 32])>,
+}
+
+/// Input in the words of the request: which of them are allowed depends on the module.
+#[derive(Debug, Default)]
+pub struct Payload {
+    /// Input of a task.
+    pub input: Option<Part>,
+    /// Stdin of a command.
+    pub stdin: Option<Part>,
+    /// Arguments of a command.
+    pub args: Option<Vec<String>>,
+    /// Environment of a command.
+    pub env: Option<BTreeMap<String, String>>,
+}
+
+/// Bytes, and the field they came in.
+#[derive(Debug)]
+pub struct Part {
+    /// Pointer to the field.
+    pub pointer: &'static str,
+    /// What it says.
+    pub bytes: Vec<u8>,
+}
+
+/// An accepted invocation.
+#[derive(Debug)]
+pub struct Invoked {
+    /// As it stands, with a small output if it ended while the caller waited.
+    pub invocation: Invocation,
+    /// The same request was accepted before; this is what it made.
+    pub replayed: bool,
+}
+
+impl App {
+    /// Accept an invocation; durable on return. With `wait`, return when it has ended, or after that time.
+    ///
+    /// # Errors
+    /// No such task or version; the request does not fit it; overloaded; Postgres does not answer (then it is unknown
+    /// whether the invocation was accepted: repeat with the same idempotency key).
+    pub async fn invoke(
+        &self,
+        tenant: TenantId,
+        task: &TaskName,
+        request: Request,
+        wait: Option<Duration>,
+    ) -> Result<Invoked> {
+        let target = self.target(tenant, task, request.version).await?;
+        let row = self.prepare(tenant, &target, request).await?;
+        let accepted = as_accepted(task, &row);
+        // Registered before the row exists: an end cannot be missed.
+        let waiter = wait.map(|_| self.inner.signals.wait_for(row.id));
+        let (id, replayed) = match self.inner.flusher.enqueue(row).await? {
+            Enqueued::Accepted(id) => (id, false),
+            Enqueued::Replayed(id) => (id, true),
+            Enqueued::Conflict => return Err(Error::IdempotencyKeyReused),
+        };
+        let deadline = wait.map(|wait| Instant::now() + wait);
+        let invocation = match (deadline, waiter, replayed) {
+            (Some(deadline), Some(waiter), false) => {
+                let ended = self.ended(tenant, id, &waiter, deadline).await;
+                // It is accepted, whatever happens to the waiting.
+                ended.unwrap_or_else(|error| {
+                    tracing::warn!(%id, %error, "cannot wait for the end");
+                    accepted
+                })
+            }
+            (_, _, false) => accepted,
+            (deadline, _, true) => {
+                let waiter = self.inner.signals.wait_for(id);
+                let now = self.invocation(tenant, id, INLINE_BYTES).await?;
+                match deadline {
+                    Some(deadline) if !now.summary.state.is_terminal() => {
+                        let ended = self.ended(tenant, id, &waiter, deadline).await;
+                        ended.unwrap_or(now)
+                    }
+                    _ => now,
+                }
+            }
+        };
+        Ok(Invoked {
+            invocation,
+            replayed,
+        })
+    }
+
+    /// The invocation when it has ended, or as it is at `deadline`.
+    async fn ended(
+        &self,
+        tenant: TenantId,
+        id: InvocationId,
+        waiter: &Waiter,
+        deadline: Instant,
+    ) -> Result<Invocation> {
+        loop {
+            let nudged = timeout_at(deadline, waiter.nudge()).await;
+            let mut connection = self.tenant(tenant).await?;
+            // Without a signal it has most likely not ended: ask the cheap question first.
+            if nudged == Ok(false) && !connection.invocation_finished(id).await? {
+                continue;
+            }
+            let now = connection.invocation_get(id, INLINE_BYTES).await?;
+            let now = now.ok_or(Error::InvocationNotFound(id))?;
+            if nudged.is_err() || now.summary.state.is_terminal() {
+                return Ok(now);
+            }
+        }
+    }
+
+    async fn prepare(
+        &self,
+        tenant: TenantId,
+        target: &Target,
+        request: Request,
+    ) -> Result<NewInvocation> {
+        let settings = &self.inner.settings;
+        let now = Utc::now();
+        let (run_at, expires_at) = times(&request, now)?;
+        if !(-100..=100).contains(&request.priority) {
+            return Err(invalid("/priority", "must be from -100 to 100"));
+        }
+        let one = |error: FieldError| Error::InvalidFields(vec![error]);
+        let limits = policy::limits(settings.limits, &target.limits)
+            .and_then(|limits| policy::limits(limits, &request.limits))
+            .map_err(one)?;
+        let retry = policy::retry(&RetryPolicy::default(), &target.retry)
+            .and_then(|retry| policy::retry(&retry, &request.retry))
+            .map_err(one)?;
+        let (kind, part) = fit(target.kind, request.payload, settings.max_input_bytes)?;
+        let mut input = part.bytes;
+        if let (InputKind::Task, Some(manifest)) = (&kind, &target.manifest)
+            && manifest.input_schema.is_some()
+        {
+            let schemas = &self.inner.schemas;
+            input = schemas
+                .check(target.hash, manifest, input, part.pointer)
+                .await?;
+        }
+        Ok(NewInvocation {
+            tenant,
+            id: InvocationId::generate(),
+            task: target.task,
+            version: target.number,
+            priority: request.priority,
+            input,
+            spec: Spec {
+                input: kind,
+                limits,
+                retry,
+            },
+            tags: request.tags.into(),
+            run_at,
+            expires_at,
+            idempotency: request
+                .idempotency
+                .map(|(key, fingerprint)| (key.as_str().to_owned(), fingerprint)),
+        })
+    }
+}
+
+/// What distinguishes one request from another under the same idempotency key: the task, and the body whatever the
+/// order of its keys and its white space.
+#[must_use]
+pub fn fingerprint(task: &TaskName, body: &Value) -> [u8; 32] {
+    let mut canonical = Vec::with_capacity(256);
+    write_canonical(&mut canonical, body);
+    Sha256::new()
+        .chain_update(task.as_str())
+        .chain_update([0])
+        .chain_update(canonical)
+        .finalize()
+        .into()
+}
+
+fn write_canonical(out: &mut Vec<u8>, value: &Value) {
+    match value {
+        Value::Object(map) => {
+            let mut keys: Vec<&String> = map.keys().collect();
+            keys.sort_unstable();
+            out.push(b'{');
+            for key in keys {
+                write_canonical(out, &Value::String(key.clone()));
+                out.push(b':');
+                write_canonical(out, &map[key]);
+                out.push(b',');
+            }
+            out.push(b'}');
+        }
+        Value::Array(items) => {
+            out.push(b'[');
+            for item in items {
+                write_canonical(out, item);
+                out.push(b',');
+            }
+            out.push(b']');
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {
+            out.extend_from_slice(value.to_string().as_bytes());
+        }
+    }
+}
+
+fn invalid(pointer: &str, detail: impl Into<String>) -> Error {
+    Error::InvalidFields(vec![FieldError::new(pointer, detail)])
+}
+
+/// When it may run and when it is too late.
+fn times(
+    request: &Request,
+    now: DateTime<Utc>,
+) -> Result<(Option<DateTime<Utc>>, Option<DateTime<Utc>>)> {
+    let run_at = match (request.run_at, request.delay_ms) {
+        (Some(_), Some(_)) => {
+            return Err(invalid("/delay_ms", "give `run_at` or `delay_ms`, not both"));
+        }
+        (at, None) => at,
+        (None, Some(ms)) => {
+            let delay = i64::try_from(ms).ok().and_then(TimeDelta::try_milliseconds);
+            match delay {
+                Some(delay) if delay <= MAX_AHEAD => Some(now + delay),
+                _ => return Err(invalid("/delay_ms", "must be at most 366 days")),
+            }
+        }
+    };
+    if run_at.is_some_and(|at| at > now + MAX_AHEAD) {
+        return Err(invalid("/run_at", "must be at most 366 days ahead"));
+    }
+    if let Some(expires_at) = request.expires_at {
+        if expires_at <= now {
+            return Err(invalid("/expires_at", "must be in the future"));
+        }
+        if run_at.is_some_and(|at| expires_at <= at) {
+            return Err(invalid(
+                "/expires_at",
+                "must be after the invocation may run",
+            ));
+        }
+        if expires_at > now + MAX_AHEAD + MAX_AHEAD {
+            return Err(invalid("/expires_at", "must be at most two years ahead"));
+        }
+    }
+    Ok((run_at, request.expires_at))
+}
+
+/// The payload in the form that a module of this kind takes.
+fn fit(kind: ModuleKind, payload: Payload, max_bytes: u64) -> Result<(InputKind, Part)> {
+    let Payload {
+        input,
+        stdin,
+        args,
+        env,
+    } = payload;
+    let mut unfit = Vec::new();
+    let mut refuse = |pointer: &str, what: &str| {
+        unfit.push(FieldError::new(pointer, format!("not for a {what}")));
+    };
+    let (kind, part) = match kind {
+        ModuleKind::Task => {
+            if let Some(part) = &stdin {
+                refuse(part.pointer, "task");
+            }
+            if args.is_some() {
+                refuse("/args", "task");
+            }
+            if env.is_some() {
+                refuse("/env", "task");
+            }
+            (InputKind::Task, input.unwrap_or(Part { pointer: "/input", bytes: Vec::new() }))
+        }
+        ModuleKind::CommandP1 | ModuleKind::CommandP2 => {
+            if let Some(part) = &input {
+                refuse(part.pointer, "command");
+            }
+            let args = args.unwrap_or_default();
+            let env = env.unwrap_or_default();
+            check_command(&args, &env)?;
+            (
+                InputKind::Command { args, env },
+                stdin.unwrap_or(Part { pointer: "/stdin", bytes: Vec::new() }),
+            )
+        }
+    };
+    if !unfit.is_empty() {
+        let kind = match kind {
+            InputKind::Task => ModuleKind::Task,
+            InputKind::Command { .. } => ModuleKind::CommandP1,
+        };
+        return Err(Error::WrongInputKind {
+            kind,
+            errors: unfit,
+        });
+    }
+    let words = match &kind {
+        InputKind::Task => 0,
+        InputKind::Command { args, env } => {
+            args.iter().map(String::len).sum::<usize>()
+                + env.iter().map(|(k, v)| k.len() + v.len()).sum::<usize>()
+        }
+    };
+    if (part.bytes.len() + words) as u64 > max_bytes {
+        return Err(Error::InputTooLarge { max: max_bytes });
+    }
+    Ok((kind, part))
+}
+
+fn check_command(args: &[String], env: &BTreeMap<String, String>) -> Result<()> {
+    if args.len() > MAX_ARGS {
+        return Err(invalid("/args", format!("may be at most {MAX_ARGS}")));
+    }
+    if env.len() > MAX_ENV {
+        return Err(invalid("/env", format!("may be at most {MAX_ENV}")));
+    }
+    // C strings carry them: nothing after a NUL would arrive. (Nor can jsonb hold one.)
+    for (index, arg) in args.iter().enumerate() {
+        if arg.contains('\0') {
+            return Err(invalid(
+                &format!("/args/{index}"),
+                "may not contain a NUL character",
+            ));
+        }
+    }
+    for (key, value) in env {
+        if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
+            return Err(invalid(
+                "/env",
+                "names may not be empty or contain `=`; names and values may not contain a NUL character",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The invocation as it is when its row is durable, without asking for it.
+fn as_accepted(task: &TaskName, row: &NewInvocation) -> Invocation {
+    let now = Utc::now();
+    let later = row.run_at.filter(|at| *at > now);
+    Invocation {
+        summary: Summary {
+            id: row.id,
+            task: task.as_str().to_owned(),
+            version: row.version,
+            state: if later.is_some() {
+                State::Scheduled
+            } else {
+                State::Queued
+            },
+            reason: None,
+            priority: row.priority,
+            tags: row.tags.clone(),
+            created_at: now,
+            run_at: row.run_at,
+            expires_at: row.expires_at,
+            due_at: later,
+            finished_at: None,
+        },
+        cancelling: false,
+        limits: row.spec.limits,
+        retry: row.spec.retry.clone(),
+        attempts: Vec::new(),
+        running: None,
+        output: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+    use serde_json::json;
+
+    fn pointer<T: std::fmt::Debug>(result: Result<T>) -> String {
+        match result {
+            Err(Error::InvalidFields(errors) | Error::WrongInputKind { errors, .. }) => {
+                errors[0].pointer.clone()
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_order_of_keys_and_white_space_do_not_change_a_fingerprint_but_values_and_the_task_do() {
+        let task = TaskName::try_from("a".to_owned()).unwrap();
+        let other = TaskName::try_from("b".to_owned()).unwrap();
+        let read = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+        let one = fingerprint(&task, &read(r#"{"a": 1, "b": {"c": [1, 2], "d": null}}"#));
+        let two = fingerprint(&task, &read(r#"{"b":{"d":null,"c":[1,2]},"a":1}"#));
+        assert_eq!(one, two);
+        assert_ne!(one, fingerprint(&other, &json!({"a": 1, "b": {"c": [1, 2], "d": null}})));
+        for different in [
+            json!({"a": 1, "b": {"c": [2, 1], "d": null}}),
+            json!({"a": "1", "b": {"c": [1, 2], "d": null}}),
+            json!({"a": 1, "b": {"c": [1, 2]}, "d": null}),
+        ] {
+            assert_ne!(one, fingerprint(&task, &different));
+        }
+        assert_ne!(
+            fingerprint(&task, &json!({"a": "x\",\"b\":\"y"})),
+            fingerprint(&task, &json!({"a": "x", "b": "y"}))
+        );
+    }
+
+    #[test]
+    fn run_at_excludes_delay_and_times_out_of_range_are_refused() {
+        let now = Utc::now();
+        let day = TimeDelta::days(1);
+        let times = |request: Request| times(&request, now);
+        let both = Request {
+            run_at: Some(now),
+            delay_ms: Some(1),
+            ..Request::default()
+        };
+        assert_eq!(pointer(times(both)), "/delay_ms");
+        let far = |ms| Request {
+            delay_ms: Some(ms),
+            ..Request::default()
+        };
+        assert_eq!(pointer(times(far(u64::MAX))), "/delay_ms");
+        assert_eq!(pointer(times(far(367 * 86_400_000))), "/delay_ms");
+        assert_eq!(times(far(5)).unwrap().0, Some(now + TimeDelta::milliseconds(5)));
+        let expired = |expires_at, run_at| Request {
+            expires_at: Some(expires_at),
+            run_at,
+            ..Request::default()
+        };
+        assert_eq!(pointer(times(expired(now, None))), "/expires_at");
+        assert_eq!(pointer(times(expired(now + day, Some(now + day)))), "/expires_at");
+        assert!(times(expired(now + day, Some(now - day))).is_ok());
+    }
+
+    #[test]
+    fn a_task_takes_input_and_a_command_takes_stdin_and_words() {
+        let part = |pointer| {
+            Some(Part {
+                pointer,
+                bytes: b"x".to_vec(),
+            })
+        };
+        let for_command = Payload {
+            stdin: part("/stdin_base64"),
+            args: Some(Vec::new()),
+            ..Payload::default()
+        };
+        assert_eq!(pointer(fit(ModuleKind::Task, for_command, 10)), "/stdin_base64");
+        let for_task = Payload {
+            input: part("/input"),
+            ..Payload::default()
+        };
+        assert_eq!(pointer(fit(ModuleKind::CommandP2, for_task, 10)), "/input");
+        assert!(fit(ModuleKind::Task, Payload::default(), 0).is_ok());
+        assert!(fit(ModuleKind::CommandP1, Payload::default(), 0).is_ok());
+    }
+
+    #[test]
+    fn words_that_no_program_could_receive_are_refused_and_words_count_as_input() {
+        let command = |args: &[&str], env: &[(&str, &str)], max| {
+            let own = |s: &&str| (*s).to_owned();
+            let payload = Payload {
+                args: Some(args.iter().map(own).collect()),
+                env: Some(env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()),
+                ..Payload::default()
+            };
+            fit(ModuleKind::CommandP1, payload, max)
+        };
+        assert_eq!(pointer(command(&["a", "b\0"], &[], 99)), "/args/1");
+        for bad in [("", "v"), ("a=b", "v"), ("a", "\0")] {
+            assert_eq!(pointer(command(&[], &[bad], 99)), "/env");
+        }
+        assert!(command(&["ab"], &[("c", "d")], 4).is_ok());
+        assert!(matches!(
+            command(&["ab"], &[("c", "d")], 3),
+            Err(Error::InputTooLarge { max: 3 })
+        ));
+        assert_eq!(pointer(command(&vec!["x"; 1025], &[], 9_999)), "/args");
+    }
+}

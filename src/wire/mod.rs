@@ -1,0 +1,18 @@
+//! What goes over the wire: requests, responses and the problem body. Apart from domain and store on purpose, because
+//! these shapes are promised to clients and those are not. Owns no rules: ranges are checked in `app`.
+
+pub mod invocation;
+pub mod problem;
+pub mod task;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// One page of a list.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Page<T> {
+    /// What the page shows.
+    pub items: Vec<T>,
+    /// Address of the next page; `null` on the last one.
+    pub next: Option<String>,
+}

@@ -1,0 +1,10 @@
+//! All integration tests in one binary, so that they link once and share one Postgres.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
+
+mod dev_postgres;
+mod faults;
+mod house;
+mod isolation;
+mod queue;
+mod support;
