@@ -136,7 +136,7 @@ impl Http {
             idempotency_ttl: config.server.idempotency_ttl(),
             limits: sandbar_host::limits::Limits::default(),
         };
-        let app = App::new(store.clone(), signals, settings);
+        let app = App::new(store.clone(), signals, settings).context("cannot start the application")?;
         let router = api::router(app.clone());
         let listener = TcpListener::bind(config.server.listen)
             .await

@@ -634,4 +634,4 @@ fn failed(failure: &Failure) -> Termination {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -34,12 +34,6 @@ macro_rules! ids {
                 text.parse().map(Self)
             }
         }
-
-        impl sqlx::postgres::PgHasArrayType for $name {
-            fn array_type_info() -> sqlx::postgres::PgTypeInfo {
-                <Uuid as sqlx::postgres::PgHasArrayType>::array_type_info()
-            }
-        }
     )+};
 }
 

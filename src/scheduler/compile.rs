@@ -64,7 +64,6 @@ async fn one(
         }
         Err(ArtifactError::Rejected(rejection)) => {
             info!(task = %version.task, version = version.number, %rejection, "version rejected");
-            let rejection = serde_json::json!(rejection);
             store
                 .version_rejected(version.tenant, version.task, version.number, &rejection)
                 .await?;

@@ -33,78 +33,62 @@ pub struct Settings {
 }
 
 /// Run every duty until told to stop, then let go of their leases.
-pub async fn run(
-    settings: Settings,
-    store: WorkerStore,
-    signals: Arc<Signals>,
-    stop: CancellationToken,
-) {
-    let holder = WorkerId::generate();
-    let duty = |name| Duty {
-        name,
-        holder,
-        store: store.clone(),
-        tick: settings.tick,
-        stop: stop.clone(),
-    };
-    let (promote, reap, expire, tidy) = (duty("promote"), duty("reap"), duty("expire"), duty("tidy"));
+pub async fn run(settings: Settings, store: WorkerStore, signals: Arc<Signals>, stop: CancellationToken) {
+    let duties = Duties { holder: WorkerId::generate(), settings, store, signals, stop };
     tokio::join!(
-        promote.keep(async |store| {
-            let (moved, next) = store.promote(BATCH).await?;
-            if moved > 0 {
-                signals.ready.notify_one();
-            }
-            Ok(if moved >= i64::from(BATCH) {
-                Some(Duration::ZERO)
-            } else {
-                next.map(|at| (at - chrono::Utc::now()).to_std().unwrap_or_default().max(PROMOTE_MIN))
-            })
-        }),
-        reap.keep(async |store| {
-            let reaped = store.reap(settings.dead_after, settings.max_handovers, None).await?;
-            if reaped.workers > 0 {
-                info!(?reaped, "dead workers reaped");
-                signals.ready.notify_one();
-            }
-            // A worker dies at any time; looking more often than it may be silent finds it in time.
-            Ok(Some(settings.dead_after / 6))
-        }),
-        expire.keep(async |store| {
-            let ended = store.expire(BATCH).await?;
-            signals.done(&ended);
-            Ok((ended.len() >= BATCH.unsigned_abs() as usize).then_some(Duration::ZERO))
-        }),
-        tidy.keep(async |store| {
-            let gone = store.tidy(i64::from(BATCH)).await?;
-            Ok((gone >= u64::from(BATCH.unsigned_abs())).then_some(Duration::ZERO))
-        }),
+        duties.keep(Duty::Promote),
+        duties.keep(Duty::Reap),
+        duties.keep(Duty::Expire),
+        duties.keep(Duty::Tidy),
     );
-    if let Ok(Err(error)) =
-        tokio::time::timeout(Duration::from_secs(2), store.duties_release(holder)).await
-    {
+    let release = duties.store.duties_release(duties.holder);
+    if let Ok(Err(error)) = tokio::time::timeout(Duration::from_secs(2), release).await {
         debug!(%error, "duties not released; their leases run out");
     }
 }
 
-struct Duty {
-    name: &'static str,
-    holder: WorkerId,
-    store: WorkerStore,
-    tick: Duration,
-    stop: CancellationToken,
+/// The duties that run under a lease.
+#[derive(Debug, Clone, Copy)]
+enum Duty {
+    /// What is due becomes ready.
+    Promote,
+    /// Silent workers are declared dead, and their work handed on.
+    Reap,
+    /// What waits past its expiry ends.
+    Expire,
+    /// Old idempotency keys and spent cancellations go.
+    Tidy,
 }
 
 impl Duty {
-    /// Hold the lease and work; the work may ask for an earlier next run.
-    async fn keep(&self, work: impl AsyncFn(&WorkerStore) -> Result<Option<Duration>>) {
-        // Long enough for two missed runs, short enough that a killed holder is replaced soon.
-        let ttl = self.tick * 3 + Duration::from_secs(1);
+    /// The name of its lease.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Promote => "promote",
+            Self::Reap => "reap",
+            Self::Expire => "expire",
+            Self::Tidy => "tidy",
+        }
+    }
+}
+
+struct Duties {
+    holder: WorkerId,
+    settings: Settings,
+    store: WorkerStore,
+    signals: Arc<Signals>,
+    stop: CancellationToken,
+}
+
+impl Duties {
+    /// Hold the duty's lease and do it, again and again, until told to stop.
+    async fn keep(&self, duty: Duty) {
         while !self.stop.is_cancelled() {
-            let mut wait = self.tick;
-            match self.turn(ttl, &work).await {
+            let mut wait = self.settings.tick;
+            match self.turn(duty).await {
                 Ok(Some(sooner)) => wait = wait.min(sooner),
                 Ok(None) => {}
-                Err(error) => warn!(duty = self.name, %error, "duty failed; trying again"),
+                Err(error) => warn!(duty = duty.name(), %error, "duty failed; trying again"),
             }
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
@@ -113,17 +97,51 @@ impl Duty {
         }
     }
 
-    async fn turn(
-        &self,
-        ttl: Duration,
-        work: &impl AsyncFn(&WorkerStore) -> Result<Option<Duration>>,
-    ) -> Result<Option<Duration>> {
-        if !self.store.duty_hold(self.name, self.holder, ttl).await? {
+    /// One run, if the lease is ours. May ask for an earlier next run.
+    async fn turn(&self, duty: Duty) -> Result<Option<Duration>> {
+        // Long enough for two missed runs, short enough that a killed holder is replaced soon.
+        let ttl = self.settings.tick * 3 + Duration::from_secs(1);
+        if !self.store.duty_hold(duty.name(), self.holder, ttl).await? {
             return Ok(None);
         }
-        let result = work(&self.store).await;
+        let result = self.work(duty).await;
         let error = result.as_ref().err().map(ToString::to_string);
-        self.store.duty_ran(self.name, self.holder, error.as_deref()).await?;
+        self.store.duty_ran(duty.name(), self.holder, error.as_deref()).await?;
         result
+    }
+
+    async fn work(&self, duty: Duty) -> Result<Option<Duration>> {
+        // A full batch means that there is more: go on at once.
+        let more = |full: bool| full.then_some(Duration::ZERO);
+        match duty {
+            Duty::Promote => {
+                let (moved, next) = self.store.promote(BATCH).await?;
+                if moved > 0 {
+                    self.signals.ready.notify_one();
+                }
+                let until = |at: chrono::DateTime<chrono::Utc>| {
+                    (at - chrono::Utc::now()).to_std().unwrap_or_default().max(PROMOTE_MIN)
+                };
+                Ok(more(moved >= i64::from(BATCH)).or(next.map(until)))
+            }
+            Duty::Reap => {
+                let reaped = self
+                    .store
+                    .reap(self.settings.dead_after, self.settings.max_handovers, None)
+                    .await?;
+                if reaped.workers > 0 {
+                    info!(?reaped, "dead workers reaped");
+                    self.signals.ready.notify_one();
+                }
+                // A worker dies at any time; looking more often than it may be silent finds it in time.
+                Ok(Some(self.settings.dead_after / 6))
+            }
+            Duty::Expire => {
+                let ended = self.store.expire(BATCH).await?;
+                self.signals.done(&ended);
+                Ok(more(ended.len() >= BATCH.unsigned_abs() as usize))
+            }
+            Duty::Tidy => Ok(more(self.store.tidy(i64::from(BATCH)).await? >= u64::from(BATCH.unsigned_abs()))),
+        }
     }
 }

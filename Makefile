@@ -1,0 +1,20 @@
+# What a person types. Each target explains itself in `make help`; the work is in scripts/.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test bench
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Install what is missing: a PostgreSQL server, the wasm targets, a C compiler, curl
+	@scripts/setup.sh
+
+demo: ## Build, start everything, run a real task on a real text, show what came out, stop everything
+	@scripts/demo.sh
+
+test: ## Format, lints, unit, integration and documentation tests: what CI runs
+	@scripts/test.sh
+
+bench: ## Benchmarks, optimised build; figures of a quiet machine are in docs/performance.md
+	@scripts/setup.sh
+	cargo bench --locked --workspace --benches
