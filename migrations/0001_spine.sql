@@ -333,8 +333,12 @@ END $$;
 -- Says nothing about emptiness: under READ COMMITTED with SKIP LOCKED "no rows" proves nothing, so the caller
 -- never concludes from it that a tenant has no work. Commits before any guest starts.
 -- SQLSTATE 23503 (foreign key) means: this worker, in this epoch, has been declared dead.
+-- What the worker needs to run is joined here, within the taking statement and never around the function: a caller's
+-- snapshot is older than the one taken here, would not see an invocation committed in between, and would drop what
+-- has been taken.
 CREATE FUNCTION claim(p_worker uuid, p_epoch bigint, p_lease uuid, p_tenants uuid[], p_counts int[])
-RETURNS TABLE (slot int, tenant_id uuid, invocation_id uuid, attempt smallint, spent smallint)
+RETURNS TABLE (slot int, tenant_id uuid, invocation_id uuid, attempt smallint, spent smallint,
+  weight int, task text, sha256 bytea, input bytea, spec jsonb, tags jsonb)
 LANGUAGE plpgsql SET search_path = sandbar, pg_temp AS $$
 #variable_conflict use_column
 BEGIN
@@ -360,7 +364,13 @@ BEGIN
       array_agg(n.invocation_id ORDER BY n.slot), array_agg(n.attempt ORDER BY n.slot), array_agg(n.spent ORDER BY n.slot)
     FROM numbered n HAVING count(*) > 0
   )
-  SELECT n.slot, n.tenant_id, n.invocation_id, n.attempt, n.spent FROM numbered n ORDER BY n.slot;
+  SELECT n.slot, n.tenant_id, n.invocation_id, n.attempt, n.spent, o.weight, t.name, v.sha256, i.input, i.spec, i.tags
+  FROM numbered n
+  JOIN invocations i ON i.tenant_id = n.tenant_id AND i.invocation_id = n.invocation_id
+  JOIN tasks t ON t.tenant_id = i.tenant_id AND t.task_id = i.task_id
+  JOIN versions v ON v.tenant_id = i.tenant_id AND v.task_id = i.task_id AND v.number = i.version
+  JOIN tenants o ON o.tenant_id = n.tenant_id
+  ORDER BY n.slot;
 END $$;
 
 -- Finish attempts: result, receipt, log, and what comes next, in one transaction and only for items whose lease

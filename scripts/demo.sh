@@ -3,8 +3,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# A text that every Debian has.
-readonly TEXT=${SANDBAR_DEMO_TEXT:-/usr/share/common-licenses/GPL-3}
+# A text that every Debian has; elsewhere, one that this repository has.
+TEXT=/usr/share/common-licenses/GPL-3
+[[ -r $TEXT ]] || TEXT=LICENSE
+readonly TEXT
 readonly TASK=word-count
 readonly SANDBAR=$PWD/target/debug/sandbar
 readonly MODULE=$PWD/target/guests/wasm32-wasip2/release/word_count.wasm
@@ -21,7 +23,7 @@ fi
 title() { printf '\n%s%s%s\n' "$bold" "$*" "$off"; }
 row() { printf '  %s%-14s%s %s\n' "$dim" "$1" "$off" "$2"; }
 
-work=$(mktemp -d "${TMPDIR:-/tmp}/sandbar-demo.XXXXXX")
+work=$(mktemp -d /tmp/sandbar-demo.XXXXXX)
 chmod 711 "$work" # the user that Postgres runs as must get through
 data=$work/data log=$work/sandbar.log pid=
 
@@ -120,13 +122,13 @@ state=$(field "$work/version.flat" state)
 [[ $state == ready ]] || fail "the version is $state: $(cat "$work/version")"
 row "task" "$TASK, version $(field "$work/version.flat" version), $state"
 row "sha256" "$(field "$work/version.flat" sha256)"
-row "about" "$(field "$work/version.flat" manifest.description)"
+row "about" "$(field "$work/version.flat" manifest.description | sed 's/  .*//')" # the first paragraph
 
 title "Invoking on $TEXT"
 {
     printf '{"tags":{"from":"demo"},"input":{"top":12,"text":"'
     # JSON escapes: backslash, quote, tab, line break; other control characters become spaces.
-    awk '{ gsub(/\\/, "\\\\"); gsub(/"/, "\\\""); gsub(/\t/, "\\t"); gsub(/[[:cntrl:]]/, " "); printf "%s\\n", $0 }' "$TEXT"
+    awk '{ gsub(/\\/, "&&"); gsub(/"/, "\\\""); gsub(/\t/, "\\t"); gsub(/[[:cntrl:]]/, " "); printf "%s\\n", $0 }' "$TEXT"
     printf '"}}'
 } >"$work/request"
 began=$(date +%s%N)
@@ -166,8 +168,9 @@ awk -F '\t' '
     { key = $1; sub(/^.*\./, "", key) }
     key == "at_us" { at = $2 }
     key == "level" { level = $2 }
-    key == "message" { printf "  %8.1f ms  %-5s  %s\n", at / 1000, level, $2; lines++ }
-    END { if (!lines) print "  (nothing)" }' "$work/logs.flat"
+    key == "message" { printf "%s  %8.1f ms  %-5s  %s", sep, at / 1000, level, $2; sep = "\n" }
+    $1 ~ /\.fields\.[^.]*$/ { printf "  %s=%s", key, $2 }
+    END { print sep ? "" : "  (nothing)" }' "$work/logs.flat"
 
 title "Receipt"
 receipt() { field "$work/invocation.flat" "attempts.0.receipt.$1"; }
@@ -181,7 +184,7 @@ row "output" "$(grouped "$(receipt output_bytes)") bytes"
 row "log" "$(grouped "$(receipt log_bytes)") bytes"
 
 # The task's answer, checked against another program's.
-expected=$(grep -oE "[[:alnum:]]+('[[:alnum:]]+)*" "$TEXT" | wc -l)
+expected=$(LC_ALL=C grep -oE "[[:alnum:]]+('[[:alnum:]]+)*" "$TEXT" | wc -l)
 [[ $total == "$expected" ]] || fail "the task counted $total words, grep counts $expected"
 
 title "Stopping"

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use base64::Engine as _;
+use sandbar_host::Compiler;
 use sandbar_host::artifact::{ArtifactCache, ArtifactKey};
 use sandbar_host::compile::CompileLimits;
-use sandbar_host::Compiler;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -66,10 +66,20 @@ pub async fn run(config: &Config, urls: &Urls, roles: Roles, stop: Stop) -> anyh
             max_handovers: i32::try_from(config.scheduler.max_handovers)?,
         };
         let stop_token = duties_stop.clone();
-        duties.push(tokio::spawn(scheduler::run(settings, task.clone(), signals.clone(), stop_token.clone())));
+        duties.push(tokio::spawn(scheduler::run(
+            settings,
+            task.clone(),
+            signals.clone(),
+            stop_token.clone(),
+        )));
         for _ in 0..config.compile.parallel {
             let (store, compiler) = (task.clone(), compiler.clone());
-            duties.push(tokio::spawn(scheduler::compile(store, compiler, signals.clone(), stop_token.clone())));
+            duties.push(tokio::spawn(scheduler::compile(
+                store,
+                compiler,
+                signals.clone(),
+                stop_token.clone(),
+            )));
         }
         http = Some(Http::start(config, urls, signals.clone(), stop.drain.clone()).await?);
     }
@@ -142,8 +152,13 @@ impl Http {
             .await
             .with_context(|| format!("cannot listen on {}", config.server.listen))?;
         let address = listener.local_addr()?;
+        let draining = app.clone();
         let serving = tokio::spawn(async move {
-            axum::serve(listener, router).with_graceful_shutdown(async move { stop.cancelled().await }).await
+            let told = async move {
+                stop.cancelled().await;
+                draining.drain();
+            };
+            axum::serve(listener, router).with_graceful_shutdown(told).await
         });
         info!("listening on http://{address}");
         Ok(Self { serving, listening, app, store })

@@ -78,11 +78,7 @@ impl ArtifactKey {
         let key = Self::random()?;
         let temporary = path.with_extension(format!("new-{}", std::process::id()));
         let written = (|| {
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .open(&temporary)?;
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
             file.write_all(&key.0)?;
             file.sync_all()?;
             // A link, not a rename: the first one wins.
@@ -100,10 +96,7 @@ impl ArtifactKey {
         let mut bytes = Vec::with_capacity(33);
         File::open(path)?.take(33).read_to_end(&mut bytes)?;
         let key = <[u8; 32]>::try_from(bytes).map_err(|_| {
-            io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("{} is not a key of 32 bytes", path.display()),
-            )
+            io::Error::new(io::ErrorKind::InvalidData, format!("{} is not a key of 32 bytes", path.display()))
         })?;
         Ok(Self(key))
     }
@@ -128,19 +121,10 @@ impl ArtifactCache {
     /// The directory cannot be made or read, or no engine can be built.
     pub fn open(dir: impl Into<PathBuf>, key: ArtifactKey, max_bytes: u64) -> io::Result<Self> {
         let dir = dir.into();
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&dir)?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
         let fingerprint = engine::fingerprint().map_err(|err| io::Error::other(err.to_string()))?;
-        let cache = Self {
-            dir,
-            key,
-            max_bytes,
-            fingerprint,
-            serial: AtomicU64::new(0),
-            evicting: Mutex::new(()),
-        };
+        let cache =
+            Self { dir, key, max_bytes, fingerprint, serial: AtomicU64::new(0), evicting: Mutex::new(()) };
         cache.sweep()?;
         cache.evict(None)?;
         Ok(cache)
@@ -174,15 +158,9 @@ impl ArtifactCache {
     /// The file cannot be written. Nothing is left behind.
     pub fn put(&self, hash: &ModuleHash, artifact: &[u8]) -> io::Result<()> {
         let serial = self.serial.fetch_add(1, Ordering::Relaxed);
-        let temporary = self
-            .dir
-            .join(format!("{TEMPORARY}{}-{serial}", std::process::id()));
+        let temporary = self.dir.join(format!("{TEMPORARY}{}-{serial}", std::process::id()));
         let written = (|| {
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .open(&temporary)?;
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
             file.write_all(MAGIC)?;
             file.write_all(&self.mac(hash, artifact)?.finalize().into_bytes())?;
             file.write_all(artifact)?;
@@ -210,8 +188,8 @@ impl ArtifactCache {
     }
 
     fn mac(&self, hash: &ModuleHash, payload: &[u8]) -> io::Result<Hmac<Sha256>> {
-        let mut mac = Hmac::<Sha256>::new_from_slice(&self.key.0)
-            .map_err(|err| io::Error::other(err.to_string()))?;
+        let mut mac =
+            Hmac::<Sha256>::new_from_slice(&self.key.0).map_err(|err| io::Error::other(err.to_string()))?;
         mac.update(MAGIC);
         mac.update(hash.as_bytes());
         mac.update(&self.fingerprint);
@@ -249,8 +227,7 @@ impl ArtifactCache {
                 continue;
             };
             let owner = rest.split('-').next().unwrap_or_default();
-            let alive = owner != std::process::id().to_string()
-                && Path::new("/proc").join(owner).exists();
+            let alive = owner != std::process::id().to_string() && Path::new("/proc").join(owner).exists();
             if !alive {
                 let _ = fs::remove_file(entry.path());
             }
@@ -262,10 +239,7 @@ impl ArtifactCache {
         let mut entries = Vec::new();
         for entry in fs::read_dir(&self.dir)? {
             let entry = entry?;
-            let complete = entry
-                .file_name()
-                .to_str()
-                .is_some_and(|name| name.ends_with(SUFFIX));
+            let complete = entry.file_name().to_str().is_some_and(|name| name.ends_with(SUFFIX));
             // Another process may remove a file between the listing and this look.
             if complete && let Ok(meta) = entry.metadata() {
                 entries.push(Entry {
@@ -279,10 +253,7 @@ impl ArtifactCache {
     }
 
     fn evict(&self, keep: Option<&ModuleHash>) -> io::Result<()> {
-        let _one = self
-            .evicting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let _one = self.evicting.lock().unwrap_or_else(PoisonError::into_inner);
         let keep = keep.map(|hash| self.path(hash));
         let mut entries = self.entries()?;
         entries.sort_by_key(|entry| entry.used);
@@ -360,8 +331,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let hash = ModuleHash::of(b"m");
         cache(dir.path(), 1 << 20).put(&hash, b"code").unwrap();
-        let other =
-            ArtifactCache::open(dir.path().join("code"), ArtifactKey([8; 32]), 1 << 20).unwrap();
+        let other = ArtifactCache::open(dir.path().join("code"), ArtifactKey([8; 32]), 1 << 20).unwrap();
         assert!(other.get(&hash).is_none());
     }
 

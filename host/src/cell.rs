@@ -20,6 +20,10 @@ pub const MAX_FRAME_BYTES: usize = 1 << 30;
 /// Smallest: the largest result and log of one attempt must fit.
 pub const MIN_FRAME_BYTES: usize = 32 << 20;
 
+/// Most slots of one cell: what one process can reserve and map if every attempt uses all the
+/// memories it may.
+pub const MAX_SLOTS: u32 = 1_000;
+
 /// How a cell is started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CellConfig {
@@ -27,7 +31,7 @@ pub struct CellConfig {
     pub program: PathBuf,
     /// Threads that run guests, 1 to 256.
     pub threads: usize,
-    /// Attempts at the same time, 1 to 20,000; sizes the pool.
+    /// Attempts at the same time, 1 to [`MAX_SLOTS`]; sizes the pool.
     pub slots: u32,
     /// Bytes of one frame, [`MIN_FRAME_BYTES`] to [`MAX_FRAME_BYTES`].
     pub max_frame_bytes: usize,
@@ -39,12 +43,6 @@ impl CellConfig {
     /// One thread, 256 slots, 64 MiB frames, 256 MiB of code.
     #[must_use]
     pub fn new(program: PathBuf) -> Self {
-        Self {
-            program,
-            threads: 1,
-            slots: 256,
-            max_frame_bytes: 64 << 20,
-            code_cache_bytes: 256 << 20,
-        }
+        Self { program, threads: 1, slots: 256, max_frame_bytes: 64 << 20, code_cache_bytes: 256 << 20 }
     }
 }

@@ -35,11 +35,7 @@ pub(crate) struct Ended {
 
 impl Ended {
     fn plain(termination: Termination, fuel_exact: bool) -> Self {
-        Self {
-            termination,
-            fuel_exact,
-            backtrace: Vec::new(),
-        }
+        Self { termination, fuel_exact, backtrace: Vec::new() }
     }
 }
 
@@ -76,11 +72,7 @@ pub(crate) fn error(err: &wasmtime::Error, facts: Facts) -> Ended {
     }
     let backtrace = frames(err);
     let termination = termination(err, facts, backtrace.is_empty());
-    Ended {
-        fuel_exact: termination == Termination::OutOfFuel,
-        termination,
-        backtrace,
-    }
+    Ended { fuel_exact: termination == Termination::OutOfFuel, termination, backtrace }
 }
 
 fn termination(err: &wasmtime::Error, facts: Facts, outside: bool) -> Termination {
@@ -90,26 +82,16 @@ fn termination(err: &wasmtime::Error, facts: Facts, outside: bool) -> Terminatio
         Some(Trap::StackOverflow) => return Termination::StackOverflow,
         _ if facts.refused => return Termination::OutOfMemory,
         Some(trap) => {
-            return Termination::Trap {
-                kind: kind(trap),
-                message: trap.to_string(),
-            };
+            return Termination::Trap { kind: kind(trap), message: trap.to_string() };
         }
         None => {}
     }
     let cause = err.root_cause();
     if err.is::<PoolConcurrencyLimitError>() || cause.is::<std::io::Error>() {
-        return Termination::HostFault {
-            message: message(&format!("{err:#}")),
-        };
+        return Termination::HostFault { message: message(&format!("{err:#}")) };
     }
-    if matches!(
-        err.downcast_ref::<ResourceTableError>(),
-        Some(ResourceTableError::Full)
-    ) {
-        return Termination::QuotaExceeded {
-            quota: "handles".to_owned(),
-        };
+    if matches!(err.downcast_ref::<ResourceTableError>(), Some(ResourceTableError::Full)) {
+        return Termination::QuotaExceeded { quota: "handles".to_owned() };
     }
     let words = cause.to_string();
     if let Some(rest) = words.strip_prefix("resource limit exceeded: ") {
@@ -128,15 +110,10 @@ fn termination(err: &wasmtime::Error, facts: Facts, outside: bool) -> Terminatio
         return if outside {
             Termination::OutputTooLarge
         } else {
-            Termination::QuotaExceeded {
-                quota: "host-call-bytes".to_owned(),
-            }
+            Termination::QuotaExceeded { quota: "host-call-bytes".to_owned() }
         };
     }
-    Termination::Trap {
-        kind: TrapKind::BadHostCall,
-        message: message(&words),
-    }
+    Termination::Trap { kind: TrapKind::BadHostCall, message: message(&words) }
 }
 
 fn message(words: &str) -> String {
@@ -148,9 +125,7 @@ fn kind(trap: Trap) -> TrapKind {
         Trap::UnreachableCodeReached => TrapKind::Unreachable,
         Trap::MemoryOutOfBounds | Trap::HeapMisaligned => TrapKind::MemoryOutOfBounds,
         Trap::TableOutOfBounds => TrapKind::TableOutOfBounds,
-        Trap::IndirectCallToNull | Trap::BadSignature | Trap::NullReference => {
-            TrapKind::BadIndirectCall
-        }
+        Trap::IndirectCallToNull | Trap::BadSignature | Trap::NullReference => TrapKind::BadIndirectCall,
         Trap::IntegerOverflow | Trap::IntegerDivisionByZero | Trap::BadConversionToInteger => {
             TrapKind::Arithmetic
         }

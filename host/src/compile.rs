@@ -71,11 +71,7 @@ pub enum CompileError {
 /// # Errors
 /// [`CompileError::Rejected`] if the module is not acceptable, too expensive or kills the compiler;
 /// [`CompileError::Host`] if the child cannot be started or spoken to.
-pub async fn compile(
-    program: &Path,
-    bytes: Bytes,
-    limits: &CompileLimits,
-) -> Result<Vec<u8>, CompileError> {
+pub async fn compile(program: &Path, bytes: Bytes, limits: &CompileLimits) -> Result<Vec<u8>, CompileError> {
     let mut child = Command::new(program)
         .arg(SUBCOMMAND)
         .arg(limits.address_space_bytes.max(MIN_ADDRESS_SPACE).to_string())
@@ -118,10 +114,7 @@ pub async fn compile(
         let _ = child.wait().await;
         return Err(rejected(
             RejectionCode::CompileTimeout,
-            format!(
-                "compiling took longer than {:.1} s",
-                limits.wall.as_secs_f64()
-            ),
+            format!("compiling took longer than {:.1} s", limits.wall.as_secs_f64()),
         ));
     };
     let (verdict, status, words) = talked?;
@@ -130,10 +123,7 @@ pub async fn compile(
         Verdict::Rejected(rejection) => Err(rejection.into()),
         Verdict::TooLarge(size) => Err(rejected(
             RejectionCode::OverLimit,
-            format!(
-                "the compiled code has {size} bytes; at most {} are allowed",
-                limits.max_artifact_bytes
-            ),
+            format!("the compiled code has {size} bytes; at most {} are allowed", limits.max_artifact_bytes),
         )),
         Verdict::Compiled(_) | Verdict::None => Err(died(status, &words, limits)),
     }
@@ -146,21 +136,14 @@ enum Verdict {
     None,
 }
 
-async fn read_verdict(
-    stdout: &mut tokio::process::ChildStdout,
-    max: u64,
-) -> std::io::Result<Verdict> {
+async fn read_verdict(stdout: &mut tokio::process::ChildStdout, max: u64) -> std::io::Result<Verdict> {
     let mut head = [0u8; 9];
     if stdout.read_exact(&mut head).await.is_err() {
         return Ok(Verdict::None);
     }
     let [tag, len @ ..] = head;
     let len = u64::from_le_bytes(len);
-    let bound = if tag == VERDICT_COMPILED {
-        max
-    } else {
-        MAX_REJECTION
-    };
+    let bound = if tag == VERDICT_COMPILED { max } else { MAX_REJECTION };
     if len > bound {
         tokio::io::copy(stdout, &mut tokio::io::sink()).await?;
         return Ok(Verdict::TooLarge(len));
@@ -189,10 +172,7 @@ fn died(status: std::process::ExitStatus, words: &[u8], limits: &CompileLimits) 
     {
         return rejected(
             RejectionCode::CompileMemory,
-            format!(
-                "compiling needs more than {} bytes of memory",
-                limits.address_space_bytes
-            ),
+            format!("compiling needs more than {} bytes of memory", limits.address_space_bytes),
         );
     }
     match status.signal() {
@@ -204,10 +184,7 @@ fn died(status: std::process::ExitStatus, words: &[u8], limits: &CompileLimits) 
             RejectionCode::DoesNotCompile,
             format!("the compiler died of signal {signal} on this module"),
         ),
-        None => rejected(
-            RejectionCode::DoesNotCompile,
-            "the compiler failed on this module",
-        ),
+        None => rejected(RejectionCode::DoesNotCompile, "the compiler failed on this module"),
     }
 }
 

@@ -48,12 +48,7 @@ pub struct Compiler {
 impl Compiler {
     /// Compiles with children of `program`, `parallel` of them at the same time (at least 1).
     #[must_use]
-    pub fn new(
-        program: PathBuf,
-        limits: CompileLimits,
-        cache: Arc<ArtifactCache>,
-        parallel: usize,
-    ) -> Self {
+    pub fn new(program: PathBuf, limits: CompileLimits, cache: Arc<ArtifactCache>, parallel: usize) -> Self {
         Self {
             program,
             limits,
@@ -98,17 +93,10 @@ impl Compiler {
         let bytes = fetch().await.map_err(ArtifactError::Fetch)?;
         let found = ModuleHash::of(&bytes);
         if found != *hash {
-            return Err(ArtifactError::WrongBytes {
-                wanted: *hash,
-                found,
-            });
+            return Err(ArtifactError::WrongBytes { wanted: *hash, found });
         }
         let artifact = {
-            let _permit = self
-                .permits
-                .acquire()
-                .await
-                .map_err(|err| ArtifactError::Host(err.to_string()))?;
+            let _permit = self.permits.acquire().await.map_err(|err| ArtifactError::Host(err.to_string()))?;
             match compile(&self.program, bytes, &self.limits).await {
                 Ok(artifact) => Bytes::from(artifact),
                 Err(CompileError::Rejected(rejection)) => {
@@ -136,18 +124,9 @@ impl Compiler {
     }
 
     fn flight(&self, hash: &ModuleHash) -> Flight<'_> {
-        let turn = self
-            .flights
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .entry(*hash)
-            .or_default()
-            .clone();
-        Flight {
-            flights: &self.flights,
-            hash: *hash,
-            turn,
-        }
+        let turn =
+            self.flights.lock().unwrap_or_else(PoisonError::into_inner).entry(*hash).or_default().clone();
+        Flight { flights: &self.flights, hash: *hash, turn }
     }
 }
 

@@ -75,10 +75,7 @@ impl Control {
 
     /// Sets the deadline, counted from now.
     pub(crate) fn arm(&self, timeout: Duration) {
-        self.due.fetch_min(
-            self.elapsed_ns().saturating_add(nanos(timeout)),
-            Ordering::AcqRel,
-        );
+        self.due.fetch_min(self.elapsed_ns().saturating_add(nanos(timeout)), Ordering::AcqRel);
     }
 
     fn elapsed_ns(&self) -> u64 {
@@ -95,7 +92,7 @@ impl Control {
     /// Ends the attempt. A spinning guest stops at its next yield, a waiting one at once. A task
     /// that has asked `cancelled` before gets [`CANCEL_GRACE`] to return; after a lost lease nobody
     /// gets any.
-    pub fn cancel(&self, why: CancelReason) {
+    pub(crate) fn cancel(&self, why: CancelReason) {
         match why {
             CancelReason::LeaseLost => self.stop(Stop::LeaseLost),
             CancelReason::Cancelled => {
@@ -130,14 +127,8 @@ impl Control {
 
     /// The first reason stays.
     fn stop(&self, why: Stop) {
-        let _ = self
-            .stop
-            .compare_exchange(0, why as u8, Ordering::AcqRel, Ordering::Acquire);
-        let waker = self
-            .waker
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let _ = self.stop.compare_exchange(0, why as u8, Ordering::AcqRel, Ordering::Acquire);
+        let waker = self.waker.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(waker) = waker {
             waker.wake();
         }
@@ -159,20 +150,18 @@ impl Control {
         }
     }
 
+    /// Lets go of whoever polled the attempt.
+    pub(crate) fn release(&self) {
+        *self.waker.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     /// Keeps the latest report only. True when the one before has been taken.
     pub(crate) fn set_progress(&self, progress: Progress) -> bool {
-        self.progress
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .replace(progress)
-            .is_none()
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner).replace(progress).is_none()
     }
 
     pub(crate) fn take_progress(&self) -> Option<Progress> {
-        self.progress
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
@@ -184,7 +173,7 @@ fn nanos(duration: Duration) -> u64 {
 /// unwinds the guest, and its store can be read afterwards.
 pub(crate) async fn guard<F: Future>(control: &Control, future: F) -> Result<F::Output, Stop> {
     let mut future = pin!(future);
-    std::future::poll_fn(move |cx| {
+    let ended = std::future::poll_fn(move |cx| {
         if let Some(stop) = control.stopped() {
             return Poll::Ready(Err(stop));
         }
@@ -198,7 +187,9 @@ pub(crate) async fn guard<F: Future>(control: &Control, future: F) -> Result<F::
             None => Poll::Pending,
         }
     })
-    .await
+    .await;
+    control.release();
+    ended
 }
 
 #[cfg(test)]
@@ -234,9 +225,7 @@ mod tests {
     async fn a_waiting_future_is_dropped_as_soon_as_it_is_cancelled() {
         let control = std::sync::Arc::new(Control::new(0));
         let other = control.clone();
-        let task = tokio::spawn(async move {
-            guard(&other, std::future::pending::<()>()).await
-        });
+        let task = tokio::spawn(async move { guard(&other, std::future::pending::<()>()).await });
         tokio::task::yield_now().await;
         control.cancel(CancelReason::Cancelled);
         assert_eq!(task.await.unwrap(), Err(Stop::Cancelled));

@@ -15,10 +15,7 @@ use crate::state::Host;
 pub(crate) struct Hooks;
 
 type Sent = Result<
-    (
-        http::Response<WasiBody>,
-        Box<dyn Future<Output = Result<(), Error>> + Send>,
-    ),
+    (http::Response<WasiBody>, Box<dyn Future<Output = Result<(), Error>> + Send>),
     wasmtime_wasi_http::Error,
 >;
 
@@ -41,19 +38,14 @@ pub(crate) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
         &(&options).into(),
         wasmtime_wasi_http::WasiHttpView::http,
     )?;
-    linker
-        .instance("wasi:http/outgoing-handler@0.2.0")?
-        .func_wrap("handle", handle)
+    linker.instance("wasi:http/outgoing-handler@0.2.0")?.func_wrap("handle", handle)
 }
 
 type Handled = Result<Resource<HostFutureIncomingResponse>, types::ErrorCode>;
 
 fn handle(
     mut cx: StoreContextMut<'_, Host>,
-    (request, _options): (
-        Resource<HostOutgoingRequest>,
-        Option<Resource<types::RequestOptions>>,
-    ),
+    (request, _options): (Resource<HostOutgoingRequest>, Option<Resource<types::RequestOptions>>),
 ) -> wasmtime::Result<(Handled,)> {
     let host = cx.data_mut();
     host.common.calls += 1;

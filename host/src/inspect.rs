@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use wasmparser::component_types::ComponentEntityType;
 use wasmparser::types::{EntityType, Types};
 use wasmparser::{
-    BinaryReaderError, ComponentExternalKind, ComponentTypeRef, Encoding, Parser, Payload, TypeRef,
-    ValidPayload, Validator, WasmFeatures,
+    BinaryReaderError, ComponentExternalKind, ComponentTypeRef, Encoding, Parser, Payload, TypeBounds,
+    TypeRef, ValidPayload, Validator, WasmFeatures,
 };
 
 use crate::engine::{MEMORIES_PER_ATTEMPT, TABLE_ELEMENTS, TABLES_PER_ATTEMPT};
@@ -51,10 +51,7 @@ pub struct Rejection {
 
 impl Rejection {
     pub(crate) fn new(code: RejectionCode, detail: impl Into<String>) -> Self {
-        Self {
-            code,
-            detail: detail.into(),
-        }
+        Self { code, detail: detail.into() }
     }
 }
 
@@ -121,18 +118,14 @@ impl fmt::Display for RejectionCode {
 /// The first rule the module breaks.
 pub fn inspect(bytes: &[u8]) -> Result<Inspection, Rejection> {
     let encoding = preamble(bytes)?;
+    whole(bytes)?;
     let mut walk = Walk::new();
     let types = walk.run(bytes)?;
     let kind = match encoding {
         Encoding::Module => core_door(&types)?,
         Encoding::Component => walk.component_door(&types)?,
     };
-    Ok(Inspection {
-        hash: ModuleHash::of(bytes),
-        kind,
-        manifest: walk.manifest()?,
-        size: bytes.len() as u64,
-    })
+    Ok(Inspection { hash: ModuleHash::of(bytes), kind, manifest: walk.manifest()?, size: bytes.len() as u64 })
 }
 
 /// What the validator accepts: the engine's features, without those that have no engine support
@@ -156,10 +149,7 @@ fn preamble(bytes: &[u8]) -> Result<Encoding, Rejection> {
     if bytes.len() > MAX_MODULE_BYTES {
         return Err(Rejection::new(
             RejectionCode::OverLimit,
-            format!(
-                "the module has {} bytes; at most {MAX_MODULE_BYTES} are allowed",
-                bytes.len()
-            ),
+            format!("the module has {} bytes; at most {MAX_MODULE_BYTES} are allowed", bytes.len()),
         ));
     }
     let start = bytes.trim_ascii_start();
@@ -176,10 +166,7 @@ fn preamble(bytes: &[u8]) -> Result<Encoding, Rejection> {
     if !MAGIC.starts_with(head) {
         return Err(Rejection::new(
             RejectionCode::NotWasm,
-            format!(
-                "a WebAssembly binary begins with 00 61 73 6d; this file begins with {}",
-                hex(head)
-            ),
+            format!("a WebAssembly binary begins with 00 61 73 6d; this file begins with {}", hex(head)),
         ));
     }
     match bytes.get(4..8) {
@@ -196,6 +183,43 @@ fn preamble(bytes: &[u8]) -> Result<Encoding, Rejection> {
     }
 }
 
+/// Whether every section ends within the file. Anything else that is odd is the validator's.
+fn whole(bytes: &[u8]) -> Result<(), Rejection> {
+    let mut at = 8;
+    while at < bytes.len() {
+        let begin = at;
+        let mut size = 0u64;
+        let mut shift = 0;
+        at += 1;
+        loop {
+            let Some(byte) = bytes.get(at) else {
+                return Err(cut_off(begin, bytes.len()));
+            };
+            at += 1;
+            size |= u64::from(byte & 0x7f) << shift;
+            shift += 7;
+            if byte & 0x80 == 0 {
+                break;
+            }
+            if shift >= 35 {
+                return Ok(());
+            }
+        }
+        if size > (bytes.len() - at) as u64 {
+            return Err(cut_off(begin, bytes.len()));
+        }
+        at += usize::try_from(size).unwrap_or(usize::MAX);
+    }
+    Ok(())
+}
+
+fn cut_off(section: usize, len: usize) -> Rejection {
+    Rejection::new(
+        RejectionCode::Truncated,
+        format!("the file ends after {len} bytes, within the section at offset {section:#x}"),
+    )
+}
+
 fn hex(bytes: &[u8]) -> String {
     let mut text = String::new();
     for byte in bytes {
@@ -209,11 +233,8 @@ fn hex(bytes: &[u8]) -> String {
 
 /// A name of the module as a message may repeat it.
 fn quoted(name: &str) -> String {
-    let mut text: String = name
-        .chars()
-        .take(MAX_NAME_CHARS)
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-        .collect();
+    let mut text: String =
+        name.chars().take(MAX_NAME_CHARS).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
     if name.chars().nth(MAX_NAME_CHARS).is_some() {
         text.push('…');
     }
@@ -247,7 +268,7 @@ impl<'a> Walk<'a> {
     }
 
     fn run(&mut self, bytes: &'a [u8]) -> Result<Types, Rejection> {
-        let invalid = |err: BinaryReaderError| invalid(&err, bytes.len());
+        let invalid = |err: BinaryReaderError| invalid(&err);
         let features = features();
         let mut validator = Validator::new_with_features(features);
         let mut parser = Parser::new(0);
@@ -272,9 +293,7 @@ impl<'a> Walk<'a> {
             validator.validate(&body).map_err(invalid)?;
             allocations = validator.into_allocations();
         }
-        types.ok_or_else(|| {
-            Rejection::new(RejectionCode::Truncated, "the file ends before its end")
-        })
+        types.ok_or_else(|| Rejection::new(RejectionCode::Truncated, "the file ends before its end"))
     }
 
     fn look(&mut self, payload: &Payload<'a>) -> Result<(), Found> {
@@ -361,11 +380,7 @@ impl<'a> Walk<'a> {
             }
             return Err(Rejection::new(
                 RejectionCode::WrongSignature,
-                format!(
-                    "the export {} is not an instance with `{}`",
-                    quoted(name),
-                    signature::CLI_RUN
-                ),
+                format!("the export {} is not an instance with `{}`", quoted(name), signature::CLI_RUN),
             ));
         }
         let names = self.exports.iter().map(|(name, _)| *name);
@@ -381,11 +396,8 @@ impl<'a> Walk<'a> {
 
     /// The outermost section wins; the SDK writes it into the core module, which tools then wrap.
     fn manifest(&self) -> Result<Option<Manifest>, Rejection> {
-        let sections = if self.top_manifests.is_empty() {
-            &self.inner_manifests
-        } else {
-            &self.top_manifests
-        };
+        let sections =
+            if self.top_manifests.is_empty() { &self.inner_manifests } else { &self.top_manifests };
         match sections.as_slice() {
             [] => Ok(None),
             [section] => Manifest::parse(section)
@@ -393,11 +405,7 @@ impl<'a> Walk<'a> {
                 .map_err(|detail| Rejection::new(RejectionCode::BadManifest, detail)),
             more => Err(Rejection::new(
                 RejectionCode::BadManifest,
-                format!(
-                    "expected one section `{}`; found {}",
-                    manifest::SECTION,
-                    more.len()
-                ),
+                format!("expected one section `{}`; found {}", manifest::SECTION, more.len()),
             )),
         }
     }
@@ -421,16 +429,10 @@ impl From<Rejection> for Found {
     }
 }
 
-fn invalid(err: &BinaryReaderError, len: usize) -> Rejection {
-    let early = err.message().starts_with("unexpected end") && err.offset() >= len;
-    let code = if early {
-        RejectionCode::Truncated
-    } else {
-        RejectionCode::Invalid
-    };
+fn invalid(err: &BinaryReaderError) -> Rejection {
     let mut detail: String = err.message().chars().take(4 * MAX_NAME_CHARS).collect();
     detail.push_str(&format!(" (at offset {:#x})", err.offset()));
-    Rejection::new(code, detail)
+    Rejection::new(RejectionCode::Invalid, detail)
 }
 
 fn over(what: &str, found: impl fmt::Display, allowed: impl fmt::Display) -> Found {
@@ -460,6 +462,10 @@ fn core_import(module: &str, name: &str, ty: TypeRef) -> Result<(), Rejection> {
 
 fn component_import(name: &str, ty: &ComponentTypeRef) -> Result<(), Rejection> {
     if matches!(ty, ComponentTypeRef::Instance(_)) && names::interface(name) {
+        return Ok(());
+    }
+    // A name for a type of an interface (`use types.{failure}` in the world): nothing to provide.
+    if matches!(ty, ComponentTypeRef::Type(TypeBounds::Eq(_))) {
         return Ok(());
     }
     Err(Rejection::new(
@@ -510,12 +516,7 @@ fn list<'n>(names: impl Iterator<Item = &'n str>) -> String {
     if names.is_empty() {
         return "nothing".to_owned();
     }
-    let mut text = names
-        .iter()
-        .take(MAX_LISTED)
-        .map(|name| quoted(name))
-        .collect::<Vec<_>>()
-        .join(", ");
+    let mut text = names.iter().take(MAX_LISTED).map(|name| quoted(name)).collect::<Vec<_>>().join(", ");
     if names.len() > MAX_LISTED {
         text.push_str(&format!(" and {} more", names.len() - MAX_LISTED));
     }

@@ -23,14 +23,7 @@ impl Limiter {
     /// Allows `limit` bytes in all.
     #[must_use]
     pub const fn new(limit: u64) -> Self {
-        Self {
-            limit,
-            used: 0,
-            peak: 0,
-            peak_before: 0,
-            last: 0,
-            refused: false,
-        }
+        Self { limit, used: 0, peak: 0, peak_before: 0, last: 0, refused: false }
     }
 
     /// The highest sum so far, in bytes.
@@ -133,9 +126,7 @@ mod tests {
     fn a_growth_that_the_engine_fails_is_not_counted() {
         let mut limiter = Limiter::new(200);
         assert!(limiter.memory_growing(0, 150, None).unwrap());
-        limiter
-            .memory_grow_failed(wasmtime::Error::msg("no"))
-            .unwrap();
+        limiter.memory_grow_failed(wasmtime::Error::msg("no")).unwrap();
         assert_eq!(limiter.peak(), 0);
         assert!(limiter.memory_growing(0, 200, None).unwrap());
         assert!(!limiter.refused());

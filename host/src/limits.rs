@@ -30,13 +30,8 @@ impl Limits {
     };
 
     /// The smallest value of every limit.
-    pub const MIN: Self = Self {
-        fuel: 1,
-        memory_bytes: 64 << 10,
-        timeout_ms: 1,
-        output_bytes: 0,
-        log_bytes: 0,
-    };
+    pub const MIN: Self =
+        Self { fuel: 1, memory_bytes: 64 << 10, timeout_ms: 1, output_bytes: 0, log_bytes: 0 };
 
     /// Refuses a limit outside `MIN..=MAX`, naming it.
     ///
@@ -45,39 +40,14 @@ impl Limits {
     pub fn check(&self) -> Result<(), LimitOutOfRange> {
         let rows = [
             ("fuel", self.fuel, Self::MIN.fuel, Self::MAX.fuel),
-            (
-                "memory_bytes",
-                self.memory_bytes,
-                Self::MIN.memory_bytes,
-                Self::MAX.memory_bytes,
-            ),
-            (
-                "timeout_ms",
-                self.timeout_ms,
-                Self::MIN.timeout_ms,
-                Self::MAX.timeout_ms,
-            ),
-            (
-                "output_bytes",
-                self.output_bytes,
-                Self::MIN.output_bytes,
-                Self::MAX.output_bytes,
-            ),
-            (
-                "log_bytes",
-                self.log_bytes,
-                Self::MIN.log_bytes,
-                Self::MAX.log_bytes,
-            ),
+            ("memory_bytes", self.memory_bytes, Self::MIN.memory_bytes, Self::MAX.memory_bytes),
+            ("timeout_ms", self.timeout_ms, Self::MIN.timeout_ms, Self::MAX.timeout_ms),
+            ("output_bytes", self.output_bytes, Self::MIN.output_bytes, Self::MAX.output_bytes),
+            ("log_bytes", self.log_bytes, Self::MIN.log_bytes, Self::MAX.log_bytes),
         ];
         for (name, value, min, max) in rows {
             if value < min || value > max {
-                return Err(LimitOutOfRange {
-                    name,
-                    value,
-                    min,
-                    max,
-                });
+                return Err(LimitOutOfRange { name, value, min, max });
             }
         }
         Ok(())

@@ -68,18 +68,13 @@ impl Manifest {
             ));
         }
         if manifest.has_nul() {
-            return Err(format!(
-                "a string in the section `{SECTION}` contains a NUL character"
-            ));
+            return Err(format!("a string in the section `{SECTION}` contains a NUL character"));
         }
         Ok(manifest)
     }
 
     fn has_nul(&self) -> bool {
-        [&self.name, &self.description, &self.sdk]
-            .into_iter()
-            .flatten()
-            .any(|text| text.contains('\0'))
+        [&self.name, &self.description, &self.sdk].into_iter().flatten().any(|text| text.contains('\0'))
             || [&self.input_schema, &self.output_schema, &self.retry]
                 .into_iter()
                 .flatten()
@@ -93,9 +88,7 @@ fn value_has_nul(value: &Value) -> bool {
     match value {
         Value::String(text) => text.contains('\0'),
         Value::Array(items) => items.iter().any(value_has_nul),
-        Value::Object(map) => map
-            .iter()
-            .any(|(key, value)| key.contains('\0') || value_has_nul(value)),
+        Value::Object(map) => map.iter().any(|(key, value)| key.contains('\0') || value_has_nul(value)),
         Value::Null | Value::Bool(_) | Value::Number(_) => false,
     }
 }
@@ -107,10 +100,9 @@ mod tests {
 
     #[test]
     fn unknown_keys_are_ignored_and_known_ones_are_read() {
-        let manifest = Manifest::parse(
-            br#"{"name":"resize","limits":{"fuel":5},"grants":[{"http":["a"]}],"shiny":1}"#,
-        )
-        .unwrap();
+        let manifest =
+            Manifest::parse(br#"{"name":"resize","limits":{"fuel":5},"grants":[{"http":["a"]}],"shiny":1}"#)
+                .unwrap();
         assert_eq!(manifest.name.as_deref(), Some("resize"));
         assert_eq!(manifest.limits.fuel, Some(5));
         assert_eq!(manifest.grants.len(), 1);

@@ -135,10 +135,7 @@ mod tests {
     fn a_hash_survives_text_and_json() {
         let hash = ModuleHash::of(b"abc");
         let text = hash.to_string();
-        assert_eq!(
-            text,
-            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-        );
+        assert_eq!(text, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
         assert_eq!(text.parse::<ModuleHash>().unwrap(), hash);
         let json = serde_json::to_string(&hash).unwrap();
         assert_eq!(json, format!("\"{text}\""));

@@ -122,9 +122,8 @@ impl Capture {
         message: &str,
         fields: &[(String, String)],
     ) {
-        let raw: usize = target.len()
-            + message.len()
-            + fields.iter().map(|(k, v)| k.len() + v.len()).sum::<usize>();
+        let raw: usize =
+            target.len() + message.len() + fields.iter().map(|(k, v)| k.len() + v.len()).sum::<usize>();
         if self.full || raw as u64 + RECORD_OVERHEAD > self.log_limit - self.log_charged {
             self.full = true;
             self.log_dropped += raw as u64;
@@ -159,13 +158,7 @@ impl Capture {
         self.log_charged += raw - cut + RECORD_OVERHEAD;
         self.log_kept += raw - cut;
         self.log_dropped += cut;
-        self.records.push(LogRecord {
-            at_us: self.at_us(),
-            level,
-            target,
-            message,
-            fields,
-        });
+        self.records.push(LogRecord { at_us: self.at_us(), level, target, message, fields });
     }
 
     fn write(&mut self, stream: Stream, bytes: &[u8]) {
@@ -216,14 +209,7 @@ impl Capture {
         }
         let (message, _) = clean(&line.bytes, MAX_LINE);
         line.bytes.clear();
-        self.keep(
-            raw + cut,
-            cut,
-            LogLevel::Info,
-            target.to_owned(),
-            message,
-            Vec::new(),
-        );
+        self.keep(raw + cut, cut, LogLevel::Info, target.to_owned(), message, Vec::new());
     }
 
     /// Ends open lines and takes everything out.
@@ -396,14 +382,8 @@ impl AsyncRead for Reader {
 pub(crate) fn media_type(given: String) -> String {
     let plausible = given.len() <= 255
         && given.contains('/')
-        && given
-            .bytes()
-            .all(|b| b.is_ascii_graphic() || b == b' ' || b == b'\t');
-    if plausible {
-        given
-    } else {
-        OCTET_STREAM.to_owned()
-    }
+        && given.bytes().all(|b| b.is_ascii_graphic() || b == b' ' || b == b'\t');
+    if plausible { given } else { OCTET_STREAM.to_owned() }
 }
 
 /// The media type of bytes nothing is known about.
@@ -411,11 +391,7 @@ pub(crate) const OCTET_STREAM: &str = "application/octet-stream";
 
 /// The media type of a command's stdout.
 pub(crate) fn text_type(bytes: &[u8]) -> &'static str {
-    if std::str::from_utf8(bytes).is_ok() {
-        "text/plain; charset=utf-8"
-    } else {
-        OCTET_STREAM
-    }
+    if std::str::from_utf8(bytes).is_ok() { "text/plain; charset=utf-8" } else { OCTET_STREAM }
 }
 
 #[cfg(test)]

@@ -53,7 +53,7 @@ pub struct Attempt {
     pub module: ModuleHash,
     /// Opaque share key: CPU is shared fairly between different numbers.
     pub tenant: u64,
-    /// Share of the tenant relative to others; 100 is ordinary, 0 counts as 1.
+    /// Share of the tenant relative to others, 1 to 10,000; 100 is ordinary.
     pub weight: u32,
     /// What the guest gets.
     pub input: Input,
@@ -197,17 +197,9 @@ impl Runtime {
         let engine = engine::running(slots).map_err(fail)?;
         let components = link::components(&engine).map_err(fail)?;
         let modules = link::modules(&engine).map_err(fail)?;
-        let ticker = Arc::new(
-            Ticker::start(engine.clone()).map_err(|err| RunError::Engine(err.to_string()))?,
-        );
-        Ok(Self {
-            inner: Arc::new(Inner {
-                engine,
-                components,
-                modules,
-                ticker,
-            }),
-        })
+        let ticker =
+            Arc::new(Ticker::start(engine.clone()).map_err(|err| RunError::Engine(err.to_string()))?);
+        Ok(Self { inner: Arc::new(Inner { engine, components, modules, ticker }) })
     }
 
     /// Loads and links compiled code. Takes 0.1 to 2 ms.
@@ -215,22 +207,15 @@ impl Runtime {
     /// # Errors
     /// The code is of another engine or does not fit the pool.
     pub fn load(&self, artifact: &Artifact) -> Result<Arc<Loaded>, RunError> {
-        let door = self.door(artifact).map_err(|err| RunError::Load {
-            hash: artifact.hash,
-            message: format!("{err:#}"),
-        })?;
-        Ok(Arc::new(Loaded {
-            hash: artifact.hash,
-            bytes: artifact.bytes.len() as u64,
-            door,
-        }))
+        let door = self
+            .door(artifact)
+            .map_err(|err| RunError::Load { hash: artifact.hash, message: format!("{err:#}") })?;
+        Ok(Arc::new(Loaded { hash: artifact.hash, bytes: artifact.bytes.len() as u64, door }))
     }
 
     fn door(&self, artifact: &Artifact) -> wasmtime::Result<Door> {
         match load::load(&self.inner.engine, artifact)? {
-            load::Code::Module(module) => {
-                Ok(Door::CommandP1(self.inner.modules.instantiate_pre(&module)?))
-            }
+            load::Code::Module(module) => Ok(Door::CommandP1(self.inner.modules.instantiate_pre(&module)?)),
             load::Code::Component(component) => {
                 component_door(self.inner.components.instantiate_pre(&component)?)
             }
@@ -340,19 +325,14 @@ fn component_door(pre: ComponentPre<Host>) -> wasmtime::Result<Door> {
 
 /// An outcome of an attempt that never reached a guest.
 pub(crate) fn host_fault(message: &str) -> Outcome {
-    bare_outcome(Termination::HostFault {
-        message: clean(message.as_bytes(), MAX_FAILURE_MESSAGE).0,
-    })
+    bare_outcome(Termination::HostFault { message: clean(message.as_bytes(), MAX_FAILURE_MESSAGE).0 })
 }
 
 /// An outcome without any cost.
 pub(crate) fn bare_outcome(termination: Termination) -> Outcome {
     Outcome {
         termination,
-        receipt: Receipt {
-            fuel_exact: true,
-            ..Receipt::default()
-        },
+        receipt: Receipt { fuel_exact: true, ..Receipt::default() },
         output: Vec::new(),
         content_type: crate::output::OCTET_STREAM.to_owned(),
         logs: Vec::new(),
@@ -392,18 +372,11 @@ struct Given {
 
 impl Given {
     fn end(ended: Ended) -> Self {
-        Self {
-            ended,
-            result: None,
-        }
+        Self { ended, result: None }
     }
 
     fn settled(termination: Termination) -> Self {
-        Self::end(Ended {
-            termination,
-            fuel_exact: true,
-            backtrace: Vec::new(),
-        })
+        Self::end(Ended { termination, fuel_exact: true, backtrace: Vec::new() })
     }
 }
 
@@ -412,21 +385,13 @@ impl Run<'_> {
         let mut argv = Vec::with_capacity(args.len() + 1);
         argv.push(self.context.task.clone());
         argv.extend(args);
-        Start {
-            args: argv,
-            env,
-            stdin,
-        }
+        Start { args: argv, env, stdin }
     }
 
     fn common(&self, stdout_bytes: u64) -> Common {
         Common {
             limiter: Limiter::new(self.limits.memory_bytes),
-            capture: Arc::new(Mutex::new(Capture::new(
-                self.started,
-                self.limits.log_bytes,
-                stdout_bytes,
-            ))),
+            capture: Arc::new(Mutex::new(Capture::new(self.started, self.limits.log_bytes, stdout_bytes))),
             control: self.control.clone(),
             calls: 0,
             fuel_limit: self.limits.fuel,
@@ -449,11 +414,7 @@ impl Run<'_> {
             Ok(UpdateDeadline::Yield(1))
         });
         let output = usize::try_from(self.limits.output_bytes).unwrap_or(usize::MAX);
-        store.set_hostcall_fuel(
-            output
-                .max(MIN_HOSTCALL_BYTES)
-                .saturating_add(HOSTCALL_SLACK),
-        );
+        store.set_hostcall_fuel(output.max(MIN_HOSTCALL_BYTES).saturating_add(HOSTCALL_SLACK));
         store.set_max_component_handles(MAX_HANDLES);
         Ok(store)
     }
@@ -549,26 +510,12 @@ impl Run<'_> {
         let peak = common.limiter.peak();
         let capture: SharedCapture = common.capture.clone();
         drop(store);
-        let Captured {
-            out,
-            out_dropped,
-            records,
-            log_kept,
-            log_dropped,
-        } = crate::output::lock(&capture).finish();
+        let Captured { out, out_dropped, records, log_kept, log_dropped } =
+            crate::output::lock(&capture).finish();
         let Given { ended, result } = given;
-        let Ended {
-            mut termination,
-            fuel_exact,
-            backtrace,
-        } = ended;
+        let Ended { mut termination, fuel_exact, backtrace } = ended;
         // An abort before the first settlement would read as nothing although code has run.
-        let mut fuel = self
-            .limits
-            .fuel
-            .saturating_sub(left)
-            .saturating_add(calls_fuel)
-            .max(1);
+        let mut fuel = self.limits.fuel.saturating_sub(left).saturating_add(calls_fuel).max(1);
         if fuel > self.limits.fuel {
             fuel = self.limits.fuel;
             // Whatever the guest did afterwards, it did beyond its limit: the same on every host.
@@ -617,19 +564,14 @@ impl Run<'_> {
 }
 
 fn facts<T: Accounted>(store: &Store<T>, task: bool) -> Facts {
-    Facts {
-        refused: store.data().common().limiter.refused(),
-        task,
-    }
+    Facts { refused: store.data().common().limiter.refused(), task }
 }
 
 fn failed(failure: &Failure) -> Termination {
     Termination::GuestError {
         retryable: matches!(failure.kind, FailureKind::Retryable),
         message: clean(failure.message.as_bytes(), MAX_FAILURE_MESSAGE).0,
-        retry_after_ms: failure
-            .retry_after_ms
-            .map(|wait| wait.min(MAX_RETRY_AFTER_MS)),
+        retry_after_ms: failure.retry_after_ms.map(|wait| wait.min(MAX_RETRY_AFTER_MS)),
     }
 }
 

@@ -68,14 +68,8 @@ fn wasi(start: Start, capture: &SharedCapture, stdout: Stream) -> WasiCtxBuilder
     builder
         .args(&start.args)
         .envs(&start.env)
-        .stdout(Writer {
-            capture: capture.clone(),
-            stream: stdout,
-        })
-        .stderr(Writer {
-            capture: capture.clone(),
-            stream: Stream::StderrLines,
-        })
+        .stdout(Writer { capture: capture.clone(), stream: stdout })
+        .stderr(Writer { capture: capture.clone(), stream: Stream::StderrLines })
         .max_random_size(MAX_RANDOM)
         .allow_tcp(false)
         .allow_udp(false)
@@ -144,17 +138,9 @@ impl Accounted for Host {
 impl WasiView for Host {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         self.common.calls += 1;
-        let Self {
-            wasi: slot,
-            start,
-            common,
-            stdout,
-            table,
-            ..
-        } = self;
-        let ctx = slot.get_or_insert_with(|| {
-            Box::new(wasi(std::mem::take(start), &common.capture, *stdout).build())
-        });
+        let Self { wasi: slot, start, common, stdout, table, .. } = self;
+        let ctx = slot
+            .get_or_insert_with(|| Box::new(wasi(std::mem::take(start), &common.capture, *stdout).build()));
         WasiCtxView { ctx, table }
     }
 }
@@ -162,11 +148,7 @@ impl WasiView for Host {
 impl WasiHttpView for Host {
     fn http(&mut self) -> WasiHttpCtxView<'_> {
         self.common.calls += 1;
-        WasiHttpCtxView {
-            hooks: &mut self.hooks,
-            table: &mut self.table,
-            ctx: &mut self.http,
-        }
+        WasiHttpCtxView { hooks: &mut self.hooks, table: &mut self.table, ctx: &mut self.http }
     }
 }
 

@@ -54,11 +54,7 @@ impl context::Host for Host {
     fn progress(&mut self, done: u64, total: u64, message: String) {
         self.common.calls += 1;
         let (message, _) = clean(message.as_bytes(), MAX_PROGRESS_MESSAGE);
-        let first = self.common.control.set_progress(Progress {
-            done,
-            total,
-            message,
-        });
+        let first = self.common.control.set_progress(Progress { done, total, message });
         if first && let Some(sink) = &self.progress {
             sink.progress(&self.common.control);
         }
@@ -66,13 +62,7 @@ impl context::Host for Host {
 }
 
 impl log::Host for Host {
-    fn emit(
-        &mut self,
-        level: log::Level,
-        target: String,
-        message: String,
-        fields: Vec<(String, String)>,
-    ) {
+    fn emit(&mut self, level: log::Level, target: String, message: String, fields: Vec<(String, String)>) {
         self.common.calls += 1;
         let level = match level {
             log::Level::Trace => LogLevel::Trace,

@@ -82,13 +82,9 @@ impl Ticker {
             watched: Mutex::default(),
         });
         let own = shared.clone();
-        let handle = thread::Builder::new()
-            .name("sandbar-ticker".to_owned())
-            .spawn(move || run(&own, &engine))?;
-        Ok(Self {
-            shared,
-            thread: handle.thread().clone(),
-        })
+        let handle =
+            thread::Builder::new().name("sandbar-ticker".to_owned()).spawn(move || run(&own, &engine))?;
+        Ok(Self { shared, thread: handle.thread().clone() })
     }
 
     /// The number of the current epoch.
@@ -102,10 +98,7 @@ impl Ticker {
         let now = Instant::now();
         let slot = {
             let mut watched = shared.watched();
-            shared.earliest.fetch_min(
-                shared.at(now, control.remaining(now)),
-                Ordering::AcqRel,
-            );
+            shared.earliest.fetch_min(shared.at(now, control.remaining(now)), Ordering::AcqRel);
             if let Some(slot) = watched.free.pop() {
                 watched.slots[slot] = Some(control.clone());
                 slot
@@ -118,10 +111,7 @@ impl Ticker {
         if shared.parked.load(Ordering::SeqCst) {
             self.thread.unpark();
         }
-        Watch {
-            ticker: self.clone(),
-            slot,
-        }
+        Watch { ticker: self.clone(), slot }
     }
 
     /// A deadline moved closer: look again at the next tick.

@@ -53,9 +53,7 @@ fn presented_key(headers: &HeaderMap) -> Option<&str> {
         return key.to_str().ok();
     }
     let (scheme, key) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
-    scheme
-        .eq_ignore_ascii_case("bearer")
-        .then_some(key.trim_start())
+    scheme.eq_ignore_ascii_case("bearer").then_some(key.trim_start())
 }
 
 /// `{task}` of the path.
@@ -87,12 +85,9 @@ impl FromRequestParts<Api> for NewTaskPath {
 
     async fn from_request_parts(parts: &mut Parts, _: &Api) -> Result<Self, Problem> {
         let refuse = |error: &dyn std::fmt::Display| Problem::new(Code::InvalidTaskName, error);
-        let Path(name) = Path::<String>::from_request_parts(parts, &())
-            .await
-            .map_err(|error| refuse(&error))?;
-        TaskName::try_from(name)
-            .map(Self)
-            .map_err(|error| refuse(&error))
+        let Path(name) =
+            Path::<String>::from_request_parts(parts, &()).await.map_err(|error| refuse(&error))?;
+        TaskName::try_from(name).map(Self).map_err(|error| refuse(&error))
     }
 }
 
@@ -105,13 +100,9 @@ impl FromRequestParts<Api> for VersionPath {
 
     async fn from_request_parts(parts: &mut Parts, _: &Api) -> Result<Self, Problem> {
         let refuse = || Problem::new(Code::VersionNotFound, "a version is a number from 1");
-        let Path((name, version)) = Path::<(String, String)>::from_request_parts(parts, &())
-            .await
-            .map_err(|_| refuse())?;
-        Ok(Self(
-            task_name(name)?,
-            version.parse().map_err(|_| refuse())?,
-        ))
+        let Path((name, version)) =
+            Path::<(String, String)>::from_request_parts(parts, &()).await.map_err(|_| refuse())?;
+        Ok(Self(task_name(name)?, version.parse().map_err(|_| refuse())?))
     }
 }
 
@@ -127,9 +118,8 @@ impl FromRequestParts<Api> for InvocationPath {
             .await
             .ok()
             .and_then(|Path(text)| text.parse().ok());
-        id.map(Self).ok_or_else(|| {
-            Problem::new(Code::InvocationNotFound, "the id of an invocation is a UUID")
-        })
+        id.map(Self)
+            .ok_or_else(|| Problem::new(Code::InvocationNotFound, "the id of an invocation is a UUID"))
     }
 }
 
@@ -141,8 +131,8 @@ impl FromRequestParts<Api> for Pairs {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &Api) -> Result<Self, Problem> {
-        let Query(pairs) = Query::try_from_uri(&parts.uri)
-            .map_err(|error| Problem::new(Code::InvalidQuery, error))?;
+        let Query(pairs) =
+            Query::try_from_uri(&parts.uri).map_err(|error| Problem::new(Code::InvalidQuery, error))?;
         Ok(Self(pairs))
     }
 }
@@ -201,15 +191,20 @@ impl FromRequestParts<Api> for Idempotency {
     }
 }
 
-/// A JSON body, read and bounded, with its bytes.
+/// A JSON body, read and bounded.
 #[derive(Debug)]
 pub struct Json<T> {
-    /// What it says.
-    pub value: T,
-    /// How it says it.
-    pub bytes: bytes::Bytes,
+    value: T,
+    bytes: bytes::Bytes,
     /// Memory paid for until the body has become a request.
     _memory: tokio::sync::OwnedSemaphorePermit,
+}
+
+impl<T> Json<T> {
+    /// What the body says, and how it says it. Whoever takes the parts soon drops the bytes.
+    pub fn into_parts(self) -> (T, bytes::Bytes) {
+        (self.value, self.bytes)
+    }
 }
 
 impl<T: DeserializeOwned> FromRequest<Api> for Json<T> {
@@ -230,19 +225,12 @@ impl<T: DeserializeOwned> FromRequest<Api> for Json<T> {
             .ok_or_else(|| Problem::new(Code::Overloaded, "too many request bodies at once"))?;
         let bytes = read(request.into_body(), max).await?;
         let value = parse(&bytes)?;
-        Ok(Self {
-            value,
-            bytes,
-            _memory: memory,
-        })
+        Ok(Self { value, bytes, _memory: memory })
     }
 }
 
 fn too_large(max: u64) -> Problem {
-    Problem::new(
-        Code::BodyTooLarge,
-        format!("this request body may have at most {max} bytes"),
-    )
+    Problem::new(Code::BodyTooLarge, format!("this request body may have at most {max} bytes"))
 }
 
 async fn read(body: Body, max: u64) -> Result<bytes::Bytes, Problem> {
@@ -282,6 +270,11 @@ pub(super) fn media_type(headers: &HeaderMap, allowed: &[&str]) -> Result<(), Pr
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    // A structure may also be read from an array of its fields: nobody means that.
+    if bytes.trim_ascii_start().first() == Some(&b'[') {
+        return Err(Problem::new(Code::InvalidBody, "the request body must be a JSON object")
+            .with_errors(vec![FieldError::new("", "must be an object")]));
+    }
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let pointer = pointer(error.path());
@@ -295,9 +288,7 @@ fn bad_json(error: &serde_json::Error, pointer: &str) -> Problem {
     match error.classify() {
         Category::Data => Problem::new(Code::InvalidBody, "the request body has invalid values")
             .with_errors(vec![FieldError::new(pointer, error.to_string())]),
-        Category::Syntax | Category::Eof | Category::Io => {
-            Problem::new(Code::MalformedJson, error)
-        }
+        Category::Syntax | Category::Eof | Category::Io => Problem::new(Code::MalformedJson, error),
     }
 }
 
@@ -381,7 +372,8 @@ mod tests {
     fn an_input_of_null_is_an_input_and_keeps_its_bytes() {
         let request: InvokeRequest = parse(br#"{"input": null}"#).unwrap();
         assert_eq!(request.input.unwrap().get(), "null");
-        let request: InvokeRequest = parse(br#"{"input": {"a" : 1.0, "n": 123456789012345678901234567890}}"#).unwrap();
+        let request: InvokeRequest =
+            parse(br#"{"input": {"a" : 1.0, "n": 123456789012345678901234567890}}"#).unwrap();
         assert_eq!(request.input.unwrap().get(), r#"{"a" : 1.0, "n": 123456789012345678901234567890}"#);
         assert!(parse::<InvokeRequest>(b"{}").unwrap().input.is_none());
     }

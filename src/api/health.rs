@@ -1,5 +1,6 @@
 //! Liveness, readiness, and the pages about errors.
 
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
@@ -31,13 +32,10 @@ pub(super) async fn ready(State(api): State<Api>) -> Result<&'static str, Proble
 }
 
 /// The page that the `type` of a problem leads to.
-pub(super) async fn error_page(Path(code): Path<String>) -> Response {
+pub(super) async fn error_page(code: Result<Path<String>, PathRejection>) -> Response {
+    let code = code.map(|Path(code)| code).unwrap_or_default();
     match Code::ALL.iter().find(|known| known.as_str() == code) {
-        Some(code) => (
-            [(CONTENT_TYPE, "text/markdown; charset=utf-8")],
-            code.page(),
-        )
-            .into_response(),
+        Some(code) => ([(CONTENT_TYPE, "text/markdown; charset=utf-8")], code.page()).into_response(),
         None => Problem::new(Code::RouteNotFound, "there is no such kind of problem").into_response(),
     }
 }

@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::header::{
-    CONTENT_SECURITY_POLICY, CONTENT_TYPE, LINK, LOCATION, X_CONTENT_TYPE_OPTIONS,
-};
+use axum::http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE, LINK, LOCATION, X_CONTENT_TYPE_OPTIONS};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
@@ -37,9 +35,8 @@ fn invalid(pointer: &'static str, detail: impl Into<String>) -> Problem {
 }
 
 fn decode(pointer: &'static str, text: &str) -> Result<Part, Problem> {
-    let bytes = BASE64_STANDARD
-        .decode(text)
-        .map_err(|error| invalid(pointer, format!("is not base64: {error}")))?;
+    let bytes =
+        BASE64_STANDARD.decode(text).map_err(|error| invalid(pointer, format!("is not base64: {error}")))?;
     Ok(Part { pointer, bytes })
 }
 
@@ -48,10 +45,9 @@ fn payload(body: &mut wire::InvokeRequest) -> Result<Payload, Problem> {
         (Some(_), Some(_)) => {
             return Err(invalid("/input_base64", "give `input` or `input_base64`, not both"));
         }
-        (Some(json), None) => Some(Part {
-            pointer: "/input",
-            bytes: Box::<str>::from(json).into_string().into_bytes(),
-        }),
+        (Some(json), None) => {
+            Some(Part { pointer: "/input", bytes: Box::<str>::from(json).into_string().into_bytes() })
+        }
         (None, Some(text)) => Some(decode("/input_base64", &text)?),
         (None, None) => None,
     };
@@ -59,19 +55,11 @@ fn payload(body: &mut wire::InvokeRequest) -> Result<Payload, Problem> {
         (Some(_), Some(_)) => {
             return Err(invalid("/stdin_base64", "give `stdin` or `stdin_base64`, not both"));
         }
-        (Some(text), None) => Some(Part {
-            pointer: "/stdin",
-            bytes: text.into_bytes(),
-        }),
+        (Some(text), None) => Some(Part { pointer: "/stdin", bytes: text.into_bytes() }),
         (None, Some(text)) => Some(decode("/stdin_base64", &text)?),
         (None, None) => None,
     };
-    Ok(Payload {
-        input,
-        stdin,
-        args: body.args.take(),
-        env: body.env.take(),
-    })
+    Ok(Payload { input, stdin, args: body.args.take(), env: body.env.take() })
 }
 
 fn request(mut body: wire::InvokeRequest) -> Result<Request, Problem> {
@@ -142,11 +130,9 @@ pub(super) async fn invoke(
 ) -> Result<Response, Problem> {
     let (request, wait) = {
         // The body's memory is given back here: waiting costs none.
-        let idempotency = match key {
-            Some(key) => Some((key, body_fingerprint(&name, &body.bytes)?)),
-            None => None,
-        };
-        let mut request = request(body.value)?;
+        let (value, bytes) = body.into_parts();
+        let idempotency = key.map(|key| (key, fingerprint(&name, &bytes)));
+        let mut request = request(value)?;
         request.idempotency = idempotency;
         (request, prefer.up_to(api.app.settings().max_wait))
     };
@@ -163,18 +149,8 @@ pub(super) async fn invoke(
     if invoked.replayed {
         headers.insert("idempotency-replayed", HeaderValue::from_static("true"));
     }
-    let status = if wait.is_some() && ended {
-        StatusCode::OK
-    } else {
-        StatusCode::ACCEPTED
-    };
+    let status = if wait.is_some() && ended { StatusCode::OK } else { StatusCode::ACCEPTED };
     Ok((status, headers, Json(body)).into_response())
-}
-
-fn body_fingerprint(task: &TaskName, bytes: &[u8]) -> Result<[u8; 32], Problem> {
-    let value = serde_json::from_slice(bytes)
-        .map_err(|error| Problem::new(Code::MalformedJson, error))?;
-    Ok(fingerprint(task, &value))
 }
 
 /// One invocation: state, attempts with receipts, why they ended, and where the guest was when it trapped.
@@ -219,10 +195,7 @@ pub(super) async fn result(
     headers.insert(CONTENT_TYPE, media_type);
     // A guest chose bytes and type. Should a browser come here, it may neither guess nor run anything.
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert(
-        CONTENT_SECURITY_POLICY,
-        HeaderValue::from_static("default-src 'none'; sandbox"),
-    );
+    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; sandbox"));
     Ok((headers, output.bytes.unwrap_or_default()).into_response())
 }
 
@@ -258,9 +231,7 @@ pub(super) async fn logs(
                 })?);
             }
             "after" => {
-                let place = value
-                    .split_once('.')
-                    .and_then(|(a, c)| Some((a.parse().ok()?, c.parse().ok()?)));
+                let place = value.split_once('.').and_then(|(a, c)| Some((a.parse().ok()?, c.parse().ok()?)));
                 after = Some(place.ok_or_else(|| {
                     Problem::new(Code::InvalidQuery, "`after` must come from the header Link")
                 })?);
@@ -272,10 +243,8 @@ pub(super) async fn logs(
     let mut headers = HeaderMap::new();
     if let Some(last) = chunks.last().filter(|_| more) {
         let only = attempt.map_or_else(String::new, |n| format!("attempt={n}&"));
-        let link = format!(
-            "</v1/invocations/{id}/logs?{only}after={}.{}>; rel=\"next\"",
-            last.attempt, last.chunk
-        );
+        let link =
+            format!("</v1/invocations/{id}/logs?{only}after={}.{}>; rel=\"next\"", last.attempt, last.chunk);
         if let Ok(link) = HeaderValue::from_str(&link) {
             headers.insert(LINK, link);
         }
@@ -301,11 +270,7 @@ pub(super) async fn cancel(
     InvocationPath(id): InvocationPath,
 ) -> Result<(StatusCode, Json<wire::Invocation>), Problem> {
     let (found, ended) = api.app.cancel(tenant, id).await?;
-    let status = if ended {
-        StatusCode::OK
-    } else {
-        StatusCode::ACCEPTED
-    };
+    let status = if ended { StatusCode::OK } else { StatusCode::ACCEPTED };
     Ok((status, Json(shape::invocation(&found, false))))
 }
 
@@ -368,18 +333,14 @@ fn filter(pairs: Vec<(String, String)>) -> Result<(Filter, u16), Problem> {
             "state" => filter.state = Some(value.parse::<Stand>().map_err(|e| refuse(&e))?),
             "task" => filter.task = Some(TaskName::try_from(value).map_err(|e| refuse(&e))?),
             "tag" => {
-                let (key, value) = value
-                    .split_once(':')
-                    .ok_or_else(|| refuse(&"`tag` must be key:value"))?;
+                let (key, value) = value.split_once(':').ok_or_else(|| refuse(&"`tag` must be key:value"))?;
                 let tag = BTreeMap::from([(key.to_owned(), value.to_owned())]);
                 // Checked as tags are, so that nothing reaches the database that could not be in it.
                 let tag = Tags::try_from(tag).map_err(|e| refuse(&e))?;
                 filter.tags.extend(BTreeMap::from(tag));
             }
             "after" => {
-                let id = value
-                    .parse()
-                    .map_err(|_| refuse(&"`after` must be the id of an invocation"))?;
+                let id = value.parse().map_err(|_| refuse(&"`after` must be the id of an invocation"))?;
                 filter.after = Some(id);
             }
             "limit" => size = limit(&value)?,
@@ -400,20 +361,13 @@ mod tests {
     use super::*;
 
     fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
-        list.iter()
-            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
-            .collect()
+        list.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
     }
 
     #[test]
     fn a_filter_takes_tags_again_and_again_and_refuses_what_it_does_not_know() {
-        let (filter, size) = filter(pairs(&[
-            ("tag", "a:1"),
-            ("tag", "b:x:y"),
-            ("state", "dead"),
-            ("limit", "7"),
-        ]))
-        .unwrap();
+        let (filter, size) =
+            filter(pairs(&[("tag", "a:1"), ("tag", "b:x:y"), ("state", "dead"), ("limit", "7")])).unwrap();
         assert_eq!(filter.tags, pairs(&[("a", "1"), ("b", "x:y")]));
         assert_eq!((filter.state, size), (Some(Stand::Dead), 7));
         for bad in [
@@ -434,10 +388,7 @@ mod tests {
     fn the_next_page_asks_the_same_question() {
         let id = crate::domain::ids::InvocationId(uuid::Uuid::from_u128(7));
         let asked = pairs(&[("tag", "k:v&x=ü"), ("after", "old"), ("limit", "2")]);
-        assert_eq!(
-            next_page(&asked, id),
-            format!("/v1/invocations?tag=k:v%26x%3D%C3%BC&limit=2&after={id}")
-        );
+        assert_eq!(next_page(&asked, id), format!("/v1/invocations?tag=k:v%26x%3D%C3%BC&limit=2&after={id}"));
     }
 
     #[test]

@@ -23,17 +23,14 @@ pub(super) struct RequestIds;
 
 impl MakeRequestId for RequestIds {
     fn make_request_id<B>(&mut self, _: &axum::http::Request<B>) -> Option<RequestId> {
-        HeaderValue::from_str(&uuid::Uuid::now_v7().to_string())
-            .ok()
-            .map(RequestId::new)
+        HeaderValue::from_str(&uuid::Uuid::now_v7().to_string()).ok().map(RequestId::new)
     }
 }
 
 /// A client's request id goes into our logs: only a short, plain one is taken over.
 pub(super) async fn own_request_id(mut request: Request) -> Request {
     let fine = request.headers().get(REQUEST_ID).is_none_or(|value| {
-        (1..=MAX_REQUEST_ID).contains(&value.len())
-            && value.as_bytes().iter().all(u8::is_ascii_graphic)
+        (1..=MAX_REQUEST_ID).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic)
     });
     if !fine {
         request.headers_mut().remove(REQUEST_ID);
@@ -78,11 +75,7 @@ pub(super) async fn bounded(
 }
 
 /// Answer within `limit`, if only that it took too long.
-pub(super) async fn within(
-    limit: Duration,
-    request: Request,
-    next: Next,
-) -> axum::response::Response {
+pub(super) async fn within(limit: Duration, request: Request, next: Next) -> axum::response::Response {
     match tokio::time::timeout(limit, next.run(request)).await {
         Ok(response) => response,
         Err(_) => {

@@ -84,19 +84,13 @@ pub fn router(app: App) -> Router {
     let waiting = quick.saturating_add(settings.max_wait);
     let uploading = UPLOAD_TIME.saturating_add(settings.max_wait);
     let permits = usize::try_from(BODY_MEMORY / extract::PERMIT_BYTES).unwrap_or(usize::MAX);
-    let api = Api {
-        app,
-        bodies: Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS))),
-    };
+    let api = Api { app, bodies: Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS))) };
     let (router, document) = documented(quick, waiting, uploading).split_for_parts();
     // Rendered once: it never changes.
     let document: bytes::Bytes = serde_json::to_vec(&document).unwrap_or_default().into();
     let requests = Arc::new(Semaphore::new(MAX_REQUESTS));
     router
-        .route(
-            "/openapi.json",
-            get(move || async move { ([(CONTENT_TYPE, "application/json")], document) }),
-        )
+        .route("/openapi.json", get(move || async move { ([(CONTENT_TYPE, "application/json")], document) }))
         .route("/errors/{code}", get(health::error_page))
         .fallback(problem::route_not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)
@@ -118,9 +112,8 @@ pub fn router(app: App) -> Router {
 }
 
 fn documented(quick: Duration, waiting: Duration, uploading: Duration) -> OpenApiRouter<Api> {
-    let within = |limit: Duration| {
-        middleware::from_fn(move |request, next| layers::within(limit, request, next))
-    };
+    let within =
+        |limit: Duration| middleware::from_fn(move |request, next| layers::within(limit, request, next));
     OpenApiRouter::with_openapi(Document::openapi())
         .merge(
             OpenApiRouter::new()
@@ -137,16 +130,8 @@ fn documented(quick: Duration, waiting: Duration, uploading: Duration) -> OpenAp
                 .routes(routes!(health::ready))
                 .route_layer(within(quick)),
         )
-        .merge(
-            OpenApiRouter::new()
-                .routes(routes!(invocation::invoke))
-                .route_layer(within(waiting)),
-        )
-        .merge(
-            OpenApiRouter::new()
-                .routes(routes!(task::upload))
-                .route_layer(within(uploading)),
-        )
+        .merge(OpenApiRouter::new().routes(routes!(invocation::invoke)).route_layer(within(waiting)))
+        .merge(OpenApiRouter::new().routes(routes!(task::upload)).route_layer(within(uploading)))
 }
 
 /// Say which wait was granted.
@@ -158,15 +143,9 @@ fn preference_applied(headers: &mut HeaderMap, wait: Duration) {
 
 /// `limit` of a list.
 fn limit(text: &str) -> Result<u16, problem::Problem> {
-    text.parse()
-        .ok()
-        .filter(|n| (1..=PAGE.1).contains(n))
-        .ok_or_else(|| {
-            problem::Problem::new(
-                problem::Code::InvalidQuery,
-                format!("`limit` must be from 1 to {}", PAGE.1),
-            )
-        })
+    text.parse().ok().filter(|n| (1..=PAGE.1).contains(n)).ok_or_else(|| {
+        problem::Problem::new(problem::Code::InvalidQuery, format!("`limit` must be from 1 to {}", PAGE.1))
+    })
 }
 
 fn unknown_parameter(name: &str, known: &str) -> problem::Problem {
@@ -199,7 +178,7 @@ mod tests {
             }
         }
         routes.sort();
-        insta::assert_json_snapshot!(routes, @"");
+        insta::assert_json_snapshot!(routes);
     }
 
     #[test]

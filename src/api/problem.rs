@@ -148,10 +148,7 @@ impl Problem {
             errors: self
                 .errors
                 .into_iter()
-                .map(|e| wire::FieldProblem {
-                    pointer: e.pointer,
-                    detail: e.detail,
-                })
+                .map(|e| wire::FieldProblem { pointer: e.pointer, detail: e.detail })
                 .collect(),
             rejection: self.rejection.as_ref().map(rejection),
         }
@@ -160,10 +157,7 @@ impl Problem {
 
 /// A rejection on the wire.
 pub(super) fn rejection(rejection: &Rejection) -> wire::Rejection {
-    wire::Rejection {
-        code: rejection.code.as_str().to_owned(),
-        detail: rejection.detail.clone(),
-    }
+    wire::Rejection { code: rejection.code.as_str().to_owned(), detail: rejection.detail.clone() }
 }
 
 fn module_code(code: RejectionCode) -> Code {
@@ -194,9 +188,7 @@ impl From<Error> for Problem {
             Error::VersionRejected { rejection, .. } => {
                 plain(Code::VersionRejected).with_rejection(rejection)
             }
-            Error::ModuleRejected(rejection) => {
-                plain(module_code(rejection.code)).with_rejection(rejection)
-            }
+            Error::ModuleRejected(rejection) => plain(module_code(rejection.code)).with_rejection(rejection),
             Error::ModuleTooLarge { .. } => plain(Code::ModuleTooLarge),
             Error::UploadStalled { .. } => plain(Code::RequestTooSlow),
             Error::UploadBroken(_) => plain(Code::BrokenBody),
@@ -204,9 +196,7 @@ impl From<Error> for Problem {
             Error::NotFinished(_) => plain(Code::NotFinished),
             Error::NoOutput(_) => plain(Code::NoOutput),
             Error::AlreadyFinished(_) => plain(Code::AlreadyFinished),
-            Error::WrongInputKind { errors, .. } => {
-                plain(Code::WrongInputKind).with_errors(errors)
-            }
+            Error::WrongInputKind { errors, .. } => plain(Code::WrongInputKind).with_errors(errors),
             Error::InputMismatch(errors) => plain(Code::InputMismatch).with_errors(errors),
             Error::InvalidFields(errors) => plain(Code::InvalidBody).with_errors(errors),
             Error::InputTooLarge { .. } => plain(Code::InputTooLarge),
@@ -231,10 +221,7 @@ impl IntoResponse for Problem {
         // Strings and numbers: this cannot fail, and an empty body would still have its status.
         let body = serde_json::to_vec(&self.body()).unwrap_or_default();
         let mut headers = HeaderMap::new();
-        headers.insert(
-            CONTENT_TYPE,
-            HeaderValue::from_static("application/problem+json"),
-        );
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if let Some(seconds) = retry_after {
             headers.insert(RETRY_AFTER, seconds.into());
         }
@@ -247,21 +234,16 @@ impl IntoResponse for Problem {
 
 /// Answer of a route that knows the address but not the method. Axum adds what is allowed.
 pub(super) async fn method_not_allowed() -> Response {
-    let mut response = Problem::new(
-        Code::MethodNotAllowed,
-        "the header Allow lists the methods of this address",
-    )
-    .into_response();
+    let mut response =
+        Problem::new(Code::MethodNotAllowed, "the header Allow lists the methods of this address")
+            .into_response();
     response.headers_mut().remove(ALLOW);
     response
 }
 
 /// Answer to an address that leads nowhere.
 pub(super) async fn route_not_found() -> Problem {
-    Problem::new(
-        Code::RouteNotFound,
-        "no resource has this address; /openapi.json lists those there are",
-    )
+    Problem::new(Code::RouteNotFound, "no resource has this address; /openapi.json lists those there are")
 }
 
 /// Answer after a panic, which has been logged by the panic hook.
@@ -282,10 +264,7 @@ mod tests {
         for code in Code::ALL {
             assert!(codes.insert(format!("{}.md", code.as_str())), "{code:?} twice");
             let page = code.page();
-            assert!(
-                page.starts_with(&format!("# {}\n", code.as_str())),
-                "{code:?}"
-            );
+            assert!(page.starts_with(&format!("# {}\n", code.as_str())), "{code:?}");
             assert!(page.contains(&format!("HTTP {}", code.status().as_u16())), "{code:?}");
             for section in ["## Cause", "## Remedy"] {
                 assert!(page.contains(section), "{code:?} lacks {section}");
@@ -294,10 +273,7 @@ mod tests {
         let pages = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/errors");
         for page in std::fs::read_dir(pages).unwrap() {
             let name = page.unwrap().file_name().into_string().unwrap();
-            assert!(
-                name == "README.md" || codes.contains(&name),
-                "{name} belongs to no code"
-            );
+            assert!(name == "README.md" || codes.contains(&name), "{name} belongs to no code");
         }
     }
 
@@ -310,12 +286,13 @@ mod tests {
 
     #[test]
     fn shape_of_a_problem() {
-        let error = Error::InputMismatch(vec![FieldError::new("/input/n", "\"x\" is not of type \"integer\"")]);
-        insta::assert_json_snapshot!(Problem::from(error).body(), @"");
+        let error =
+            Error::InputMismatch(vec![FieldError::new("/input/n", "\"x\" is not of type \"integer\"")]);
+        insta::assert_json_snapshot!(Problem::from(error).body());
         let error = Error::ModuleRejected(Rejection {
             code: RejectionCode::UnknownImport,
             detail: "unknown import `env.abort`".to_owned(),
         });
-        insta::assert_json_snapshot!(Problem::from(error).body(), @"");
+        insta::assert_json_snapshot!(Problem::from(error).body());
     }
 }

@@ -49,9 +49,7 @@ pub(super) fn invocation(row: &Invocation, with_result: bool) -> wire::Invocatio
         result: row
             .output
             .as_ref()
-            .filter(|output| {
-                with_result && (output.size_bytes > 0 || row.summary.state == State::Succeeded)
-            })
+            .filter(|output| with_result && (output.size_bytes > 0 || row.summary.state == State::Succeeded))
             .map(inline),
     }
 }
@@ -133,36 +131,25 @@ fn frame(frame: &Frame) -> wire::Frame {
 fn termination(termination: &Termination) -> wire::Termination {
     match termination {
         Termination::Succeeded => wire::Termination::Succeeded,
-        Termination::GuestError {
-            retryable,
-            message,
-            retry_after_ms,
-        } => wire::Termination::GuestError {
+        Termination::GuestError { retryable, message, retry_after_ms } => wire::Termination::GuestError {
             retryable: *retryable,
             message: message.clone(),
             retry_after_ms: *retry_after_ms,
         },
         Termination::ExitCode { code } => wire::Termination::ExitCode { code: *code },
-        Termination::Trap { kind, message } => wire::Termination::Trap {
-            kind: trap(*kind).to_owned(),
-            message: message.clone(),
-        },
+        Termination::Trap { kind, message } => {
+            wire::Termination::Trap { kind: trap(*kind).to_owned(), message: message.clone() }
+        }
         Termination::OutOfFuel => wire::Termination::OutOfFuel,
         Termination::OutOfMemory => wire::Termination::OutOfMemory,
         Termination::StackOverflow => wire::Termination::StackOverflow,
         Termination::Deadline => wire::Termination::Deadline,
         Termination::OutputTooLarge => wire::Termination::OutputTooLarge,
-        Termination::QuotaExceeded { quota } => wire::Termination::QuotaExceeded {
-            quota: quota.clone(),
-        },
-        Termination::Denied { capability } => wire::Termination::Denied {
-            capability: capability.clone(),
-        },
+        Termination::QuotaExceeded { quota } => wire::Termination::QuotaExceeded { quota: quota.clone() },
+        Termination::Denied { capability } => wire::Termination::Denied { capability: capability.clone() },
         Termination::Cancelled => wire::Termination::Cancelled,
         Termination::LeaseLost => wire::Termination::LeaseLost,
-        Termination::HostFault { message } => wire::Termination::HostFault {
-            message: message.clone(),
-        },
+        Termination::HostFault { message } => wire::Termination::HostFault { message: message.clone() },
     }
 }
 
@@ -252,9 +239,7 @@ mod tests {
 
     /// Version 7, made at `at(0)`.
     fn id() -> InvocationId {
-        InvocationId(Uuid::from_u128(
-            (1_760_000_000_000_u128 << 80) | (7 << 76) | (2 << 62) | 5,
-        ))
+        InvocationId(Uuid::from_u128((1_760_000_000_000_u128 << 80) | (7 << 76) | (2 << 62) | 5))
     }
 
     fn row(state: State) -> Invocation {
@@ -322,7 +307,7 @@ mod tests {
         let mut row = row(State::Scheduled);
         row.summary.due_at = Some(at(60_000));
         row.summary.run_at = Some(at(60_000));
-        insta::assert_json_snapshot!(json(&invocation(&row, true)), @"");
+        insta::assert_json_snapshot!(json(&invocation(&row, true)));
     }
 
     #[test]
@@ -330,23 +315,15 @@ mod tests {
         let mut row = row(State::Running);
         row.cancelling = true;
         row.attempts = vec![ended()];
-        row.running = Some(RunningAttempt {
-            attempt: 2,
-            worker: WorkerId(Uuid::from_u128(10)),
-            started_at: at(1_000),
-        });
-        insta::assert_json_snapshot!(json(&invocation(&row, true)), @"");
+        row.running =
+            Some(RunningAttempt { attempt: 2, worker: WorkerId(Uuid::from_u128(10)), started_at: at(1_000) });
+        insta::assert_json_snapshot!(json(&invocation(&row, true)));
     }
 
     #[test]
     fn shape_of_an_attempt_whose_worker_was_lost() {
-        let lost = AttemptRow {
-            termination: Termination::LeaseLost,
-            fuel: None,
-            backtrace: None,
-            ..ended()
-        };
-        insta::assert_json_snapshot!(attempt(&lost), @"");
+        let lost = AttemptRow { termination: Termination::LeaseLost, fuel: None, backtrace: None, ..ended() };
+        insta::assert_json_snapshot!(attempt(&lost));
     }
 
     #[test]
@@ -396,21 +373,14 @@ mod tests {
         assert_eq!(result("TEXT/plain", b"hi")["text"], "hi");
         assert_eq!(result("text/plain", b"\xff")["base64"], "/w==");
         assert_eq!(result("image/png", b"hi")["base64"], "aGk=");
-        let large = Output {
-            content_type: "text/plain".to_owned(),
-            size_bytes: 70_000,
-            bytes: None,
-        };
-        insta::assert_json_snapshot!(inline(&large), @"");
+        let large = Output { content_type: "text/plain".to_owned(), size_bytes: 70_000, bytes: None };
+        insta::assert_json_snapshot!(inline(&large));
     }
 
     #[test]
     fn a_failure_without_output_shows_no_result_and_an_empty_success_does() {
-        let empty = Some(Output {
-            content_type: "text/plain".to_owned(),
-            size_bytes: 0,
-            bytes: Some(Vec::new()),
-        });
+        let empty =
+            Some(Output { content_type: "text/plain".to_owned(), size_bytes: 0, bytes: Some(Vec::new()) });
         let mut row = row(State::Dead);
         row.output.clone_from(&empty);
         assert!(invocation(&row, true).result.is_none());
@@ -433,16 +403,8 @@ mod tests {
             message: "low".to_owned(),
             fields: vec![("left".to_owned(), "3".to_owned())],
         };
-        let plain = LogRecord {
-            fields: Vec::new(),
-            level: LogLevel::Info,
-            ..record.clone()
-        };
-        let chunk = LogChunk {
-            attempt: 2,
-            chunk: 0,
-            records: encode_logs(&[record, plain]).unwrap(),
-        };
-        insta::assert_json_snapshot!(logs(&[chunk]), @"");
+        let plain = LogRecord { fields: Vec::new(), level: LogLevel::Info, ..record.clone() };
+        let chunk = LogChunk { attempt: 2, chunk: 0, records: encode_logs(&[record, plain]).unwrap() };
+        insta::assert_json_snapshot!(logs(&[chunk]));
     }
 }

@@ -50,10 +50,7 @@ fn version(task: &TaskName, row: &VersionRow) -> wire::Version {
         kind: row.kind.as_str().to_owned(),
         sha256: row.hash.to_string(),
         size_bytes: row.size_bytes,
-        manifest: row
-            .manifest
-            .as_ref()
-            .and_then(|m| serde_json::to_value(m).ok()),
+        manifest: row.manifest.as_ref().and_then(|m| serde_json::to_value(m).ok()),
         created_at: row.created_at,
         links: wire::VersionLinks {
             this: format!("/v1/tasks/{task}/versions/{}", row.number),
@@ -85,9 +82,7 @@ pub(super) async fn list(
     for (key, value) in pairs {
         match key.as_str() {
             "after" => {
-                after = Some(
-                    TaskName::try_from(value).map_err(|e| Problem::new(Code::InvalidQuery, e))?,
-                );
+                after = Some(TaskName::try_from(value).map_err(|e| Problem::new(Code::InvalidQuery, e))?);
             }
             "limit" => size = limit(&value)?,
             other => return Err(unknown_parameter(other, "after and limit")),
@@ -157,9 +152,7 @@ pub(super) async fn versions(
     let (rows, more) = api.app.versions(tenant, &name, before, size).await?;
     let last = rows.last().filter(|_| more);
     Ok(Json(Page {
-        next: last.map(|row| {
-            format!("/v1/tasks/{name}/versions?before={}&limit={size}", row.number)
-        }),
+        next: last.map(|row| format!("/v1/tasks/{name}/versions?before={}&limit={size}", row.number)),
         items: rows.iter().map(|row| version(&name, row)).collect(),
     }))
 }
@@ -218,10 +211,7 @@ pub(super) async fn upload(
     media_type(&headers, &["application/wasm"])?;
     let wait = prefer.up_to(api.app.settings().max_wait);
     let declared = content_length(&headers);
-    let uploaded = api
-        .app
-        .upload(tenant, &name, declared, body.into_data_stream(), wait)
-        .await?;
+    let uploaded = api.app.upload(tenant, &name, declared, body.into_data_stream(), wait).await?;
     let body = version(&name, &uploaded.version);
     let mut headers = HeaderMap::new();
     if let Ok(location) = HeaderValue::from_str(&body.links.this) {
@@ -230,10 +220,6 @@ pub(super) async fn upload(
     if let Some(wait) = wait {
         super::preference_applied(&mut headers, wait);
     }
-    let status = if uploaded.created {
-        StatusCode::CREATED
-    } else {
-        StatusCode::OK
-    };
+    let status = if uploaded.created { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, headers, Json(body)).into_response())
 }

@@ -75,17 +75,11 @@ mod tests {
 
     #[test]
     fn a_key_is_asked_for_again_after_five_seconds_and_memory_is_bounded() {
-        let identity = Identity {
-            tenant: TenantId::generate(),
-            key: KeyId::generate(),
-        };
+        let identity = Identity { tenant: TenantId::generate(), key: KeyId::generate() };
         let keys = Keys::default();
         let start = Instant::now();
         keys.put([1; 32], identity, start);
-        assert_eq!(
-            keys.get(&[1; 32], start + Duration::from_millis(4_999)),
-            Some(identity)
-        );
+        assert_eq!(keys.get(&[1; 32], start + Duration::from_millis(4_999)), Some(identity));
         assert_eq!(keys.get(&[1; 32], start + STALE_AFTER), None);
         for n in 0..=u32::try_from(MAX_KEYS).unwrap() {
             keys.put(key_hash(&n.to_string()), identity, start);

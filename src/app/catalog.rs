@@ -62,8 +62,7 @@ impl Catalog {
     fn get(&self, key: &Key, versions: u64, now: Instant) -> Option<Arc<Target>> {
         let entries = self.lock();
         let entry = entries.get(key)?;
-        let fresh = entry.versions == versions
-            && now.saturating_duration_since(entry.at) < STALE_AFTER;
+        let fresh = entry.versions == versions && now.saturating_duration_since(entry.at) < STALE_AFTER;
         fresh.then(|| Arc::clone(&entry.target))
     }
 
@@ -75,14 +74,7 @@ impl Catalog {
                 entries.clear();
             }
         }
-        entries.insert(
-            key,
-            Entry {
-                target: Arc::clone(target),
-                at: now,
-                versions,
-            },
-        );
+        entries.insert(key, Entry { target: Arc::clone(target), at: now, versions });
     }
 }
 
@@ -114,10 +106,7 @@ impl App {
         let found = match (resolved.version, version) {
             (Some(found), _) => found,
             (None, Some(version)) => {
-                return Err(Error::VersionNotFound {
-                    task: name(),
-                    version,
-                });
+                return Err(Error::VersionNotFound { task: name(), version });
             }
             // A task is made together with its first version.
             (None, None) => return Err(Error::TaskNotFound(name())),
@@ -125,17 +114,10 @@ impl App {
         match found.state {
             VersionState::Ready => {}
             VersionState::Compiling => {
-                return Err(Error::VersionNotReady {
-                    task: name(),
-                    version: found.number,
-                });
+                return Err(Error::VersionNotReady { task: name(), version: found.number });
             }
             VersionState::Rejected(rejection) => {
-                return Err(Error::VersionRejected {
-                    task: name(),
-                    version: found.number,
-                    rejection,
-                });
+                return Err(Error::VersionRejected { task: name(), version: found.number, rejection });
             }
         }
         let limits = found.manifest.as_ref().map(|m| m.limits);

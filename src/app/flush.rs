@@ -8,12 +8,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::app::signals::Signals;
 use crate::domain::ids::TenantId;
-use crate::store::queue::{Enqueued, NewInvocation};
+use crate::store::queue::{Enqueued, Enqueuer, NewInvocation};
 use crate::store::{ApiStore, Error};
 
 /// Statements in flight at once: while one waits for its commit, others gather.
@@ -28,6 +29,13 @@ const MAX_WAITING: usize = 10_000;
 const MAX_WAITING_PER_TENANT: usize = 5_000;
 /// Bytes that may wait.
 const MAX_WAITING_BYTES: usize = 256 << 20;
+/// How long an idle flusher keeps its connection.
+const IDLE: Duration = Duration::from_secs(1);
+/// How long rows are held when Postgres does not answer.
+const HOLD: Duration = Duration::from_secs(4);
+/// First and longest pause between two tries within [`HOLD`]. The first are quick: a pool may hold several dead
+/// connections.
+const HOLD_PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(250));
 /// What a row takes besides its input, arguments and variables.
 const ROW_OVERHEAD: usize = 512;
 
@@ -81,16 +89,14 @@ impl Flusher {
         let announce = Arc::new(Notify::new());
         for _ in 0..FLUSHERS {
             let flush = Flush {
-                store: store.clone(),
+                store: store.enqueuer(),
                 signals: Arc::clone(signals),
                 announce: Arc::clone(&announce),
                 key_ttl,
             };
             shared.tasks.spawn(run(Arc::clone(&shared), flush));
         }
-        shared
-            .tasks
-            .spawn(announcer(store.clone(), announce, shared.stop.clone()));
+        shared.tasks.spawn(announcer(store.clone(), announce, shared.stop.clone()));
         shared.tasks.close();
         Self { shared }
     }
@@ -111,9 +117,7 @@ impl Flusher {
             return Err(Refused::Overloaded);
         }
         self.shared.more.notify_one();
-        answered
-            .await
-            .unwrap_or_else(|_| Err(Refused::Failed("a flush was abandoned".to_owned())))
+        answered.await.unwrap_or_else(|_| Err(Refused::Failed("a flush was abandoned".to_owned())))
     }
 
     /// Refuse new rows, queue those that wait, and stop.
@@ -143,13 +147,13 @@ fn size(row: &NewInvocation) -> usize {
 
 /// One flushing task's tools.
 struct Flush {
-    store: ApiStore,
+    store: Enqueuer,
     signals: Arc<Signals>,
     announce: Arc<Notify>,
     key_ttl: Duration,
 }
 
-async fn run(shared: Arc<Shared>, flush: Flush) {
+async fn run(shared: Arc<Shared>, mut flush: Flush) {
     loop {
         let (batch, left, stopping) = {
             let mut backlog = shared.lock();
@@ -167,6 +171,7 @@ async fn run(shared: Arc<Shared>, flush: Flush) {
         } else {
             tokio::select! {
                 () = shared.more.notified() => {}
+                () = tokio::time::sleep(IDLE), if flush.store.is_held() => flush.store.release(),
                 () = shared.stop.cancelled() => {}
             }
         }
@@ -174,10 +179,22 @@ async fn run(shared: Arc<Shared>, flush: Flush) {
 }
 
 impl Flush {
-    async fn batch(&self, batch: Vec<Waiting>) {
-        let (rows, answers): (Vec<_>, Vec<_>) =
-            batch.into_iter().map(|w| (w.row, w.answer)).unzip();
-        match self.store.enqueue(&rows, self.key_ttl).await {
+    async fn batch(&mut self, batch: Vec<Waiting>) {
+        let (rows, answers): (Vec<_>, Vec<_>) = batch.into_iter().map(|w| (w.row, w.answer)).unzip();
+        let mut outcome = self.store.enqueue(&rows, self.key_ttl).await;
+        // Postgres restarts in a second or two: hold the rows that long instead of sending their callers away.
+        // Repeating is safe, because rows carry their ids.
+        let deadline = Instant::now() + HOLD;
+        let mut pause = HOLD_PAUSE.0;
+        while let Err(Error::Unavailable(_)) = &outcome {
+            if Instant::now() + pause > deadline {
+                break;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(HOLD_PAUSE.1);
+            outcome = self.store.enqueue(&rows, self.key_ttl).await;
+        }
+        match outcome {
             Ok(outcomes) => {
                 self.wake();
                 for (answer, outcome) in answers.into_iter().zip(outcomes) {
@@ -195,7 +212,7 @@ impl Flush {
     /// After a failed flush, so that only the row at fault fails. Also right when the failed statement did commit and
     /// only its answer was lost: the row's own id is then taken.
     async fn one_by_one(
-        &self,
+        &mut self,
         rows: Vec<NewInvocation>,
         answers: Vec<oneshot::Sender<Result<Enqueued, Refused>>>,
     ) {
@@ -214,7 +231,7 @@ impl Flush {
         self.wake();
     }
 
-    async fn one(&self, row: NewInvocation) -> Result<Enqueued, Refused> {
+    async fn one(&mut self, row: NewInvocation) -> Result<Enqueued, Refused> {
         let id = row.id;
         match self.store.enqueue(&[row], self.key_ttl).await {
             Ok(outcomes) => outcomes
@@ -263,12 +280,7 @@ struct Backlog<T> {
 
 impl<T> Default for Backlog<T> {
     fn default() -> Self {
-        Self {
-            queues: HashMap::new(),
-            turns: VecDeque::new(),
-            rows: 0,
-            bytes: 0,
-        }
+        Self { queues: HashMap::new(), turns: VecDeque::new(), rows: 0, bytes: 0 }
     }
 }
 
@@ -285,10 +297,7 @@ impl<T> Backlog<T> {
         if mine == 0 {
             self.turns.push_back(tenant);
         }
-        self.queues
-            .entry(tenant)
-            .or_default()
-            .push_back((bytes, item));
+        self.queues.entry(tenant).or_default().push_back((bytes, item));
         self.rows += 1;
         self.bytes += bytes;
         true
@@ -360,9 +369,7 @@ mod tests {
     #[test]
     fn one_tenant_cannot_take_every_place() {
         let mut backlog = Backlog::default();
-        let fits = (0..MAX_WAITING)
-            .filter(|_| backlog.push(tenant(1), 1, ()))
-            .count();
+        let fits = (0..MAX_WAITING).filter(|_| backlog.push(tenant(1), 1, ())).count();
         assert_eq!(fits, MAX_WAITING_PER_TENANT);
         assert!(backlog.push(tenant(2), 1, ()));
     }

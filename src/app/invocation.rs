@@ -37,11 +37,7 @@ impl App {
         filter: &Filter,
         limit: u16,
     ) -> Result<(Vec<Summary>, bool)> {
-        let rows = self
-            .tenant(tenant)
-            .await?
-            .invocation_list(filter, i64::from(limit) + 1)
-            .await?;
+        let rows = self.tenant(tenant).await?.invocation_list(filter, i64::from(limit) + 1).await?;
         Ok(page(rows, limit))
     }
 

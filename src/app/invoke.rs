@@ -133,13 +133,10 @@ impl App {
                 }
             }
         };
-        Ok(Invoked {
-            invocation,
-            replayed,
-        })
+        Ok(Invoked { invocation, replayed })
     }
 
-    /// The invocation when it has ended, or as it is at `deadline`.
+    /// The invocation when it has ended, or as it is at `deadline` or when the server drains.
     async fn ended(
         &self,
         tenant: TenantId,
@@ -148,29 +145,27 @@ impl App {
         deadline: Instant,
     ) -> Result<Invocation> {
         loop {
-            let nudged = timeout_at(deadline, waiter.nudge()).await;
+            let nudged = tokio::select! {
+                nudged = timeout_at(deadline, waiter.nudge()) => nudged.ok(),
+                () = self.inner.draining.cancelled() => None,
+            };
             let mut connection = self.tenant(tenant).await?;
             // Without a signal it has most likely not ended: ask the cheap question first.
-            if nudged == Ok(false) && !connection.invocation_finished(id).await? {
+            if nudged == Some(false) && !connection.invocation_finished(id).await? {
                 continue;
             }
             let now = connection.invocation_get(id, INLINE_BYTES).await?;
             let now = now.ok_or(Error::InvocationNotFound(id))?;
-            if nudged.is_err() || now.summary.state.is_terminal() {
+            if nudged.is_none() || now.summary.state.is_terminal() {
                 return Ok(now);
             }
         }
     }
 
-    async fn prepare(
-        &self,
-        tenant: TenantId,
-        target: &Target,
-        request: Request,
-    ) -> Result<NewInvocation> {
+    async fn prepare(&self, tenant: TenantId, target: &Target, request: Request) -> Result<NewInvocation> {
         let settings = &self.inner.settings;
         let now = Utc::now();
-        let (run_at, expires_at) = times(&request, now)?;
+        let times = times(&request, now)?;
         if !(-100..=100).contains(&request.priority) {
             return Err(invalid("/priority", "must be from -100 to 100"));
         }
@@ -184,12 +179,9 @@ impl App {
         let (kind, part) = fit(target.kind, request.payload, settings.max_input_bytes)?;
         let mut input = part.bytes;
         if let (InputKind::Task, Some(manifest)) = (&kind, &target.manifest)
-            && manifest.input_schema.is_some()
+            && manifest.input_schema.as_ref().is_some_and(restricts)
         {
-            let schemas = &self.inner.schemas;
-            input = schemas
-                .check(target.hash, manifest, input, part.pointer)
-                .await?;
+            input = self.inner.schemas.check(target.hash, manifest, input, part.pointer).await?;
         }
         Ok(NewInvocation {
             tenant,
@@ -198,33 +190,34 @@ impl App {
             version: target.number,
             priority: request.priority,
             input,
-            spec: Spec {
-                input: kind,
-                limits,
-                retry,
-            },
+            spec: Spec { input: kind, limits, retry },
             tags: request.tags.into(),
-            run_at,
-            expires_at,
-            idempotency: request
-                .idempotency
-                .map(|(key, fingerprint)| (key.as_str().to_owned(), fingerprint)),
+            run_at: times.run_at,
+            expires_at: times.expires_at,
+            idempotency: request.idempotency.map(|(key, fingerprint)| (key.as_str().to_owned(), fingerprint)),
         })
     }
 }
 
+/// False for the schema that allows everything.
+fn restricts(schema: &Value) -> bool {
+    match schema {
+        Value::Bool(allowed) => !allowed,
+        Value::Object(keywords) => !keywords.is_empty(),
+        _ => true,
+    }
+}
+
 /// What distinguishes one request from another under the same idempotency key: the task, and the body whatever the
-/// order of its keys and its white space.
+/// order of its keys and its white space. A body too deep to be looked into counts as its bytes.
 #[must_use]
-pub fn fingerprint(task: &TaskName, body: &Value) -> [u8; 32] {
-    let mut canonical = Vec::with_capacity(256);
-    write_canonical(&mut canonical, body);
-    Sha256::new()
-        .chain_update(task.as_str())
-        .chain_update([0])
-        .chain_update(canonical)
-        .finalize()
-        .into()
+pub fn fingerprint(task: &TaskName, body: &[u8]) -> [u8; 32] {
+    let mut canonical = Vec::with_capacity(body.len());
+    match serde_json::from_slice(body) {
+        Ok(value) => write_canonical(&mut canonical, &value),
+        Err(_) => canonical.extend_from_slice(body),
+    }
+    Sha256::new().chain_update(task.as_str()).chain_update([0]).chain_update(canonical).finalize().into()
 }
 
 fn write_canonical(out: &mut Vec<u8>, value: &Value) {
@@ -259,11 +252,14 @@ fn invalid(pointer: &str, detail: impl Into<String>) -> Error {
     Error::InvalidFields(vec![FieldError::new(pointer, detail)])
 }
 
-/// When it may run and when it is too late.
-fn times(
-    request: &Request,
-    now: DateTime<Utc>,
-) -> Result<(Option<DateTime<Utc>>, Option<DateTime<Utc>>)> {
+/// When an invocation may run, and when it is too late.
+#[derive(Debug)]
+struct Times {
+    run_at: Option<DateTime<Utc>>,
+    expires_at: Option<DateTime<Utc>>,
+}
+
+fn times(request: &Request, now: DateTime<Utc>) -> Result<Times> {
     let run_at = match (request.run_at, request.delay_ms) {
         (Some(_), Some(_)) => {
             return Err(invalid("/delay_ms", "give `run_at` or `delay_ms`, not both"));
@@ -285,26 +281,18 @@ fn times(
             return Err(invalid("/expires_at", "must be in the future"));
         }
         if run_at.is_some_and(|at| expires_at <= at) {
-            return Err(invalid(
-                "/expires_at",
-                "must be after the invocation may run",
-            ));
+            return Err(invalid("/expires_at", "must be after the invocation may run"));
         }
         if expires_at > now + MAX_AHEAD + MAX_AHEAD {
             return Err(invalid("/expires_at", "must be at most two years ahead"));
         }
     }
-    Ok((run_at, request.expires_at))
+    Ok(Times { run_at, expires_at: request.expires_at })
 }
 
 /// The payload in the form that a module of this kind takes.
 fn fit(kind: ModuleKind, payload: Payload, max_bytes: u64) -> Result<(InputKind, Part)> {
-    let Payload {
-        input,
-        stdin,
-        args,
-        env,
-    } = payload;
+    let Payload { input, stdin, args, env } = payload;
     let mut unfit = Vec::new();
     let mut refuse = |pointer: &str, what: &str| {
         unfit.push(FieldError::new(pointer, format!("not for a {what}")));
@@ -329,10 +317,7 @@ fn fit(kind: ModuleKind, payload: Payload, max_bytes: u64) -> Result<(InputKind,
             let args = args.unwrap_or_default();
             let env = env.unwrap_or_default();
             check_command(&args, &env)?;
-            (
-                InputKind::Command { args, env },
-                stdin.unwrap_or(Part { pointer: "/stdin", bytes: Vec::new() }),
-            )
+            (InputKind::Command { args, env }, stdin.unwrap_or(Part { pointer: "/stdin", bytes: Vec::new() }))
         }
     };
     if !unfit.is_empty() {
@@ -340,10 +325,7 @@ fn fit(kind: ModuleKind, payload: Payload, max_bytes: u64) -> Result<(InputKind,
             InputKind::Task => ModuleKind::Task,
             InputKind::Command { .. } => ModuleKind::CommandP1,
         };
-        return Err(Error::WrongInputKind {
-            kind,
-            errors: unfit,
-        });
+        return Err(Error::WrongInputKind { kind, errors: unfit });
     }
     let words = match &kind {
         InputKind::Task => 0,
@@ -368,10 +350,7 @@ fn check_command(args: &[String], env: &BTreeMap<String, String>) -> Result<()> 
     // C strings carry them: nothing after a NUL would arrive. (Nor can jsonb hold one.)
     for (index, arg) in args.iter().enumerate() {
         if arg.contains('\0') {
-            return Err(invalid(
-                &format!("/args/{index}"),
-                "may not contain a NUL character",
-            ));
+            return Err(invalid(&format!("/args/{index}"), "may not contain a NUL character"));
         }
     }
     for (key, value) in env {
@@ -394,11 +373,7 @@ fn as_accepted(task: &TaskName, row: &NewInvocation) -> Invocation {
             id: row.id,
             task: task.as_str().to_owned(),
             version: row.version,
-            state: if later.is_some() {
-                State::Scheduled
-            } else {
-                State::Queued
-            },
+            state: if later.is_some() { State::Scheduled } else { State::Queued },
             reason: None,
             priority: row.priority,
             tags: row.tags.clone(),
@@ -421,7 +396,6 @@ fn as_accepted(task: &TaskName, row: &NewInvocation) -> Invocation {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
-    use serde_json::json;
 
     fn pointer<T: std::fmt::Debug>(result: Result<T>) -> String {
         match result {
@@ -436,22 +410,20 @@ mod tests {
     fn the_order_of_keys_and_white_space_do_not_change_a_fingerprint_but_values_and_the_task_do() {
         let task = TaskName::try_from("a".to_owned()).unwrap();
         let other = TaskName::try_from("b".to_owned()).unwrap();
-        let read = |text: &str| serde_json::from_str::<Value>(text).unwrap();
-        let one = fingerprint(&task, &read(r#"{"a": 1, "b": {"c": [1, 2], "d": null}}"#));
-        let two = fingerprint(&task, &read(r#"{"b":{"d":null,"c":[1,2]},"a":1}"#));
-        assert_eq!(one, two);
-        assert_ne!(one, fingerprint(&other, &json!({"a": 1, "b": {"c": [1, 2], "d": null}})));
+        let one = fingerprint(&task, br#"{"a": 1, "b": {"c": [1, 2], "d": null}}"#);
+        assert_eq!(one, fingerprint(&task, br#"{"b":{"d":null,"c":[1,2]},"a":1}"#));
+        assert_ne!(one, fingerprint(&other, br#"{"a": 1, "b": {"c": [1, 2], "d": null}}"#));
         for different in [
-            json!({"a": 1, "b": {"c": [2, 1], "d": null}}),
-            json!({"a": "1", "b": {"c": [1, 2], "d": null}}),
-            json!({"a": 1, "b": {"c": [1, 2]}, "d": null}),
+            r#"{"a": 1, "b": {"c": [2, 1], "d": null}}"#,
+            r#"{"a": "1", "b": {"c": [1, 2], "d": null}}"#,
+            r#"{"a": 1, "b": {"c": [1, 2]}, "d": null}"#,
         ] {
-            assert_ne!(one, fingerprint(&task, &different));
+            assert_ne!(one, fingerprint(&task, different.as_bytes()));
         }
-        assert_ne!(
-            fingerprint(&task, &json!({"a": "x\",\"b\":\"y"})),
-            fingerprint(&task, &json!({"a": "x", "b": "y"}))
-        );
+        let quoted = br#"{"a": "x\",\"b\":\"y"}"#;
+        assert_ne!(fingerprint(&task, quoted), fingerprint(&task, br#"{"a": "x", "b": "y"}"#));
+        let deep = |inside: &str| format!("{}{inside}{}", "[".repeat(200), "]".repeat(200));
+        assert_ne!(fingerprint(&task, deep("1").as_bytes()), fingerprint(&task, deep("2").as_bytes()));
     }
 
     #[test]
@@ -459,24 +431,14 @@ mod tests {
         let now = Utc::now();
         let day = TimeDelta::days(1);
         let times = |request: Request| times(&request, now);
-        let both = Request {
-            run_at: Some(now),
-            delay_ms: Some(1),
-            ..Request::default()
-        };
+        let both = Request { run_at: Some(now), delay_ms: Some(1), ..Request::default() };
         assert_eq!(pointer(times(both)), "/delay_ms");
-        let far = |ms| Request {
-            delay_ms: Some(ms),
-            ..Request::default()
-        };
+        let far = |ms| Request { delay_ms: Some(ms), ..Request::default() };
         assert_eq!(pointer(times(far(u64::MAX))), "/delay_ms");
         assert_eq!(pointer(times(far(367 * 86_400_000))), "/delay_ms");
-        assert_eq!(times(far(5)).unwrap().0, Some(now + TimeDelta::milliseconds(5)));
-        let expired = |expires_at, run_at| Request {
-            expires_at: Some(expires_at),
-            run_at,
-            ..Request::default()
-        };
+        assert_eq!(times(far(5)).unwrap().run_at, Some(now + TimeDelta::milliseconds(5)));
+        let expired =
+            |expires_at, run_at| Request { expires_at: Some(expires_at), run_at, ..Request::default() };
         assert_eq!(pointer(times(expired(now, None))), "/expires_at");
         assert_eq!(pointer(times(expired(now + day, Some(now + day)))), "/expires_at");
         assert!(times(expired(now + day, Some(now - day))).is_ok());
@@ -484,22 +446,11 @@ mod tests {
 
     #[test]
     fn a_task_takes_input_and_a_command_takes_stdin_and_words() {
-        let part = |pointer| {
-            Some(Part {
-                pointer,
-                bytes: b"x".to_vec(),
-            })
-        };
-        let for_command = Payload {
-            stdin: part("/stdin_base64"),
-            args: Some(Vec::new()),
-            ..Payload::default()
-        };
+        let part = |pointer| Some(Part { pointer, bytes: b"x".to_vec() });
+        let for_command =
+            Payload { stdin: part("/stdin_base64"), args: Some(Vec::new()), ..Payload::default() };
         assert_eq!(pointer(fit(ModuleKind::Task, for_command, 10)), "/stdin_base64");
-        let for_task = Payload {
-            input: part("/input"),
-            ..Payload::default()
-        };
+        let for_task = Payload { input: part("/input"), ..Payload::default() };
         assert_eq!(pointer(fit(ModuleKind::CommandP2, for_task, 10)), "/input");
         assert!(fit(ModuleKind::Task, Payload::default(), 0).is_ok());
         assert!(fit(ModuleKind::CommandP1, Payload::default(), 0).is_ok());
@@ -521,10 +472,7 @@ mod tests {
             assert_eq!(pointer(command(&[], &[bad], 99)), "/env");
         }
         assert!(command(&["ab"], &[("c", "d")], 4).is_ok());
-        assert!(matches!(
-            command(&["ab"], &[("c", "d")], 3),
-            Err(Error::InputTooLarge { max: 3 })
-        ));
+        assert!(matches!(command(&["ab"], &[("c", "d")], 3), Err(Error::InputTooLarge { max: 3 })));
         assert_eq!(pointer(command(&vec!["x"; 1025], &[], 9_999)), "/args");
     }
 }

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use sandbar_host::limits::Limits;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use crate::domain::ids::TenantId;
 use crate::store::{ApiStore, TenantConn};
@@ -77,6 +78,7 @@ struct Inner {
     schemas: schema::Checker,
     inspections: Semaphore,
     upload_memory: Semaphore,
+    draining: CancellationToken,
 }
 
 impl App {
@@ -84,16 +86,10 @@ impl App {
     ///
     /// # Errors
     /// The operating system refuses threads.
-    pub fn new(
-        store: ApiStore,
-        signals: Arc<signals::Signals>,
-        settings: Settings,
-    ) -> std::io::Result<Self> {
+    pub fn new(store: ApiStore, signals: Arc<signals::Signals>, settings: Settings) -> std::io::Result<Self> {
         let flusher = flush::Flusher::start(&store, &signals, settings.idempotency_ttl);
-        let upload_permits = settings
-            .max_module_bytes
-            .div_ceil(upload::PERMIT_BYTES)
-            .saturating_mul(UPLOADS_IN_MEMORY);
+        let upload_permits =
+            settings.max_module_bytes.div_ceil(upload::PERMIT_BYTES).saturating_mul(UPLOADS_IN_MEMORY);
         Ok(Self {
             inner: Arc::new(Inner {
                 flusher,
@@ -106,11 +102,17 @@ impl App {
                         .unwrap_or(Semaphore::MAX_PERMITS)
                         .min(Semaphore::MAX_PERMITS),
                 ),
+                draining: CancellationToken::new(),
                 store,
                 signals,
                 settings,
             }),
         })
+    }
+
+    /// Answer everybody who waits for an end with where it stands now. What is asked from now on does not wait.
+    pub fn drain(&self) {
+        self.inner.draining.cancel();
     }
 
     /// Queue what was accepted, refuse what comes, and return when nothing is left to queue.

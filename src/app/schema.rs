@@ -1,6 +1,9 @@
 //! Checking inputs against the schema that a task brought along. The schema is a tenant's, so it is hostile until
-//! shown otherwise: no remote references, patterns in the linear-time engine, counted references and patterns, and
-//! all of it on threads of its own with a deep stack, where a nested schema can overflow nothing of the server's.
+//! shown otherwise: no remote references, patterns in the linear-time engine, the cost counted before it is paid
+//! (`cost`), and all of it on threads of its own with a deep stack, where a nested schema can overflow nothing of the
+//! server's.
+
+mod cost;
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -18,7 +21,7 @@ use crate::app::{Error, FieldError, Result};
 
 /// Threads that check. Checks are short.
 const THREADS: usize = 2;
-/// Their stack (reserved, touched only as far as used): 128 levels of input times what [`MAX_REFERENCES`] allows.
+/// Their stack (reserved, touched only as far as used): 128 levels of input times the references of a chain.
 const STACK_BYTES: usize = 512 << 20;
 /// Checks that may wait; beyond it the server is overloaded.
 const MAX_WAITING: usize = 1_024;
@@ -26,10 +29,6 @@ const MAX_WAITING: usize = 1_024;
 const MAX_TIME: Duration = Duration::from_secs(10);
 /// Compiled schemas kept.
 const MAX_COMPILED: usize = 64;
-/// `$ref` and its kin in one schema: chains of them cost stack.
-const MAX_REFERENCES: usize = 256;
-/// Patterns in one schema: each costs memory up to [`MAX_PATTERN_BYTES`].
-const MAX_PATTERNS: usize = 64;
 /// Compiled size of one pattern, and of its transition cache.
 const MAX_PATTERN_BYTES: usize = 512 << 10;
 /// Mismatches told at once.
@@ -47,10 +46,7 @@ pub struct Checker {
 
 enum Job {
     /// Does the schema compile?
-    Compile {
-        schema: Value,
-        answer: oneshot::Sender<std::result::Result<(), String>>,
-    },
+    Compile { schema: Value, answer: oneshot::Sender<std::result::Result<(), String>> },
     /// Does the input match? The input travels there and back instead of being copied.
     Check {
         hash: ModuleHash,
@@ -110,12 +106,7 @@ impl Checker {
         field: &str,
     ) -> Result<Vec<u8>> {
         let (answer, answered) = oneshot::channel();
-        let job = Job::Check {
-            hash,
-            manifest: Arc::clone(manifest),
-            input,
-            answer,
-        };
+        let job = Job::Check { hash, manifest: Arc::clone(manifest), input, answer };
         match self.ask(job, answered).await? {
             (input, Ok(())) => Ok(input),
             (_, Err(Mismatch::Fields(mut errors))) => {
@@ -131,9 +122,7 @@ impl Checker {
     }
 
     async fn ask<T>(&self, job: Job, answered: oneshot::Receiver<T>) -> Result<T> {
-        self.jobs
-            .try_send(job)
-            .map_err(|_| Error::Overloaded("too many inputs wait to be checked"))?;
+        self.jobs.try_send(job).map_err(|_| Error::Overloaded("too many inputs wait to be checked"))?;
         tokio::time::timeout(MAX_TIME, answered)
             .await
             .map_err(|_| Error::Overloaded("checking the input takes too long"))?
@@ -143,24 +132,18 @@ impl Checker {
 
 fn work(queue: &Mutex<mpsc::Receiver<Job>>, compiled: &Mutex<Compiled>) {
     loop {
-        let job = queue
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .blocking_recv();
+        let job = queue.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv();
         let Some(job) = job else { return };
         // A panic drops the answer's sender, which the caller notices; the thread goes on.
         let done = catch_unwind(AssertUnwindSafe(|| match job {
             Job::Compile { schema, answer } => {
                 let _ = answer.send(compile(&schema).map(drop));
             }
-            Job::Check {
-                hash,
-                manifest,
-                input,
-                answer,
-            } => {
+            Job::Check { hash, manifest, input, answer } => {
                 let verdict = match compiled_for(compiled, hash, &manifest) {
-                    Ok(Some(validator)) => check(&validator, &input).map_err(Mismatch::Fields),
+                    Ok(Some((schema, validator))) => {
+                        check(schema, &validator, &input).map_err(Mismatch::Fields)
+                    }
                     Ok(None) => Ok(()),
                     Err(why) => Err(Mismatch::Schema(why)),
                 };
@@ -182,11 +165,11 @@ struct Compiled {
     clock: u64,
 }
 
-fn compiled_for(
+fn compiled_for<'a>(
     compiled: &Mutex<Compiled>,
     hash: ModuleHash,
-    manifest: &Manifest,
-) -> std::result::Result<Option<Arc<Validator>>, String> {
+    manifest: &'a Manifest,
+) -> std::result::Result<Option<(&'a Value, Arc<Validator>)>, String> {
     let Some(schema) = &manifest.input_schema else {
         return Ok(None);
     };
@@ -196,7 +179,7 @@ fn compiled_for(
         let now = compiled.clock;
         if let Some((validator, used)) = compiled.by_module.get_mut(&hash) {
             *used = now;
-            return Ok(Some(Arc::clone(validator)));
+            return Ok(Some((schema, Arc::clone(validator))));
         }
     }
     let validator = Arc::new(compile(schema)?);
@@ -208,62 +191,22 @@ fn compiled_for(
         }
     }
     let now = compiled.clock;
-    compiled
-        .by_module
-        .insert(hash, (Arc::clone(&validator), now));
-    Ok(Some(validator))
+    compiled.by_module.insert(hash, (Arc::clone(&validator), now));
+    Ok(Some((schema, validator)))
 }
 
 fn compile(schema: &Value) -> std::result::Result<Validator, String> {
-    let mut counts = Counts::default();
-    counts.walk(schema);
-    if counts.references > MAX_REFERENCES {
-        return Err(format!("more than {MAX_REFERENCES} references"));
-    }
-    if counts.patterns > MAX_PATTERNS {
-        return Err(format!("more than {MAX_PATTERNS} patterns"));
-    }
+    cost::check(schema)?;
     jsonschema::options()
         .offline()
         .with_pattern_options(
-            PatternOptions::regex()
-                .size_limit(MAX_PATTERN_BYTES)
-                .dfa_size_limit(MAX_PATTERN_BYTES),
+            PatternOptions::regex().size_limit(MAX_PATTERN_BYTES).dfa_size_limit(MAX_PATTERN_BYTES),
         )
         .build(schema)
         .map_err(|error| cut(&error.masked().to_string()))
 }
 
-/// What makes a schema expensive. Counts also what only looks like a keyword: too strict is safe here.
-#[derive(Default)]
-struct Counts {
-    references: usize,
-    patterns: usize,
-}
-
-impl Counts {
-    fn walk(&mut self, value: &Value) {
-        match value {
-            Value::Object(map) => {
-                for (key, value) in map {
-                    match (key.as_str(), value) {
-                        ("$ref" | "$dynamicRef" | "$recursiveRef", _) => self.references += 1,
-                        ("pattern", _) => self.patterns += 1,
-                        ("patternProperties", Value::Object(patterns)) => {
-                            self.patterns += patterns.len();
-                        }
-                        _ => {}
-                    }
-                    self.walk(value);
-                }
-            }
-            Value::Array(items) => items.iter().for_each(|item| self.walk(item)),
-            _ => {}
-        }
-    }
-}
-
-fn check(validator: &Validator, input: &[u8]) -> std::result::Result<(), Vec<FieldError>> {
+fn check(schema: &Value, validator: &Validator, input: &[u8]) -> std::result::Result<(), Vec<FieldError>> {
     let json: &[u8] = if input.is_empty() { b"null" } else { input };
     let value: Value = match serde_json::from_slice(json) {
         Ok(value) => value,
@@ -274,6 +217,12 @@ fn check(validator: &Validator, input: &[u8]) -> std::result::Result<(), Vec<Fie
             )]);
         }
     };
+    if cost::affordable(schema, &value).is_err() {
+        return Err(vec![FieldError::new(
+            "",
+            "the schema has so many ways to look at this input that it cannot be checked in reasonable time",
+        )]);
+    }
     if validator.is_valid(&value) {
         return Ok(());
     }
@@ -282,11 +231,7 @@ fn check(validator: &Validator, input: &[u8]) -> std::result::Result<(), Vec<Fie
         .iter_errors(&value)
         .take(MAX_MISMATCHES)
         .map(|error| {
-            let text = if quote {
-                error.to_string()
-            } else {
-                error.masked().to_string()
-            };
+            let text = if quote { error.to_string() } else { error.masked().to_string() };
             FieldError::new(error.instance_path().as_str(), cut(&text))
         })
         .collect();
@@ -319,11 +264,11 @@ mod tests {
     #[tokio::test]
     async fn a_mismatch_is_told_by_its_pointer_and_a_match_gives_the_input_back() {
         let checker = Checker::start().unwrap();
-        let schema = json!({"type": "object", "properties": {"n": {"type": "array", "items": {"type": "integer"}}}});
+        let schema =
+            json!({"type": "object", "properties": {"n": {"type": "array", "items": {"type": "integer"}}}});
         let good = r#"{"n": [1, 2]}"#;
         assert_eq!(run(&checker, 1, &schema, good).await.unwrap(), good.as_bytes());
-        let Err(Error::InputMismatch(errors)) = run(&checker, 1, &schema, r#"{"n": [1, "x"]}"#).await
-        else {
+        let Err(Error::InputMismatch(errors)) = run(&checker, 1, &schema, r#"{"n": [1, "x"]}"#).await else {
             panic!("accepted");
         };
         assert_eq!(errors[0].pointer, "/input/n/1");
@@ -357,7 +302,8 @@ mod tests {
         let checker = Checker::start().unwrap();
         let began = std::time::Instant::now();
         // References in a circle.
-        let circle = json!({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"});
+        let circle =
+            json!({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"});
         let _ = run(&checker, 1, &circle, "1").await;
         let around = json!({"anyOf": [{"$ref": "#"}, {"$ref": "#"}], "type": "object"});
         let _ = run(&checker, 2, &around, "1").await;
@@ -391,7 +337,10 @@ mod tests {
         }
         defs.insert("d250".to_owned(), json!({"properties": {"x": {"$ref": "#/$defs/d0"}}}));
         let schema = json!({"$defs": defs, "$ref": "#/$defs/d0"});
-        let deep = format!("{}1{}", "{\"x\":".repeat(120), "}".repeat(120));
+        let deep = format!("{}{{}}{}", "{\"x\":".repeat(120), "}".repeat(120));
         assert!(run(&checker, 1, &schema, &deep).await.is_ok());
+        let wrong = deep.replace("{}", "{\"y\": 1}");
+        let strict = json!({"$ref": "#/$defs/d0", "$defs": schema["$defs"], "not": {}});
+        assert!(run(&checker, 2, &strict, &wrong).await.is_err());
     }
 }

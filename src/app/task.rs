@@ -37,22 +37,14 @@ impl App {
     ///
     /// # Errors
     /// There is no such task or version of this tenant.
-    pub async fn version(
-        &self,
-        tenant: TenantId,
-        task: &TaskName,
-        version: i32,
-    ) -> Result<VersionRow> {
+    pub async fn version(&self, tenant: TenantId, task: &TaskName, version: i32) -> Result<VersionRow> {
         let resolved = self
             .tenant(tenant)
             .await?
             .task_resolve(task, Some(version))
             .await?
             .ok_or_else(|| Error::TaskNotFound(task.as_str().to_owned()))?;
-        resolved.version.ok_or_else(|| Error::VersionNotFound {
-            task: task.as_str().to_owned(),
-            version,
-        })
+        resolved.version.ok_or_else(|| Error::VersionNotFound { task: task.as_str().to_owned(), version })
     }
 
     /// Versions of a task, newest first, below the number `before`; and whether there are more.
@@ -67,13 +59,10 @@ impl App {
         limit: u16,
     ) -> Result<(Vec<VersionRow>, bool)> {
         let mut connection = self.tenant(tenant).await?;
-        let found = connection
-            .task_get(task)
-            .await?
-            .ok_or_else(|| Error::TaskNotFound(task.as_str().to_owned()))?;
-        let rows = connection
-            .version_list(found.id, before.unwrap_or(i32::MAX), i64::from(limit) + 1)
-            .await?;
+        let found =
+            connection.task_get(task).await?.ok_or_else(|| Error::TaskNotFound(task.as_str().to_owned()))?;
+        let rows =
+            connection.version_list(found.id, before.unwrap_or(i32::MAX), i64::from(limit) + 1).await?;
         Ok(page(rows, limit))
     }
 }

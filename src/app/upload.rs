@@ -57,18 +57,13 @@ impl App {
         let deadline = Instant::now() + MAX_UPLOAD;
         let module = timeout_at(deadline, self.receive(max, body))
             .await
-            .unwrap_or(Err(Error::UploadStalled {
-                seconds: MAX_PAUSE.as_secs(),
-            }))?;
+            .unwrap_or(Err(Error::UploadStalled { seconds: MAX_PAUSE.as_secs() }))?;
         let known = {
             let mut connection = self.tenant(tenant).await?;
             connection.version_by_hash(task, &module.hash).await?
         };
         let uploaded = match known {
-            Some(version) => Uploaded {
-                version,
-                created: false,
-            },
+            Some(version) => Uploaded { version, created: false },
             None => self.create(tenant, task, module).await?,
         };
         self.compiled(tenant, task, uploaded, wait).await
@@ -86,9 +81,7 @@ impl App {
         loop {
             let chunk = match timeout(MAX_PAUSE, body.next()).await {
                 Err(_) => {
-                    return Err(Error::UploadStalled {
-                        seconds: MAX_PAUSE.as_secs(),
-                    });
+                    return Err(Error::UploadStalled { seconds: MAX_PAUSE.as_secs() });
                 }
                 Ok(None) => break,
                 Ok(Some(Err(error))) => return Err(Error::UploadBroken(error.to_string())),
@@ -121,12 +114,7 @@ impl App {
             .ok_or(Error::Overloaded("too many uploads at once"))
     }
 
-    async fn create(
-        &self,
-        tenant: TenantId,
-        task: &TaskName,
-        module: Module<'_>,
-    ) -> Result<Uploaded> {
+    async fn create(&self, tenant: TenantId, task: &TaskName, module: Module<'_>) -> Result<Uploaded> {
         let inspection = self.inspect(module.bytes.clone()).await?;
         if let Some(manifest) = &inspection.manifest {
             self.check_manifest(manifest).await?;
@@ -150,12 +138,8 @@ impl App {
     }
 
     async fn inspect(&self, bytes: Bytes) -> Result<Inspection> {
-        let _permit = self
-            .inner
-            .inspections
-            .acquire()
-            .await
-            .map_err(|error| Error::Internal(error.into()))?;
+        let _permit =
+            self.inner.inspections.acquire().await.map_err(|error| Error::Internal(error.into()))?;
         tokio::task::spawn_blocking(move || inspect(&bytes))
             .await
             .map_err(|error| Error::Internal(error.into()))?
@@ -167,15 +151,13 @@ impl App {
         if let Err(detail) = check_words(manifest) {
             return Err(bad_manifest(detail));
         }
-        for (name, schema) in [
-            ("input_schema", &manifest.input_schema),
-            ("output_schema", &manifest.output_schema),
-        ] {
+        for (name, schema) in
+            [("input_schema", &manifest.input_schema), ("output_schema", &manifest.output_schema)]
+        {
             if let Some(schema) = schema {
                 let verdict = self.inner.schemas.compile(schema.clone()).await?;
-                verdict.map_err(|why| {
-                    bad_manifest(format!("`{name}` is not a usable JSON Schema: {why}"))
-                })?;
+                verdict
+                    .map_err(|why| bad_manifest(format!("`{name}` is not a usable JSON Schema: {why}")))?;
             }
         }
         Ok(())
@@ -197,7 +179,11 @@ impl App {
                 VersionState::Rejected(rejection) => {
                     return Err(Error::ModuleRejected(rejection.clone()));
                 }
-                VersionState::Compiling if Instant::now() >= deadline => return Ok(uploaded),
+                VersionState::Compiling
+                    if Instant::now() >= deadline || self.inner.draining.is_cancelled() =>
+                {
+                    return Ok(uploaded);
+                }
                 VersionState::Compiling => {}
             }
             sleep_until(deadline.min(Instant::now() + pause)).await;
@@ -215,10 +201,7 @@ struct Module<'a> {
 }
 
 fn bad_manifest(detail: String) -> Error {
-    Error::ModuleRejected(Rejection {
-        code: RejectionCode::BadManifest,
-        detail,
-    })
+    Error::ModuleRejected(Rejection { code: RejectionCode::BadManifest, detail })
 }
 
 /// Everything about a manifest that can be checked without compiling its schemas.

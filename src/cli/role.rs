@@ -28,13 +28,13 @@ fn urls(config: &Config) -> anyhow::Result<Urls> {
     let database = &config.database;
     let pick = |own: &Option<crate::config::Secret>, name: &str| {
         own.clone().or_else(|| database.url.clone()).with_context(|| {
-            format!("no database: set database.url or database.{name} in sandbar.toml, or SANDBAR_DATABASE__URL")
+            format!(
+                "no database: set database.url or database.{name} in sandbar.toml, or SANDBAR_DATABASE__URL"
+            )
         })
     };
-    let urls = Urls {
-        api: pick(&database.api_url, "api_url")?,
-        worker: pick(&database.worker_url, "worker_url")?,
-    };
+    let urls =
+        Urls { api: pick(&database.api_url, "api_url")?, worker: pick(&database.worker_url, "worker_url")? };
     if config.worker.dead_after_ms < 3 * config.worker.heartbeat_ms {
         bail!("worker.dead_after_ms must be at least three heartbeats");
     }

@@ -9,14 +9,14 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
+use sandbar_host::ModuleKind;
 use sandbar_host::artifact::{ArtifactCache, ArtifactKey};
 use sandbar_host::cell::{CancelReason, Cell, CellConfig, CellEvent, Progress};
 use sandbar_host::compile::CompileLimits;
-use sandbar_host::{ArtifactError, Compiler};
 use sandbar_host::limits::{Limits, PartialLimits};
-use sandbar_host::ModuleKind;
 use sandbar_host::outcome::{LogLevel, Outcome, Termination};
 use sandbar_host::run::{Attempt, Context as GuestContext, Input};
+use sandbar_host::{ArtifactError, Compiler};
 
 use super::args::Run;
 
@@ -54,7 +54,9 @@ pub async fn run(command: &Run) -> anyhow::Result<ExitCode> {
     let bytes = Bytes::from(module);
     let artifact = match compiler.artifact(&inspection.hash, || async { anyhow::Ok(bytes) }).await {
         Ok(artifact) => artifact,
-        Err(ArtifactError::Rejected(rejection)) => bail!("{} is refused: {rejection}", command.file.display()),
+        Err(ArtifactError::Rejected(rejection)) => {
+            bail!("{} is refused: {rejection}", command.file.display())
+        }
         Err(error) => bail!("{error}"),
     };
 
@@ -95,7 +97,11 @@ pub async fn run(command: &Run) -> anyhow::Result<ExitCode> {
         }
     };
     cell.kill();
-    if command.json { print_json(&outcome)? } else { print_text(&outcome)? }
+    if command.json {
+        print_json(&outcome)?
+    } else {
+        print_text(&outcome)?
+    }
     Ok(match &outcome.termination {
         Termination::Succeeded => ExitCode::SUCCESS,
         // A command's own code is what a script around it wants to see.
@@ -150,9 +156,7 @@ fn input(command: &Run, kind: ModuleKind) -> anyhow::Result<Input> {
 fn read_file(path: &PathBuf, max: u64) -> anyhow::Result<Vec<u8>> {
     let file = std::fs::File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     let mut bytes = Vec::new();
-    file.take(max + 1)
-        .read_to_end(&mut bytes)
-        .with_context(|| format!("cannot read {}", path.display()))?;
+    file.take(max + 1).read_to_end(&mut bytes).with_context(|| format!("cannot read {}", path.display()))?;
     if bytes.len() as u64 > max {
         bail!("{} is larger than {max} bytes", path.display());
     }
@@ -194,8 +198,7 @@ fn print_json(outcome: &Outcome) -> anyhow::Result<()> {
             _ => value["output_text"] = text.into(),
         },
         Err(_) => {
-            value["output_base64"] =
-                base64::engine::general_purpose::STANDARD.encode(&outcome.output).into();
+            value["output_base64"] = base64::engine::general_purpose::STANDARD.encode(&outcome.output).into();
         }
     }
     let mut out = std::io::stdout().lock();

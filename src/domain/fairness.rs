@@ -42,8 +42,7 @@ impl FairShare {
             return Vec::new();
         }
         // Forget whoever is not asking any more: on return it starts at the floor like anybody new.
-        self.virtual_time
-            .retain(|tenant, _| candidates.iter().any(|c| c.tenant == *tenant));
+        self.virtual_time.retain(|tenant, _| candidates.iter().any(|c| c.tenant == *tenant));
         let floor = candidates
             .iter()
             .filter_map(|c| self.virtual_time.get(&c.tenant).copied())
@@ -54,10 +53,7 @@ impl FairShare {
         let mut heap: std::collections::BinaryHeap<Turn> = candidates
             .iter()
             .enumerate()
-            .map(|(index, c)| Turn {
-                at: *self.virtual_time.entry(c.tenant).or_insert(self.floor),
-                index,
-            })
+            .map(|(index, c)| Turn { at: *self.virtual_time.entry(c.tenant).or_insert(self.floor), index })
             .collect();
         let mut counts = vec![0u32; candidates.len()];
         for _ in 0..slots {
@@ -73,10 +69,7 @@ impl FairShare {
             .iter()
             .zip(counts)
             .filter(|(_, count)| *count > 0)
-            .map(|(c, count)| Ask {
-                tenant: c.tenant,
-                count,
-            })
+            .map(|(c, count)| Ask { tenant: c.tenant, count })
             .collect()
     }
 
@@ -108,10 +101,7 @@ impl PartialOrd for Turn {
 impl Ord for Turn {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         // Reversed: BinaryHeap gives the greatest first.
-        other
-            .at
-            .total_cmp(&self.at)
-            .then(other.index.cmp(&self.index))
+        other.at.total_cmp(&self.at).then(other.index.cmp(&self.index))
     }
 }
 
@@ -125,10 +115,7 @@ mod tests {
         weights
             .iter()
             .enumerate()
-            .map(|(i, w)| Candidate {
-                tenant: TenantId(uuid::Uuid::from_u128(i as u128 + 1)),
-                weight: *w,
-            })
+            .map(|(i, w)| Candidate { tenant: TenantId(uuid::Uuid::from_u128(i as u128 + 1)), weight: *w })
             .collect()
     }
 
@@ -171,12 +158,6 @@ mod tests {
         let _ = share.choose(&who[..], 4);
         share.refund(who[0], 2);
         let asks = share.choose(&who, 2);
-        assert_eq!(
-            asks,
-            [Ask {
-                tenant: who[0].tenant,
-                count: 2
-            }]
-        );
+        assert_eq!(asks, [Ask { tenant: who[0].tenant, count: 2 }]);
     }
 }

@@ -69,9 +69,7 @@ impl fmt::Display for State {
 
 /// A word that is not a state.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "`{0}` is not a state; use scheduled, queued, running, succeeded, dead, cancelled or expired"
-)]
+#[error("`{0}` is not a state; use scheduled, queued, running, succeeded, dead, cancelled or expired")]
 pub struct UnknownState(pub String);
 
 impl FromStr for State {

@@ -33,17 +33,16 @@ impl TryFrom<String> for TaskName {
     type Error = InvalidName;
     fn try_from(text: String) -> Result<Self, InvalidName> {
         let ok = (1..=63).contains(&text.len())
-            && text
-                .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
+            && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
             && !text.starts_with(['-', '_']);
         if ok {
             Ok(Self(text))
         } else {
             Err(InvalidName {
                 what: "a task name",
-                problem: "must be 1 to 63 characters of a-z, 0-9, - and _, and begin with a letter or a digit"
-                    .to_owned(),
+                problem:
+                    "must be 1 to 63 characters of a-z, 0-9, - and _, and begin with a letter or a digit"
+                        .to_owned(),
             })
         }
     }
@@ -83,12 +82,7 @@ impl Tags {
 impl TryFrom<BTreeMap<String, String>> for Tags {
     type Error = InvalidName;
     fn try_from(map: BTreeMap<String, String>) -> Result<Self, InvalidName> {
-        let refuse = |problem: &str| {
-            Err(InvalidName {
-                what: "tags",
-                problem: problem.to_owned(),
-            })
-        };
+        let refuse = |problem: &str| Err(InvalidName { what: "tags", problem: problem.to_owned() });
         if map.len() > Self::MAX_COUNT {
             return refuse("may be at most 16");
         }

@@ -65,21 +65,9 @@ impl RetryPolicy {
     /// The first field that is out of range.
     pub fn check(&self) -> Result<(), InvalidPolicy> {
         let rows = [
-            (
-                (1..=Self::MAX_ATTEMPTS).contains(&self.max_attempts),
-                "max_attempts",
-                "from 1 to 100",
-            ),
-            (
-                self.initial_ms <= 86_400_000,
-                "initial_ms",
-                "from 0 to 86400000",
-            ),
-            (
-                (1.0..=100.0).contains(&self.factor),
-                "factor",
-                "from 1 to 100",
-            ),
+            ((1..=Self::MAX_ATTEMPTS).contains(&self.max_attempts), "max_attempts", "from 1 to 100"),
+            (self.initial_ms <= 86_400_000, "initial_ms", "from 0 to 86400000"),
+            ((1.0..=100.0).contains(&self.factor), "factor", "from 1 to 100"),
             (self.max_ms <= 604_800_000, "max_ms", "from 0 to 604800000"),
             ((0.0..=1.0).contains(&self.jitter), "jitter", "from 0 to 1"),
         ];
@@ -94,18 +82,12 @@ impl RetryPolicy {
     /// Milliseconds to wait after the failure number `failures` (1 for the first). `random` is uniform in `[0, 1)`.
     /// Equal jitter generalised: `wait · (1 − jitter) + wait · jitter · random`, so it never exceeds `max_ms`.
     #[must_use]
-    #[allow(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss
-    )]
+    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     pub fn delay_ms(&self, failures: u16, random: f64) -> u64 {
         let initial = self.initial_ms as f64;
         let full = match self.backoff {
             Backoff::Fixed => initial,
-            Backoff::Exponential => {
-                initial * self.factor.powi(i32::from(failures.saturating_sub(1)))
-            }
+            Backoff::Exponential => initial * self.factor.powi(i32::from(failures.saturating_sub(1))),
         };
         let capped = full.min(self.max_ms as f64);
         (capped * (1.0 - self.jitter) + capped * self.jitter * random.clamp(0.0, 1.0)) as u64
@@ -171,13 +153,7 @@ pub const MAX_HOST_FAULTS: u16 = 10;
 
 /// Decide after attempt number `attempt`, of which `spent` earlier ones counted as failures.
 #[must_use]
-pub fn decide(
-    ending: Ending,
-    policy: &RetryPolicy,
-    attempt: u16,
-    spent: u16,
-    random: f64,
-) -> Verdict {
+pub fn decide(ending: Ending, policy: &RetryPolicy, attempt: u16, spent: u16, random: f64) -> Verdict {
     match ending {
         Ending::Success => Verdict::Succeeded,
         Ending::Fatal => Verdict::Dead,
@@ -222,28 +198,15 @@ mod tests {
     use proptest::prelude::*;
 
     fn policies() -> impl Strategy<Value = RetryPolicy> {
-        (
-            1u16..=100,
-            any::<bool>(),
-            0u64..=86_400_000,
-            1.0f64..=100.0,
-            0u64..=604_800_000,
-            0.0f64..=1.0,
-        )
-            .prop_map(
-                |(max_attempts, fixed, initial_ms, factor, max_ms, jitter)| RetryPolicy {
-                    max_attempts,
-                    backoff: if fixed {
-                        Backoff::Fixed
-                    } else {
-                        Backoff::Exponential
-                    },
-                    initial_ms,
-                    factor,
-                    max_ms,
-                    jitter,
-                },
-            )
+        (1u16..=100, any::<bool>(), 0u64..=86_400_000, 1.0f64..=100.0, 0u64..=604_800_000, 0.0f64..=1.0)
+            .prop_map(|(max_attempts, fixed, initial_ms, factor, max_ms, jitter)| RetryPolicy {
+                max_attempts,
+                backoff: if fixed { Backoff::Fixed } else { Backoff::Exponential },
+                initial_ms,
+                factor,
+                max_ms,
+                jitter,
+            })
     }
 
     proptest! {
@@ -273,28 +236,16 @@ mod tests {
 
     #[test]
     fn host_faults_do_not_use_up_retries_but_end_in_the_end() {
-        let once = RetryPolicy {
-            max_attempts: 1,
-            ..RetryPolicy::default()
-        };
-        assert_eq!(
-            decide(Ending::HostFault, &once, 1, 0, 0.0),
-            Verdict::Release { delay_ms: 0 }
-        );
+        let once = RetryPolicy { max_attempts: 1, ..RetryPolicy::default() };
+        assert_eq!(decide(Ending::HostFault, &once, 1, 0, 0.0), Verdict::Release { delay_ms: 0 });
         assert_eq!(decide(Ending::HostFault, &once, 11, 0, 0.0), Verdict::Dead);
     }
 
     #[test]
     fn values_out_of_range_are_refused_by_name() {
-        let bad = RetryPolicy {
-            jitter: f64::NAN,
-            ..RetryPolicy::default()
-        };
+        let bad = RetryPolicy { jitter: f64::NAN, ..RetryPolicy::default() };
         assert_eq!(bad.check().unwrap_err().field, "jitter");
-        let bad = RetryPolicy {
-            max_attempts: 0,
-            ..RetryPolicy::default()
-        };
+        let bad = RetryPolicy { max_attempts: 0, ..RetryPolicy::default() };
         assert_eq!(bad.check().unwrap_err().field, "max_attempts");
     }
 }

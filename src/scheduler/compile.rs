@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use sandbar_host::{ArtifactError, Compiler};
 use sandbar_host::ModuleHash;
+use sandbar_host::{ArtifactError, Compiler};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -46,12 +46,7 @@ pub async fn run(
     }
 }
 
-async fn one(
-    store: &WorkerStore,
-    compiler: &Compiler,
-    signals: &Signals,
-    version: &ToCompile,
-) -> Result<()> {
+async fn one(store: &WorkerStore, compiler: &Compiler, signals: &Signals, version: &ToCompile) -> Result<()> {
     let hash = ModuleHash::from_bytes(version.sha256);
     let fetch = || async move {
         let bytes = store.module_bytes(version.tenant, &version.sha256).await?;
@@ -64,9 +59,7 @@ async fn one(
         }
         Err(ArtifactError::Rejected(rejection)) => {
             info!(task = %version.task, version = version.number, %rejection, "version rejected");
-            store
-                .version_rejected(version.tenant, version.task, version.number, &rejection)
-                .await?;
+            store.version_rejected(version.tenant, version.task, version.number, &rejection).await?;
         }
         // Ours to mend: the lease runs out and somebody tries again.
         Err(error) => {

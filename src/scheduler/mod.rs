@@ -125,10 +125,8 @@ impl Duties {
                 Ok(more(moved >= i64::from(BATCH)).or(next.map(until)))
             }
             Duty::Reap => {
-                let reaped = self
-                    .store
-                    .reap(self.settings.dead_after, self.settings.max_handovers, None)
-                    .await?;
+                let reaped =
+                    self.store.reap(self.settings.dead_after, self.settings.max_handovers, None).await?;
                 if reaped.workers > 0 {
                     info!(?reaped, "dead workers reaped");
                     self.signals.ready.notify_one();
@@ -141,7 +139,9 @@ impl Duties {
                 self.signals.done(&ended);
                 Ok(more(ended.len() >= BATCH.unsigned_abs() as usize))
             }
-            Duty::Tidy => Ok(more(self.store.tidy(i64::from(BATCH)).await? >= u64::from(BATCH.unsigned_abs()))),
+            Duty::Tidy => {
+                Ok(more(self.store.tidy(i64::from(BATCH)).await? >= u64::from(BATCH.unsigned_abs())))
+            }
         }
     }
 }

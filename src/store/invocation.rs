@@ -191,22 +191,22 @@ pub struct Filter {
 
 /// An invocation in none of the waiting places and without a result is with a worker: every move between places is
 /// one transaction, and one statement sees one snapshot.
-const STATE: &str = "CASE WHEN r.invocation_id IS NOT NULL THEN r.state WHEN q.invocation_id IS NOT NULL THEN 'queued'
+const STATE: &str =
+    "CASE WHEN r.invocation_id IS NOT NULL THEN r.state WHEN q.invocation_id IS NOT NULL THEN 'queued'
   WHEN s.invocation_id IS NOT NULL THEN 'scheduled' ELSE 'running' END AS state";
 
-const COLUMNS: &str = "i.invocation_id, t.name, i.version, i.priority, i.tags, i.run_at, i.expires_at, i.created_at,
+const COLUMNS: &str =
+    "i.invocation_id, t.name, i.version, i.priority, i.tags, i.run_at, i.expires_at, i.created_at,
   s.due_at, r.reason, r.finished_at";
 
 const RESULT: &str = "results r ON r.tenant_id = i.tenant_id AND r.invocation_id = i.invocation_id";
 const READY: &str =
     "ready q ON q.tenant_id = i.tenant_id AND q.rank = -i.priority AND q.invocation_id = i.invocation_id";
-const SCHEDULED: &str =
-    "scheduled s ON s.tenant_id = i.tenant_id AND s.invocation_id = i.invocation_id";
+const SCHEDULED: &str = "scheduled s ON s.tenant_id = i.tenant_id AND s.invocation_id = i.invocation_id";
 const TASK: &str = "tasks t ON t.tenant_id = i.tenant_id AND t.task_id = i.task_id";
 
 fn state(word: &str) -> Result<State> {
-    word.parse()
-        .map_err(|e: crate::domain::invocation::UnknownState| Error::Corrupt(e.to_string()))
+    word.parse().map_err(|e: crate::domain::invocation::UnknownState| Error::Corrupt(e.to_string()))
 }
 
 fn summary(row: &PgRow) -> Result<Summary> {
@@ -271,16 +271,11 @@ impl TenantConn {
             cancelling: row.try_get("cancelling")?,
             limits: row.try_get::<Json<_>, _>("limits")?.0,
             retry: row.try_get::<Json<_>, _>("retry")?.0,
-            attempts: row
-                .try_get::<Option<Json<_>>, _>("attempts")?
-                .map(|json| json.0)
-                .unwrap_or_default(),
+            attempts: row.try_get::<Option<Json<_>>, _>("attempts")?.map(|json| json.0).unwrap_or_default(),
             running,
             output: match size {
                 Some(size) => Some(Output {
-                    content_type: row
-                        .try_get::<Option<String>, _>("content_type")?
-                        .unwrap_or_default(),
+                    content_type: row.try_get::<Option<String>, _>("content_type")?.unwrap_or_default(),
                     size_bytes: i64::from(size),
                     bytes: row.try_get("output")?,
                 }),
@@ -325,15 +320,11 @@ impl TenantConn {
         let state = state(word)?;
         Ok(Some(match row.try_get::<Option<Vec<u8>>, _>("output")? {
             // A failure without a word on stdout is a failure without output; a success may be empty.
-            Some(bytes) if state == State::Succeeded || !bytes.is_empty() => {
-                ResultRow::Output(Output {
-                    content_type: row
-                        .try_get::<Option<String>, _>("content_type")?
-                        .unwrap_or_default(),
-                    size_bytes: i64::try_from(bytes.len()).unwrap_or(i64::MAX),
-                    bytes: Some(bytes),
-                })
-            }
+            Some(bytes) if state == State::Succeeded || !bytes.is_empty() => ResultRow::Output(Output {
+                content_type: row.try_get::<Option<String>, _>("content_type")?.unwrap_or_default(),
+                size_bytes: i64::try_from(bytes.len()).unwrap_or(i64::MAX),
+                bytes: Some(bytes),
+            }),
             _ => ResultRow::Nothing(state),
         }))
     }
@@ -383,11 +374,7 @@ impl TenantConn {
             let Some(records) = row.try_get("records")? else {
                 return Ok(Some((chunks, true)));
             };
-            chunks.push(LogChunk {
-                attempt: row.try_get("attempt")?,
-                chunk: row.try_get("chunk")?,
-                records,
-            });
+            chunks.push(LogChunk { attempt: row.try_get("attempt")?, chunk: row.try_get("chunk")?, records });
         }
         Ok(Some((chunks, false)))
     }
@@ -420,7 +407,9 @@ impl TenantConn {
                 sql.push(format_args!(" AND r.state = '{}'", state.as_str()));
             }
             Some(State::Running) => {
-                sql.push(" AND r.invocation_id IS NULL AND q.invocation_id IS NULL AND s.invocation_id IS NULL");
+                sql.push(
+                    " AND r.invocation_id IS NULL AND q.invocation_id IS NULL AND s.invocation_id IS NULL",
+                );
             }
             _ => {}
         }
@@ -432,24 +421,19 @@ impl TenantConn {
                 .push(")");
         }
         for (key, value) in &filter.tags {
-            sql.push(" AND EXISTS (SELECT 1 FROM invocation_tags g WHERE g.tenant_id = i.tenant_id AND g.key = ")
-                .push_bind(key)
-                .push(" AND g.value = ")
-                .push_bind(value)
-                .push(" AND g.invocation_id = i.invocation_id)");
+            sql.push(
+                " AND EXISTS (SELECT 1 FROM invocation_tags g WHERE g.tenant_id = i.tenant_id AND g.key = ",
+            )
+            .push_bind(key)
+            .push(" AND g.value = ")
+            .push_bind(value)
+            .push(" AND g.invocation_id = i.invocation_id)");
         }
         if let Some(after) = filter.after {
             sql.push(" AND i.invocation_id < ").push_bind(after);
         }
-        sql.push(" ORDER BY i.invocation_id DESC LIMIT ")
-            .push_bind(limit);
+        sql.push(" ORDER BY i.invocation_id DESC LIMIT ").push_bind(limit);
         // Planned with the values at hand: a plan for any tag would be wrong for most.
-        sql.build()
-            .persistent(false)
-            .fetch_all(&mut **self)
-            .await?
-            .iter()
-            .map(summary)
-            .collect()
+        sql.build().persistent(false).fetch_all(&mut **self).await?.iter().map(summary).collect()
     }
 }

@@ -63,9 +63,7 @@ impl From<sqlx::Error> for Error {
                     Self::Unavailable(error)
                 } else if code.starts_with("23") {
                     match db.constraint() {
-                        Some(constraint) => Self::Constraint {
-                            constraint: constraint.to_owned(),
-                        },
+                        Some(constraint) => Self::Constraint { constraint: constraint.to_owned() },
                         None => Self::Other(error),
                     }
                 } else {
@@ -91,6 +89,32 @@ pub struct Connect {
     pub acquire_timeout: Duration,
     /// Longest run of one statement.
     pub statement_timeout: Duration,
+}
+
+/// Counts the tries of a read whose connection may turn out to be dead. A Postgres that went away and came back leaves
+/// as many dead connections in the pool as there were idle ones; checking each at checkout would cost every request a
+/// round trip, and without trying again each would cost one request its answer.
+struct Tries(u32);
+
+impl Tries {
+    fn of(pool: &PgPool) -> Self {
+        Self(pool.options().get_max_connections())
+    }
+
+    /// The answer, or `None` to try again.
+    fn settle<T>(&mut self, answer: std::result::Result<T, sqlx::Error>) -> Option<Result<T>> {
+        let dead = match &answer {
+            Err(sqlx::Error::Io(_)) => true,
+            // admin_shutdown, crash_shutdown
+            Err(sqlx::Error::Database(db)) => matches!(db.code().as_deref(), Some("57P01" | "57P02")),
+            _ => false,
+        };
+        if dead && self.0 > 0 {
+            self.0 -= 1;
+            return None;
+        }
+        Some(answer.map_err(Error::from))
+    }
 }
 
 const API_ROLE: &str = "sandbar_api";
@@ -123,9 +147,7 @@ async fn pool(connect: &Connect, role: &'static str) -> Result<PgPool> {
         .after_release(move |connection, _| {
             Box::pin(async move {
                 if role == API_ROLE {
-                    sqlx::query("SELECT set_config('sandbar.tenant', '', false)")
-                        .execute(connection)
-                        .await?;
+                    sqlx::query("SELECT set_config('sandbar.tenant', '', false)").execute(connection).await?;
                 }
                 Ok(true)
             })
@@ -147,9 +169,7 @@ impl ApiStore {
     /// # Errors
     /// The URL is not one, or Postgres does not answer in time.
     pub async fn connect(connect: &Connect) -> Result<Self> {
-        Ok(Self {
-            pool: pool(connect, API_ROLE).await?,
-        })
+        Ok(Self { pool: pool(connect, API_ROLE).await? })
     }
 
     /// A connection that sees this tenant and nobody else. The only way to tenant data.
@@ -157,6 +177,15 @@ impl ApiStore {
     /// # Errors
     /// No connection in time.
     pub async fn tenant(&self, tenant: TenantId) -> Result<TenantConn> {
+        let mut tries = Tries::of(&self.pool);
+        loop {
+            if let Some(answer) = tries.settle(self.try_tenant(tenant).await) {
+                return answer;
+            }
+        }
+    }
+
+    async fn try_tenant(&self, tenant: TenantId) -> std::result::Result<TenantConn, sqlx::Error> {
         let mut connection = self.pool.acquire().await?;
         sqlx::query("SELECT set_config('sandbar.tenant', $1, false)")
             .bind(tenant.to_string())
@@ -170,8 +199,12 @@ impl ApiStore {
     /// # Errors
     /// Postgres does not answer in time.
     pub async fn ping(&self) -> Result<()> {
-        sqlx::query("SELECT 1").execute(&self.pool).await?;
-        Ok(())
+        let mut tries = Tries::of(&self.pool);
+        loop {
+            if let Some(answer) = tries.settle(sqlx::query("SELECT 1").execute(&self.pool).await) {
+                return answer.map(drop);
+            }
+        }
     }
 
     /// A connection of its own that hears notifications and reconnects by itself.
@@ -228,9 +261,7 @@ impl WorkerStore {
     /// # Errors
     /// The URL is not one, or Postgres does not answer in time.
     pub async fn connect(connect: &Connect) -> Result<Self> {
-        Ok(Self {
-            pool: pool(connect, WORKER_ROLE).await?,
-        })
+        Ok(Self { pool: pool(connect, WORKER_ROLE).await? })
     }
 
     /// A connection of its own that hears notifications and reconnects by itself.
@@ -258,25 +289,17 @@ pub async fn migrate(admin_url: &str, timeout: Duration) -> anyhow::Result<()> {
         .application_name("sandbar migrate")
         .options([("search_path", "sandbar")]);
     let work = async {
-        let mut connection = PgConnection::connect_with(&options)
-            .await
-            .context("cannot connect to Postgres")?;
+        let mut connection =
+            PgConnection::connect_with(&options).await.context("cannot connect to Postgres")?;
         // Two processes creating the schema at once would race in the catalogue.
-        sqlx::query("SELECT pg_advisory_lock(7260001)")
-            .execute(&mut connection)
-            .await?;
+        sqlx::query("SELECT pg_advisory_lock(7260001)").execute(&mut connection).await?;
         sqlx::query("CREATE SCHEMA IF NOT EXISTS sandbar")
             .execute(&mut connection)
             .await
             .context("cannot create the schema `sandbar`")?;
-        sqlx::migrate!("./migrations")
-            .run(&mut connection)
-            .await
-            .context("cannot migrate the schema")?;
+        sqlx::migrate!("./migrations").run(&mut connection).await.context("cannot migrate the schema")?;
         connection.close().await?;
         anyhow::Ok(())
     };
-    tokio::time::timeout(timeout, work)
-        .await
-        .context("migrating took too long")?
+    tokio::time::timeout(timeout, work).await.context("migrating took too long")?
 }

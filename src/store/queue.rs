@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::Row;
+use sqlx::pool::PoolConnection;
 use sqlx::types::Json;
+use sqlx::{PgPool, Postgres, Row};
 
 use crate::domain::ids::{InvocationId, LeaseId, TaskId, TenantId, WorkerId};
 use crate::domain::invocation::State;
@@ -64,8 +65,68 @@ impl ApiStore {
     /// # Errors
     /// [`Error::Constraint`] when a row refers to something that is gone; then no row was queued.
     pub async fn enqueue(&self, rows: &[NewInvocation], key_ttl: Duration) -> Result<Vec<Enqueued>> {
-        let column = |f: fn(&NewInvocation) -> uuid::Uuid| rows.iter().map(f).collect::<Vec<_>>();
-        let answers = sqlx::query(
+        self.enqueuer().enqueue(rows, key_ttl).await
+    }
+
+    /// One who enqueues again and again.
+    #[must_use]
+    pub fn enqueuer(&self) -> Enqueuer {
+        Enqueuer { pool: self.pool.clone(), connection: None }
+    }
+
+    /// Tell the workers that there may be work. Outside any transaction, so that no commit waits for it.
+    ///
+    /// # Errors
+    /// Postgres does not answer; harmless, because workers poll as well.
+    pub async fn notify_ready(&self) -> Result<()> {
+        sqlx::query("SELECT pg_notify($1, '')").bind(READY_CHANNEL).execute(&self.pool).await?;
+        Ok(())
+    }
+}
+
+/// Enqueues on a connection that it keeps from one statement to the next: giving it back and taking it again would
+/// cost three round trips each time.
+#[derive(Debug)]
+pub struct Enqueuer {
+    pool: PgPool,
+    connection: Option<PoolConnection<Postgres>>,
+}
+
+impl Enqueuer {
+    /// Queue many invocations, of any tenants, in one durable statement. All or none.
+    ///
+    /// # Errors
+    /// [`Error::Constraint`] when a row refers to something that is gone; then no row was queued.
+    pub async fn enqueue(&mut self, rows: &[NewInvocation], key_ttl: Duration) -> Result<Vec<Enqueued>> {
+        // Taken out: a connection whose statement failed or was given up is not used again.
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => self.pool.acquire().await?,
+        };
+        let answers = enqueue(&mut connection, rows, key_ttl).await?;
+        self.connection = Some(connection);
+        Ok(answers)
+    }
+
+    /// Whether it keeps a connection.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.connection.is_some()
+    }
+
+    /// Give the connection back.
+    pub fn release(&mut self) {
+        self.connection = None;
+    }
+}
+
+async fn enqueue(
+    connection: &mut PoolConnection<Postgres>,
+    rows: &[NewInvocation],
+    key_ttl: Duration,
+) -> Result<Vec<Enqueued>> {
+    let column = |f: fn(&NewInvocation) -> uuid::Uuid| rows.iter().map(f).collect::<Vec<_>>();
+    let answers = sqlx::query(
             "SELECT outcome, invocation_id FROM enqueue($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12, make_interval(secs => $13)) ORDER BY ord",
         )
         .bind(column(|r| r.tenant.0))
@@ -81,39 +142,22 @@ impl ApiStore {
         .bind(rows.iter().map(|r| r.idempotency.as_ref().map(|i| i.0.as_str())).collect::<Vec<_>>())
         .bind(rows.iter().map(|r| r.idempotency.as_ref().map(|i| i.1.as_slice())).collect::<Vec<_>>())
         .bind(key_ttl.as_secs_f64())
-        .fetch_all(&self.pool)
+        .fetch_all(&mut **connection)
         .await?;
-        if answers.len() != rows.len() {
-            return Err(Error::Corrupt(format!(
-                "enqueue answered {} of {} rows",
-                answers.len(),
-                rows.len()
-            )));
-        }
-        answers
-            .iter()
-            .map(|row| {
-                let id = InvocationId(row.try_get("invocation_id")?);
-                Ok(match row.try_get::<&str, _>("outcome")? {
-                    "accepted" => Enqueued::Accepted(id),
-                    "replayed" => Enqueued::Replayed(id),
-                    _ => Enqueued::Conflict,
-                })
+    if answers.len() != rows.len() {
+        return Err(Error::Corrupt(format!("enqueue answered {} of {} rows", answers.len(), rows.len())));
+    }
+    answers
+        .iter()
+        .map(|row| {
+            let id = InvocationId(row.try_get("invocation_id")?);
+            Ok(match row.try_get::<&str, _>("outcome")? {
+                "accepted" => Enqueued::Accepted(id),
+                "replayed" => Enqueued::Replayed(id),
+                _ => Enqueued::Conflict,
             })
-            .collect()
-    }
-
-    /// Tell the workers that there may be work. Outside any transaction, so that no commit waits for it.
-    ///
-    /// # Errors
-    /// Postgres does not answer; harmless, because workers poll as well.
-    pub async fn notify_ready(&self) -> Result<()> {
-        sqlx::query("SELECT pg_notify($1, '')")
-            .bind(READY_CHANNEL)
-            .execute(&self.pool)
-            .await?;
-        Ok(())
-    }
+        })
+        .collect()
 }
 
 /// What a cancellation met.
@@ -135,10 +179,8 @@ impl TenantConn {
     /// # Errors
     /// Postgres does not answer.
     pub async fn invocation_cancel(&mut self, id: InvocationId) -> Result<Cancelled> {
-        let word: String = sqlx::query_scalar("SELECT cancel_invocation($1)")
-            .bind(id)
-            .fetch_one(&mut **self)
-            .await?;
+        let word: String =
+            sqlx::query_scalar("SELECT cancel_invocation($1)").bind(id).fetch_one(&mut **self).await?;
         Ok(match word.as_str() {
             "cancelled" => Cancelled::Now,
             "cancelling" => {
@@ -220,14 +262,8 @@ impl WorkerStore {
     ) -> Result<Vec<Claimed>> {
         let lease = LeaseId::generate();
         let rows = sqlx::query(
-            "SELECT c.slot, c.tenant_id, c.invocation_id, c.attempt, c.spent, i.input, i.spec, i.tags,
-                    t.name, v.sha256, o.weight
-             FROM claim($1, $2, $3, $4, $5) c
-             JOIN invocations i ON i.tenant_id = c.tenant_id AND i.invocation_id = c.invocation_id
-             JOIN tasks t ON t.tenant_id = i.tenant_id AND t.task_id = i.task_id
-             JOIN versions v ON v.tenant_id = i.tenant_id AND v.task_id = i.task_id AND v.number = i.version
-             JOIN tenants o ON o.tenant_id = c.tenant_id
-             ORDER BY c.slot",
+            "SELECT slot, tenant_id, invocation_id, attempt, spent, weight, task, sha256, input, spec, tags
+             FROM claim($1, $2, $3, $4, $5) ORDER BY slot",
         )
         .bind(worker)
         .bind(epoch)
@@ -248,7 +284,7 @@ impl WorkerStore {
                     attempt: row.try_get("attempt")?,
                     spent: row.try_get("spent")?,
                     weight: row.try_get("weight")?,
-                    task: row.try_get("name")?,
+                    task: row.try_get("task")?,
                     sha256: sha256
                         .try_into()
                         .map_err(|_| Error::Corrupt("a module hash is not 32 bytes".to_owned()))?,
@@ -277,11 +313,9 @@ impl WorkerStore {
                 column!(|i| i.outcome.receipt.$field as i64)
             };
         }
-        let backtraces = column!(|i| (!i.outcome.backtrace.is_empty()).then(|| Json(&i.outcome.backtrace)));
-        let logs = items
-            .iter()
-            .map(|i| crate::store::invocation::encode_logs(&i.outcome.logs))
-            .collect::<Vec<_>>();
+        let backtraces = column!(|i| (!i.outcome.backtrace.is_empty()).then_some(Json(&i.outcome.backtrace)));
+        let logs =
+            items.iter().map(|i| crate::store::invocation::encode_logs(&i.outcome.logs)).collect::<Vec<_>>();
         let rows = sqlx::query(
             "SELECT invocation_id, state FROM ack($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21,$22,$23,$24,$25,$26,$27)",
         )
@@ -322,9 +356,9 @@ impl WorkerStore {
                 let state: String = row.try_get("state")?;
                 Ok(Acked {
                     invocation: row.try_get("invocation_id")?,
-                    state: state
-                        .parse()
-                        .map_err(|e: crate::domain::invocation::UnknownState| Error::Corrupt(e.to_string()))?,
+                    state: state.parse().map_err(|e: crate::domain::invocation::UnknownState| {
+                        Error::Corrupt(e.to_string())
+                    })?,
                 })
             })
             .collect()
@@ -338,13 +372,7 @@ impl WorkerStore {
         // A payload is below 8,000 bytes; an id and its space are 37.
         let payloads: Vec<String> = ids
             .chunks(200)
-            .map(|chunk| {
-                chunk
-                    .iter()
-                    .map(ToString::to_string)
-                    .collect::<Vec<_>>()
-                    .join(" ")
-            })
+            .map(|chunk| chunk.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
             .collect();
         sqlx::query("SELECT pg_notify($1, p) FROM unnest($2::text[]) p")
             .bind(DONE_CHANNEL)
@@ -370,18 +398,10 @@ impl WorkerStore {
     /// # Errors
     /// Postgres does not answer.
     pub async fn promote(&self, limit: i32) -> Result<(i64, Option<DateTime<Utc>>)> {
-        let moved: i64 = sqlx::query_scalar("SELECT promote($1)")
-            .bind(limit)
-            .fetch_one(&self.pool)
-            .await?;
-        let next = sqlx::query_scalar("SELECT min(due_at) FROM scheduled")
-            .fetch_one(&self.pool)
-            .await?;
+        let moved: i64 = sqlx::query_scalar("SELECT promote($1)").bind(limit).fetch_one(&self.pool).await?;
+        let next = sqlx::query_scalar("SELECT min(due_at) FROM scheduled").fetch_one(&self.pool).await?;
         if moved > 0 {
-            sqlx::query("SELECT pg_notify($1, '')")
-                .bind(READY_CHANNEL)
-                .execute(&self.pool)
-                .await?;
+            sqlx::query("SELECT pg_notify($1, '')").bind(READY_CHANNEL).execute(&self.pool).await?;
         }
         Ok((moved, next))
     }
@@ -407,24 +427,20 @@ impl WorkerStore {
         max_handovers: i32,
         only: Option<WorkerId>,
     ) -> Result<Reaped> {
-        let row = sqlx::query(
-            "SELECT workers, handed_on, given_up FROM reap(make_interval(secs => $1), $2, $3)",
-        )
-        .bind(dead_after.as_secs_f64())
-        .bind(max_handovers)
-        .bind(only)
-        .fetch_one(&self.pool)
-        .await?;
+        let row =
+            sqlx::query("SELECT workers, handed_on, given_up FROM reap(make_interval(secs => $1), $2, $3)")
+                .bind(dead_after.as_secs_f64())
+                .bind(max_handovers)
+                .bind(only)
+                .fetch_one(&self.pool)
+                .await?;
         let reaped = Reaped {
             workers: row.try_get("workers")?,
             handed_on: row.try_get("handed_on")?,
             given_up: row.try_get("given_up")?,
         };
         if reaped.handed_on > 0 {
-            sqlx::query("SELECT pg_notify($1, '')")
-                .bind(READY_CHANNEL)
-                .execute(&self.pool)
-                .await?;
+            sqlx::query("SELECT pg_notify($1, '')").bind(READY_CHANNEL).execute(&self.pool).await?;
         }
         Ok(reaped)
     }

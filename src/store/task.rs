@@ -119,9 +119,7 @@ fn corrupt(what: &str) -> Error {
 }
 
 fn hash(bytes: Vec<u8>) -> Result<[u8; 32]> {
-    bytes
-        .try_into()
-        .map_err(|_| corrupt("a module hash is not 32 bytes"))
+    bytes.try_into().map_err(|_| corrupt("a module hash is not 32 bytes"))
 }
 
 fn kind(word: &str) -> Result<ModuleKind> {
@@ -148,9 +146,7 @@ fn version(row: &PgRow) -> Result<VersionRow> {
         size_bytes: row.try_get("size_bytes")?,
         kind: kind(row.try_get("kind")?)?,
         state,
-        manifest: row
-            .try_get::<Option<Json<Manifest>>, _>("manifest")?
-            .map(|json| json.0),
+        manifest: row.try_get::<Option<Json<Manifest>>, _>("manifest")?.map(|json| json.0),
         created_at: row.try_get("created_at")?,
     })
 }
@@ -211,11 +207,7 @@ impl TenantConn {
     ///
     /// # Errors
     /// Postgres does not answer.
-    pub async fn task_resolve(
-        &mut self,
-        name: &TaskName,
-        number: Option<i32>,
-    ) -> Result<Option<Resolved>> {
+    pub async fn task_resolve(&mut self, name: &TaskName, number: Option<i32>) -> Result<Option<Resolved>> {
         let tenant = self.tenant();
         let row = sqlx::query(&format!(
             "SELECT t.task_id, {VERSION_COLUMNS} FROM tasks t
@@ -266,12 +258,7 @@ impl TenantConn {
     ///
     /// # Errors
     /// Postgres does not answer.
-    pub async fn version_list(
-        &mut self,
-        task: TaskId,
-        before: i32,
-        limit: i64,
-    ) -> Result<Vec<VersionRow>> {
+    pub async fn version_list(&mut self, task: TaskId, before: i32, limit: i64) -> Result<Vec<VersionRow>> {
         let tenant = self.tenant();
         sqlx::query(&format!(
             "SELECT {VERSION_COLUMNS} FROM versions v
@@ -307,13 +294,12 @@ impl TenantConn {
         .execute(&mut *tx)
         .await?;
         // Two uploads to one task wait for each other here, so numbers have no gaps and bytes no second version.
-        let task: TaskId = sqlx::query_scalar(
-            "SELECT task_id FROM tasks WHERE tenant_id = $1 AND name = $2 FOR UPDATE",
-        )
-        .bind(tenant)
-        .bind(new.task.as_str())
-        .fetch_one(&mut *tx)
-        .await?;
+        let task: TaskId =
+            sqlx::query_scalar("SELECT task_id FROM tasks WHERE tenant_id = $1 AND name = $2 FOR UPDATE")
+                .bind(tenant)
+                .bind(new.task.as_str())
+                .fetch_one(&mut *tx)
+                .await?;
         let existing = sqlx::query(&format!(
             "SELECT {VERSION_COLUMNS} FROM versions v WHERE v.tenant_id = $1 AND v.task_id = $2 AND v.sha256 = $3"
         ))
@@ -328,13 +314,12 @@ impl TenantConn {
             return Ok((found, false));
         }
         // Another task of the tenant may have the bytes: then they need not travel again.
-        let stored: bool = sqlx::query_scalar(
-            "SELECT EXISTS (SELECT 1 FROM blobs WHERE tenant_id = $1 AND sha256 = $2)",
-        )
-        .bind(tenant)
-        .bind(new.hash.as_bytes().as_slice())
-        .fetch_one(&mut *tx)
-        .await?;
+        let stored: bool =
+            sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM blobs WHERE tenant_id = $1 AND sha256 = $2)")
+                .bind(tenant)
+                .bind(new.hash.as_bytes().as_slice())
+                .fetch_one(&mut *tx)
+                .await?;
         if !stored {
             sqlx::query(
                 "INSERT INTO blobs (tenant_id, sha256, bytes) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
@@ -450,17 +435,11 @@ impl WorkerStore {
     ///
     /// # Errors
     /// Postgres does not answer.
-    pub async fn module_bytes(
-        &self,
-        tenant: TenantId,
-        sha256: &[u8; 32],
-    ) -> Result<Option<Vec<u8>>> {
-        Ok(
-            sqlx::query_scalar("SELECT bytes FROM blobs WHERE tenant_id = $1 AND sha256 = $2")
-                .bind(tenant)
-                .bind(sha256.as_slice())
-                .fetch_optional(&self.pool)
-                .await?,
-        )
+    pub async fn module_bytes(&self, tenant: TenantId, sha256: &[u8; 32]) -> Result<Option<Vec<u8>>> {
+        Ok(sqlx::query_scalar("SELECT bytes FROM blobs WHERE tenant_id = $1 AND sha256 = $2")
+            .bind(tenant)
+            .bind(sha256.as_slice())
+            .fetch_optional(&self.pool)
+            .await?)
     }
 }

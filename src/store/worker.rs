@@ -44,11 +44,7 @@ impl WorkerStore {
     ///
     /// # Errors
     /// [`Error::WorkerGone`] when this worker, in this epoch, has been declared dead.
-    pub async fn worker_heartbeat(
-        &self,
-        worker: WorkerId,
-        epoch: i64,
-    ) -> Result<Vec<InvocationId>> {
+    pub async fn worker_heartbeat(&self, worker: WorkerId, epoch: i64) -> Result<Vec<InvocationId>> {
         let row = sqlx::query(
             "WITH beat AS (
                UPDATE workers SET heartbeat_at = clock_timestamp() WHERE worker_id = $1 AND epoch = $2 RETURNING 1)
@@ -62,10 +58,6 @@ impl WorkerStore {
         if !row.try_get::<bool, _>("alive")? {
             return Err(Error::WorkerGone);
         }
-        Ok(row
-            .try_get::<Vec<uuid::Uuid>, _>("cancels")?
-            .into_iter()
-            .map(InvocationId)
-            .collect())
+        Ok(row.try_get::<Vec<uuid::Uuid>, _>("cancels")?.into_iter().map(InvocationId).collect())
     }
 }

@@ -14,10 +14,7 @@ use uuid::Uuid;
 #[serde(deny_unknown_fields, default)]
 pub struct InvokeRequest {
     /// Input of a task: any JSON. It reaches the task byte for byte as it stands here.
-    #[serde(
-        deserialize_with = "present",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<serde_json::Value>)]
     pub input: Option<Box<RawValue>>,
     /// Input of a task: any bytes, in base64.
@@ -374,11 +371,7 @@ pub struct InlineResult {
     /// Size of the result.
     pub size_bytes: i64,
     /// The result, when it says that it is JSON, and is.
-    #[serde(
-        default,
-        deserialize_with = "present",
-        skip_serializing_if = "Option::is_none"
-    )]
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<serde_json::Value>)]
     pub json: Option<Box<RawValue>>,
     /// The result, when it says that it is text, and is UTF-8.

@@ -40,16 +40,9 @@ impl Cells {
     ///
     /// # Errors
     /// Not one could be started.
-    pub async fn start(
-        config: &CellConfig,
-        count: u32,
-    ) -> anyhow::Result<(Self, mpsc::Receiver<Event>)> {
+    pub async fn start(config: &CellConfig, count: u32) -> anyhow::Result<(Self, mpsc::Receiver<Event>)> {
         let (events, receiver) = mpsc::channel(EVENT_QUEUE);
-        let mut cells = Self {
-            places: Vec::new(),
-            busy: Vec::new(),
-            tasks: Vec::new(),
-        };
+        let mut cells = Self { places: Vec::new(), busy: Vec::new(), tasks: Vec::new() };
         for index in 0..count.max(1) {
             // The first start of each is awaited, so that a program that cannot start cells says so.
             let first = Cell::spawn(config).await?;
@@ -81,9 +74,8 @@ impl Cells {
 
     /// The least busy cell, counted as busier by one from now on.
     pub fn take(&mut self) -> Option<(Place, Arc<Cell>)> {
-        let index = (0..self.places.len())
-            .filter(|i| self.places[*i].is_some())
-            .min_by_key(|i| self.busy[*i])?;
+        let index =
+            (0..self.places.len()).filter(|i| self.places[*i].is_some()).min_by_key(|i| self.busy[*i])?;
         self.busy[index] += 1;
         self.places[index].clone().map(|cell| (Place(index), cell))
     }
@@ -133,11 +125,7 @@ async fn keep(
             }
         }
         warn!(pid = cell.pid(), "cell gone; starting another");
-        wait = if born.elapsed() > HEALTHY_AFTER {
-            RESTART_MIN
-        } else {
-            (wait * 2).min(RESTART_MAX)
-        };
+        wait = if born.elapsed() > HEALTHY_AFTER { RESTART_MIN } else { (wait * 2).min(RESTART_MAX) };
         loop {
             tokio::time::sleep(wait).await;
             match Cell::spawn(&config).await {

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sandbar_host::cell::{CancelReason, Cell, CellEvent, SubmitError};
 use sandbar_host::ModuleHash;
+use sandbar_host::cell::{CancelReason, Cell, CellEvent, SubmitError};
 use sandbar_host::outcome::{Outcome, Receipt, Termination};
 use sandbar_host::run::{Attempt, Context, Input};
 use tokio::sync::{Notify, mpsc};
@@ -56,12 +56,7 @@ struct InFlight {
 /// A report of a task that waited on the loop's behalf.
 enum Report {
     Claimed(ClaimReport),
-    Loaded {
-        token: u64,
-        place: Place,
-        cell: Arc<Cell>,
-        result: anyhow::Result<()>,
-    },
+    Loaded { token: u64, place: Place, cell: Arc<Cell>, result: anyhow::Result<()> },
 }
 
 struct ClaimReport {
@@ -261,20 +256,15 @@ impl Dispatch<'_> {
                     .ready_tenants(MAX_CANDIDATES)
                     .await?
                     .into_iter()
-                    .map(|(tenant, weight)| Candidate {
-                        tenant,
-                        weight: weight.unsigned_abs(),
-                    })
+                    .map(|(tenant, weight)| Candidate { tenant, weight: weight.unsigned_abs() })
                     .collect();
                 let asks = share.choose(&candidates, free);
                 if asks.is_empty() {
                     return Ok(Vec::new());
                 }
                 asked = true;
-                let wanted: Vec<(TenantId, i32)> = asks
-                    .iter()
-                    .map(|a| (a.tenant, i32::try_from(a.count).unwrap_or(i32::MAX)))
-                    .collect();
+                let wanted: Vec<(TenantId, i32)> =
+                    asks.iter().map(|a| (a.tenant, i32::try_from(a.count).unwrap_or(i32::MAX))).collect();
                 let claimed = store.claim(worker, epoch, &wanted).await?;
                 for ask in &asks {
                     let got = claimed.iter().filter(|c| c.tenant == ask.tenant).count();
@@ -326,7 +316,10 @@ impl Dispatch<'_> {
                     Err(error) => {
                         self.cells.give_back(place);
                         warn!(error = format!("{error:#}"), "a module cannot be made ready");
-                        self.end(token, host_fault(&format!("its module could not be made ready: {error:#}")));
+                        self.end(
+                            token,
+                            host_fault(&format!("its module could not be made ready: {error:#}")),
+                        );
                     }
                 }
             }
@@ -357,8 +350,7 @@ impl Dispatch<'_> {
                 flight.started_at = Utc::now();
             }
             Err(SubmitError::NotLoaded) => {
-                let (tenant, hash) =
-                    (flight.claimed.tenant, ModuleHash::from_bytes(flight.claimed.sha256));
+                let (tenant, hash) = (flight.claimed.tenant, ModuleHash::from_bytes(flight.claimed.sha256));
                 let modules = self.modules.clone();
                 let reports = self.reports.clone();
                 tokio::spawn(async move {
@@ -441,13 +433,8 @@ impl Dispatch<'_> {
         }
         let attempt = u16::try_from(flight.claimed.attempt).unwrap_or(u16::MAX);
         let spent = u16::try_from(flight.claimed.spent).unwrap_or(u16::MAX);
-        let verdict = decide(
-            ending(&outcome.termination),
-            &flight.claimed.spec.retry,
-            attempt,
-            spent,
-            rand::random(),
-        );
+        let verdict =
+            decide(ending(&outcome.termination), &flight.claimed.spec.retry, attempt, spent, rand::random());
         if let Some(ends) = &self.ends {
             self.unacked.fetch_add(1, Ordering::AcqRel);
             // The receiver lives as long as this loop.
@@ -478,9 +465,7 @@ impl Dispatch<'_> {
 /// The message to the cell.
 fn attempt(claimed: &Claimed) -> Attempt {
     let input = match &claimed.spec.input {
-        InputKind::Task => Input::Task {
-            bytes: claimed.input.clone(),
-        },
+        InputKind::Task => Input::Task { bytes: claimed.input.clone() },
         InputKind::Command { args, env } => Input::Command {
             args: args.clone(),
             env: env.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
@@ -500,11 +485,7 @@ fn attempt(claimed: &Claimed) -> Attempt {
             task: claimed.task.clone(),
             attempt: u32::from(claimed.attempt.unsigned_abs()),
             max_attempts: u32::from(claimed.spec.retry.max_attempts),
-            tags: claimed
-                .tags
-                .iter()
-                .map(|(k, v)| (k.clone(), v.clone()))
-                .collect(),
+            tags: claimed.tags.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
         },
     }
 }
@@ -514,9 +495,9 @@ fn attempt(claimed: &Claimed) -> Attempt {
 fn ending(termination: &Termination) -> Ending {
     match termination {
         Termination::Succeeded => Ending::Success,
-        Termination::GuestError { retryable: true, retry_after_ms, .. } => Ending::Retryable {
-            after_ms: *retry_after_ms,
-        },
+        Termination::GuestError { retryable: true, retry_after_ms, .. } => {
+            Ending::Retryable { after_ms: *retry_after_ms }
+        }
         Termination::GuestError { retryable: false, .. }
         | Termination::OutOfFuel
         | Termination::OutOfMemory
@@ -536,10 +517,7 @@ fn ending(termination: &Termination) -> Ending {
 fn without_run(termination: Termination) -> Outcome {
     Outcome {
         termination,
-        receipt: Receipt {
-            fuel_exact: true,
-            ..Receipt::default()
-        },
+        receipt: Receipt { fuel_exact: true, ..Receipt::default() },
         output: Vec::new(),
         content_type: String::new(),
         logs: Vec::new(),
@@ -551,9 +529,7 @@ fn without_run(termination: Termination) -> Outcome {
 fn host_fault(message: &str) -> Outcome {
     Outcome {
         receipt: Receipt::default(),
-        ..without_run(Termination::HostFault {
-            message: message.chars().take(1024).collect(),
-        })
+        ..without_run(Termination::HostFault { message: message.chars().take(1024).collect() })
     }
 }
 

@@ -14,8 +14,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sandbar_host::cell::CellConfig;
 use sandbar_host::Compiler;
+use sandbar_host::cell::CellConfig;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -106,11 +106,7 @@ pub async fn run(
 
 /// Hand on whatever is still open under this identity and remove it. If the database is away the reaper does it.
 async fn leave(settings: &Settings, store: &WorkerStore, lease: &lease::Lease) {
-    let reap = store.reap(
-        settings.dead_after,
-        settings.max_handovers,
-        Some(lease.worker()),
-    );
+    let reap = store.reap(settings.dead_after, settings.max_handovers, Some(lease.worker()));
     match tokio::time::timeout(Duration::from_secs(5), reap).await {
         Ok(Ok(reaped)) if reaped.handed_on > 0 => {
             info!(handed_on = reaped.handed_on, "open attempts handed on");

@@ -55,7 +55,9 @@ async fn what_is_acknowledged_ends_exactly_once_while_everything_is_killed_in_tu
 
     let mut kills = 0;
     for round in 0..ROUNDS {
-        for (index, victim) in ["worker", "cell", "server", "postgres", "suspended worker"].into_iter().enumerate() {
+        for (index, victim) in
+            ["worker", "cell", "server", "postgres", "suspended worker"].into_iter().enumerate()
+        {
             // Only while work flows: wait for a share of the acknowledgements before each kill.
             let due = (round * 5 + index + 1) * TOTAL / (ROUNDS * 5 + 2);
             support::eventually(DEADLINE, "acknowledgements to flow", async || {
@@ -77,7 +79,9 @@ async fn what_is_acknowledged_ends_exactly_once_while_everything_is_killed_in_tu
                 }
                 "server" => deployment.restart_server().await,
                 "postgres" => {
-                    let pid = support::eventually(Duration::from_secs(20), "Postgres", async || postgres.pid()).await;
+                    let pid =
+                        support::eventually(Duration::from_secs(20), "Postgres", async || postgres.pid())
+                            .await;
                     support::kill(pid, Signal::KILL);
                 }
                 _ => suspend_past_the_lease(&deployment.workers[1 - worker]).await,
@@ -114,7 +118,7 @@ async fn what_is_acknowledged_ends_exactly_once_while_everything_is_killed_in_tu
     let wrong: Vec<(uuid::Uuid, Vec<i16>, Vec<String>)> = sqlx::query_as(
         "SELECT invocation_id, array_agg(attempt ORDER BY attempt), array_agg(termination ->> 'reason' ORDER BY attempt)
          FROM sandbar.attempts GROUP BY invocation_id
-         HAVING array_agg(attempt ORDER BY attempt) <> ARRAY(SELECT generate_series(1, count(*))::smallint)
+         HAVING array_agg(attempt ORDER BY attempt) <> ARRAY(SELECT generate_series(1, max(attempt))::smallint)
             OR count(*) FILTER (WHERE termination ->> 'reason' = 'succeeded') <> 1
             OR (array_agg(termination ->> 'reason' ORDER BY attempt DESC))[1] <> 'succeeded'
             OR count(*) FILTER (WHERE termination ->> 'reason' NOT IN ('succeeded', 'lease-lost', 'host-fault', 'guest-error')) > 0",
@@ -160,7 +164,8 @@ async fn what_is_acknowledged_ends_exactly_once_while_everything_is_killed_in_tu
 fn cells(worker: &Process) -> Vec<u32> {
     let mut children = worker.children();
     children.retain(|pid| {
-        std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.windows(6).any(|w| w == b"__cell"))
+        std::fs::read(format!("/proc/{pid}/cmdline"))
+            .is_ok_and(|line| line.windows(6).any(|w| w == b"__cell"))
     });
     children
 }
@@ -173,7 +178,10 @@ async fn call(client: Client, next: Arc<AtomicUsize>, acknowledged: Acknowledged
             return;
         }
         let (task, body) = if n % 10 == 9 {
-            ("flaky", json!({"input": {"succeed_on": 2}, "retry": {"max_attempts": 5, "initial_ms": 20, "jitter": 0.5}}))
+            (
+                "flaky",
+                json!({"input": {"succeed_on": 2}, "retry": {"max_attempts": 5, "initial_ms": 20, "jitter": 0.5}}),
+            )
         } else {
             ("effect", json!({"input": null}))
         };

@@ -62,10 +62,12 @@ fn code(file: &Path) -> String {
 
 /// Names that follow `before` in `text`, in groups too: `crate::{a, b::c}` gives a and b.
 fn named_after(text: &str, before: &str) -> Vec<String> {
-    let ident = |s: &str| s.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let ident =
+        |s: &str| s.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
     let mut names = Vec::new();
     for (at, _) in text.match_indices(before) {
-        let preceded = text[..at].chars().next_back().is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':');
+        let preceded =
+            text[..at].chars().next_back().is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':');
         if preceded {
             continue;
         }
@@ -142,7 +144,8 @@ fn the_host_knows_no_database_and_no_http_server_and_the_guest_sdk_nothing_of_ei
     ];
     for (manifest, names) in forbidden {
         let text = std::fs::read_to_string(root().join(manifest)).unwrap();
-        let dependencies = text.split("[dependencies]").nth(1).unwrap().split("[dev-dependencies]").next().unwrap();
+        let dependencies =
+            text.split("[dependencies]").nth(1).unwrap().split("[dev-dependencies]").next().unwrap();
         for name in names {
             let found = dependencies.lines().any(|l| l.starts_with(name));
             assert!(!found, "{manifest} depends on {name}");
@@ -160,10 +163,7 @@ fn unsafe_code_lives_in_one_module_of_the_host() {
             }
         }
     }
-    assert!(
-        allowed.iter().all(|f| f.starts_with("host/src/") || f.starts_with("guest-sdk/")),
-        "{allowed:?}"
-    );
+    assert!(allowed.iter().all(|f| f.starts_with("host/src/") || f.starts_with("guest-sdk/")), "{allowed:?}");
     assert!(allowed.iter().filter(|f| f.starts_with("host/src/")).count() <= 1, "{allowed:?}");
 }
 

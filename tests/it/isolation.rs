@@ -36,7 +36,9 @@ async fn every_tenant_table_is_keyed_by_tenant_and_forces_row_level_security() {
 async fn the_api_role_sees_nothing_without_a_tenant_and_only_its_own_with_one() {
     let database = support::database().await;
     let admin = database.admin().await;
-    for (tenant, name) in [("00000000-0000-0000-0000-00000000000a", "a"), ("00000000-0000-0000-0000-00000000000b", "b")] {
+    for (tenant, name) in
+        [("00000000-0000-0000-0000-00000000000a", "a"), ("00000000-0000-0000-0000-00000000000b", "b")]
+    {
         for statement in [
             "INSERT INTO sandbar.tenants (tenant_id, name) VALUES ($1::uuid, $2)",
             "INSERT INTO sandbar.tasks (tenant_id, task_id, name) VALUES ($1::uuid, $1::uuid, $2)",
@@ -50,7 +52,11 @@ async fn the_api_role_sees_nothing_without_a_tenant_and_only_its_own_with_one() 
     let seen: i64 = sqlx::query_scalar(count).fetch_one(&mut api).await.unwrap();
     assert_eq!(seen, 0, "without a tenant");
     for tenant in ["00000000-0000-0000-0000-00000000000a", "00000000-0000-0000-0000-00000000000b"] {
-        sqlx::query("SELECT set_config('sandbar.tenant', $1, false)").bind(tenant).execute(&mut api).await.unwrap();
+        sqlx::query("SELECT set_config('sandbar.tenant', $1, false)")
+            .bind(tenant)
+            .execute(&mut api)
+            .await
+            .unwrap();
         let seen: i64 = sqlx::query_scalar(count).fetch_one(&mut api).await.unwrap();
         assert_eq!(seen, 3, "as {tenant}");
     }

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 
+mod api;
+mod dev_command;
 mod dev_postgres;
 mod faults;
 mod house;

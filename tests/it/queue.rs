@@ -114,7 +114,10 @@ impl Fixture {
     }
 
     async fn count(&self, table: &str) -> i64 {
-        sqlx::query_scalar(&format!("SELECT count(*) FROM sandbar.{table}")).fetch_one(&self.admin).await.unwrap()
+        sqlx::query_scalar(&format!("SELECT count(*) FROM sandbar.{table}"))
+            .fetch_one(&self.admin)
+            .await
+            .unwrap()
     }
 
     async fn state(&self, id: InvocationId) -> String {
@@ -359,7 +362,8 @@ async fn cancelling_ends_what_waits_and_flags_what_runs() {
 #[tokio::test]
 async fn what_waits_past_its_expiry_ends_expired_and_what_runs_may_finish() {
     let f = Fixture::new().await;
-    let soon = || NewInvocation { expires_at: Some(Utc::now() + chrono::Duration::milliseconds(50)), ..f.row() };
+    let soon =
+        || NewInvocation { expires_at: Some(Utc::now() + chrono::Duration::milliseconds(50)), ..f.row() };
     let (runs, waits) = (soon(), soon());
     f.enqueue(std::slice::from_ref(&runs)).await;
     let me = f.register().await;

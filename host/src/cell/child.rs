@@ -3,7 +3,7 @@
 //! it or breaks the protocol, the process ends at once.
 
 use std::collections::HashMap;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use super::outbox::Outbox;
 use super::protocol::{
     Configure, FromCell, HEADER_BYTES, MAX_CODE_BYTES, ToCell, VERSION, frame_len, unpack,
 };
-use super::{MAX_FRAME_BYTES, MIN_FRAME_BYTES};
+use super::{MAX_FRAME_BYTES, MAX_SLOTS, MIN_FRAME_BYTES};
 use crate::artifact::Artifact;
 use crate::module::ModuleHash;
 use crate::run::{Loaded, Runtime, host_fault};
@@ -33,27 +33,19 @@ pub fn child_main() -> ExitCode {
     match serve() {
         Ok(()) => ExitCode::SUCCESS,
         Err(err) => {
-            tracing::error!(error = %err, "the cell ends");
+            // The process has no subscriber of its own; its stderr is the worker's.
+            let _ = writeln!(std::io::stderr(), "a cell ends: {err:#}");
             ExitCode::FAILURE
         }
     }
 }
 
 fn serve() -> anyhow::Result<()> {
-    let none = Rlimit {
-        current: Some(0),
-        maximum: Some(0),
-    };
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
     setrlimit(Resource::Core, none)?;
     let hard = rustix::process::getrlimit(Resource::Nofile).maximum;
     let files = hard.map_or(MAX_FILES, |hard| hard.min(MAX_FILES));
-    setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: Some(files),
-            maximum: Some(files),
-        },
-    )?;
+    setrlimit(Resource::Nofile, Rlimit { current: Some(files), maximum: Some(files) })?;
     let socket = fcntl_dupfd_cloexec(rustix::stdio::stdin(), FIRST_FREE_FD)?;
     let mut input = UnixStream::from(socket);
     let mut output = input.try_clone()?;
@@ -73,22 +65,18 @@ fn serve() -> anyhow::Result<()> {
     };
     anyhow::ensure!(!extra, "the configuration is not alone in its frame");
     anyhow::ensure!(config.version == VERSION, "another version of the protocol");
+    anyhow::ensure!(config.slots <= MAX_SLOTS, "too many slots");
     let max = usize::try_from(config.max_frame_bytes)?;
-    anyhow::ensure!(
-        (MIN_FRAME_BYTES..=MAX_FRAME_BYTES).contains(&max),
-        "a frame size out of range"
-    );
+    anyhow::ensure!((MIN_FRAME_BYTES..=MAX_FRAME_BYTES).contains(&max), "a frame size out of range");
 
     let outbox = Arc::new(Outbox::new(max));
     let mut cell = CellState::new(&config, outbox.clone())?;
     outbox.send(&FromCell::Ready);
-    std::thread::Builder::new()
-        .name("sandbar-outbox".to_owned())
-        .spawn(move || {
-            outbox.run(&mut output);
-            // The parent does not listen any more: nothing here is worth finishing.
-            std::process::exit(0);
-        })?;
+    std::thread::Builder::new().name("sandbar-outbox".to_owned()).spawn(move || {
+        outbox.run(&mut output);
+        // The parent does not listen any more: nothing here is worth finishing.
+        std::process::exit(0);
+    })?;
     while read_frame(&mut input, max, &mut frame)? {
         let mut result = Ok(());
         unpack::<ToCell>(&frame, |message| {
@@ -140,19 +128,9 @@ struct Loading {
 impl CellState {
     fn new(config: &Configure, outbox: Arc<Outbox>) -> anyhow::Result<Self> {
         let runtime = Runtime::new(config.slots)?;
-        let executor = Executor::start(
-            runtime.clone(),
-            usize::try_from(config.threads)?,
-            config.slots,
-            outbox.clone(),
-        )?;
-        Ok(Self {
-            runtime,
-            executor,
-            outbox,
-            modules: HashMap::new(),
-            loading: None,
-        })
+        let executor =
+            Executor::start(runtime.clone(), usize::try_from(config.threads)?, config.slots, outbox.clone())?;
+        Ok(Self { runtime, executor, outbox, modules: HashMap::new(), loading: None })
     }
 
     fn handle(&mut self, message: ToCell) -> anyhow::Result<()> {
@@ -161,11 +139,7 @@ impl CellState {
             ToCell::Load { hash, bytes } => {
                 anyhow::ensure!(bytes <= MAX_CODE_BYTES, "code of {bytes} bytes");
                 anyhow::ensure!(self.loading.is_none(), "code within code");
-                self.loading = Some(Loading {
-                    hash,
-                    bytes: Vec::new(),
-                    expected: usize::try_from(bytes)?,
-                });
+                self.loading = Some(Loading { hash, bytes: Vec::new(), expected: usize::try_from(bytes)? });
                 if bytes == 0 {
                     self.arrived(b"")?;
                 }
@@ -190,10 +164,7 @@ impl CellState {
         let Some(loading) = &mut self.loading else {
             anyhow::bail!("code of no module");
         };
-        anyhow::ensure!(
-            loading.bytes.len() + piece.len() <= loading.expected,
-            "more code than announced"
-        );
+        anyhow::ensure!(loading.bytes.len() + piece.len() <= loading.expected, "more code than announced");
         loading.bytes.extend_from_slice(piece);
         if loading.bytes.len() < loading.expected {
             return Ok(());
@@ -204,10 +175,7 @@ impl CellState {
                     self.modules.insert(hash, module);
                     self.outbox.send(&FromCell::Loaded(hash));
                 }
-                Err(err) => self.outbox.send(&FromCell::NotLoaded {
-                    hash,
-                    message: err.to_string(),
-                }),
+                Err(err) => self.outbox.send(&FromCell::NotLoaded { hash, message: err.to_string() }),
             }
         }
         Ok(())

@@ -17,10 +17,10 @@ use tokio::process::{Child, Command};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::protocol::{
-    CODE_CHUNK_BYTES, Configure, FromCell, HEADER_BYTES, MAX_CODE_BYTES, Packer, ProtocolError,
-    ToCell, VERSION, frame_len, unpack,
+    CODE_CHUNK_BYTES, Configure, FromCell, HEADER_BYTES, MAX_CODE_BYTES, Packer, ProtocolError, ToCell,
+    VERSION, frame_len, unpack,
 };
-use super::{CellConfig, MAX_FRAME_BYTES, MIN_FRAME_BYTES, SUBCOMMAND};
+use super::{CellConfig, MAX_FRAME_BYTES, MAX_SLOTS, MIN_FRAME_BYTES, SUBCOMMAND};
 use crate::artifact::Artifact;
 use crate::control::{CancelReason, Progress};
 use crate::module::ModuleHash;
@@ -33,6 +33,8 @@ const READY_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_WAITING_EVENTS: usize = 1_024;
 /// Attempts that may be in the cell for each slot it has; more would only wait there.
 const MAX_QUEUE_PER_SLOT: usize = 4;
+/// After the cell stopped reading: the wait for the outcomes it had sent.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How long a killed process may take to be collected.
 const REAP_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -174,19 +176,11 @@ impl Cell {
             .stderr(Stdio::inherit())
             .kill_on_drop(true)
             .spawn()?;
-        let pid = child
-            .id()
-            .ok_or_else(|| io::Error::other("the cell ended at once"))?;
-        let max_frame = config
-            .max_frame_bytes
-            .clamp(MIN_FRAME_BYTES, MAX_FRAME_BYTES);
+        let pid = child.id().ok_or_else(|| io::Error::other("the cell ended at once"))?;
+        let max_frame = config.max_frame_bytes.clamp(MIN_FRAME_BYTES, MAX_FRAME_BYTES);
         let (reader, mut writer) = UnixStream::from_std(ours)?.into_split();
-        let mut input = Input {
-            reader,
-            max_frame,
-            frame: Vec::new(),
-        };
-        let slots = config.slots.clamp(1, 20_000);
+        let mut input = Input { reader, max_frame, frame: Vec::new() };
+        let slots = config.slots.clamp(1, MAX_SLOTS);
         let hello = async {
             let mut packer = Packer::new(max_frame);
             packer
@@ -339,21 +333,13 @@ impl Book {
         self.code_bytes += bytes;
         self.modules.insert(
             artifact.hash,
-            Module {
-                bytes,
-                attempts: 0,
-                used: self.clock,
-                waiting: Some(vec![tell]),
-            },
+            Module { bytes, attempts: 0, used: self.clock, waiting: Some(vec![tell]) },
         );
         Some(answer)
     }
 
     fn send_code(&mut self, artifact: &Artifact) -> Result<(), ProtocolError> {
-        self.out.push(&ToCell::Load {
-            hash: artifact.hash,
-            bytes: artifact.bytes.len() as u64,
-        })?;
+        self.out.push(&ToCell::Load { hash: artifact.hash, bytes: artifact.bytes.len() as u64 })?;
         for piece in artifact.bytes.chunks(CODE_CHUNK_BYTES) {
             self.out.push_code(piece)?;
         }
@@ -397,9 +383,7 @@ impl Book {
         let Some(module) = self.modules.get_mut(&attempt.module) else {
             return Err(SubmitError::NotLoaded);
         };
-        self.out
-            .push_attempt(token, attempt)
-            .map_err(|_| SubmitError::TooLarge)?;
+        self.out.push_attempt(token, attempt).map_err(|_| SubmitError::TooLarge)?;
         module.attempts += 1;
         module.used = clock;
         self.attempts.insert(token, attempt.module);
@@ -419,11 +403,7 @@ impl Book {
 
     /// The cell answered about a module; false if it was not asked.
     fn loaded(&mut self, hash: &ModuleHash, result: &Result<(), LoadError>) -> bool {
-        let Some(waiting) = self
-            .modules
-            .get_mut(hash)
-            .and_then(|module| module.waiting.take())
-        else {
+        let Some(waiting) = self.modules.get_mut(hash).and_then(|module| module.waiting.take()) else {
             return false;
         };
         if result.is_err() {
@@ -488,11 +468,7 @@ async fn supervise(
         book.attempts.clear();
         book.code_bytes = 0;
         book.out.take(Vec::new());
-        book.modules
-            .drain()
-            .filter_map(|(_, module)| module.waiting)
-            .flatten()
-            .collect()
+        book.modules.drain().filter_map(|(_, module)| module.waiting).flatten().collect()
     };
     for tell in waiting {
         let _ = tell.send(Err(LoadError::Gone));
@@ -534,9 +510,7 @@ fn note(shared: &Shared, messages: &[FromCell], finished: &mut HashSet<u64>) -> 
     messages.iter().all(|message| match message {
         FromCell::Ready => false,
         FromCell::Loaded(hash) => book.loaded(hash, &Ok(())),
-        FromCell::NotLoaded { hash, message } => {
-            book.loaded(hash, &Err(LoadError::Refused(message.clone())))
-        }
+        FromCell::NotLoaded { hash, message } => book.loaded(hash, &Err(LoadError::Refused(message.clone()))),
         FromCell::Finished { token, .. } => finished.insert(*token) && book.finished(*token),
         // A report may overtake nothing, so its attempt is still there.
         FromCell::Progress { token, .. } => book.attempts.contains_key(token),
@@ -553,14 +527,12 @@ async fn send(shared: &Shared, mut writer: OwnedWriteHalf) -> String {
             continue;
         }
         if let Err(err) = writer.write_all(&bytes).await {
+            // What it said before it died is still to be read, and that ends this wait early.
+            tokio::time::sleep(LAST_WORDS).await;
             return format!("its socket: {err}");
         }
         // A buffer that once was huge is not kept.
-        spare = if bytes.capacity() <= 4 << 20 {
-            bytes
-        } else {
-            Vec::new()
-        };
+        spare = if bytes.capacity() <= 4 << 20 { bytes } else { Vec::new() };
     }
 }
 

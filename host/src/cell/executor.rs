@@ -23,6 +23,8 @@ const NICE: i32 = 10;
 const WAKE_CREDIT_NS: u64 = 5_000_000;
 /// The weight at which virtual time passes like CPU time.
 const ORDINARY_WEIGHT: u64 = 100;
+/// Largest weight that counts; beyond it a slice would cost nothing.
+const MAX_WEIGHT: u32 = 10_000;
 /// Tenants without attempts that are remembered; beyond it those that owe nothing are forgotten.
 const MAX_IDLE_TENANTS: usize = 4_096;
 /// Most threads of one cell.
@@ -98,7 +100,7 @@ impl Tenant {
 struct Job {
     token: u64,
     module: Arc<Loaded>,
-    attempt: Attempt,
+    attempt: Box<Attempt>,
 }
 
 /// An attempt that has.
@@ -112,7 +114,7 @@ struct Task {
 }
 
 enum Pick {
-    Start(Job),
+    Start(Job, Arc<Control>),
     Resume(Arc<Task>),
 }
 
@@ -140,20 +142,18 @@ impl Executor {
         });
         for index in 0..threads.clamp(1, MAX_THREADS) {
             let (shared, timers) = (shared.clone(), timers.clone());
-            std::thread::Builder::new()
-                .name(format!("sandbar-guest-{index}"))
-                .spawn(move || {
-                    // On Linux this is the niceness of the thread alone.
-                    let _ = rustix::process::nice(NICE);
-                    let _timers = timers.enter();
-                    work(&shared);
-                })?;
+            std::thread::Builder::new().name(format!("sandbar-guest-{index}")).spawn(move || {
+                // On Linux this is the niceness of the thread alone.
+                let _ = rustix::process::nice(NICE);
+                let _timers = timers.enter();
+                work(&shared);
+            })?;
         }
         Ok(Self { shared })
     }
 
     /// Queues an attempt. Call [`Self::flush`] after the last one of a batch.
-    pub(super) fn submit(&self, token: u64, module: Arc<Loaded>, attempt: Attempt) {
+    pub(super) fn submit(&self, token: u64, module: Arc<Loaded>, attempt: Box<Attempt>) {
         let mut state = self.shared.state();
         if state.attempts.contains_key(&token) {
             drop(state);
@@ -163,21 +163,12 @@ impl Executor {
         }
         state.serial += 1;
         let serial = state.serial;
-        let (id, weight) = (attempt.tenant, u64::from(attempt.weight.max(1)));
-        state
-            .attempts
-            .insert(token, Entry::Pending { tenant: id });
+        let (id, weight) = (attempt.tenant, u64::from(attempt.weight.clamp(1, MAX_WEIGHT)));
+        state.attempts.insert(token, Entry::Pending { tenant: id });
         state.awake(id, Some(weight));
         if let Some(tenant) = state.tenants.get_mut(&id) {
             tenant.attempts += 1;
-            tenant.pending.push_back((
-                serial,
-                Job {
-                    token,
-                    module,
-                    attempt,
-                },
-            ));
+            tenant.pending.push_back((serial, Job { token, module, attempt }));
         }
         state.enqueue(id);
         state.fresh += 1;
@@ -256,8 +247,7 @@ impl State {
     fn awake(&mut self, id: u64, weight: Option<u64>) {
         let now = self.now;
         if self.tenants.len() > MAX_IDLE_TENANTS && !self.tenants.contains_key(&id) {
-            self.tenants
-                .retain(|_, tenant| tenant.attempts > 0 || tenant.virtual_ns > now);
+            self.tenants.retain(|_, tenant| tenant.attempts > 0 || tenant.virtual_ns > now);
         }
         let tenant = self.tenants.entry(id).or_insert_with(|| Tenant {
             virtual_ns: now,
@@ -283,26 +273,28 @@ impl State {
     /// that waits longest.
     fn pick(&mut self, slots: u32) -> Option<Pick> {
         let free = self.active < slots;
-        let id = self.order.iter().map(|(_, id)| *id).find(|id| {
-            self.tenants
-                .get(id)
-                .is_some_and(|tenant| !tenant.ready.is_empty() || free)
-        })?;
+        let id = self
+            .order
+            .iter()
+            .map(|(_, id)| *id)
+            .find(|id| self.tenants.get(id).is_some_and(|tenant| !tenant.ready.is_empty() || free))?;
         let tenant = self.tenants.get_mut(&id)?;
         self.now = self.now.max(tenant.virtual_ns);
         let ready = tenant.ready.front().map(|(serial, _)| *serial);
-        let pending = tenant
-            .pending
-            .front()
-            .filter(|_| free)
-            .map(|(serial, _)| *serial);
+        let pending = tenant.pending.front().filter(|_| free).map(|(serial, _)| *serial);
         let start = match (ready, pending) {
             (Some(ready), Some(pending)) => pending < ready,
             (None, Some(_)) => true,
             _ => false,
         };
         let pick = if start {
-            tenant.pending.pop_front().map(|(_, job)| Pick::Start(job))
+            tenant.pending.pop_front().map(|(_, job)| {
+                // Under the same lock that takes it from the queue: a cancellation finds it in one
+                // place or in the other.
+                let control = Arc::new(Control::new(job.token));
+                self.attempts.insert(job.token, Entry::Live(control.clone()));
+                Pick::Start(job, control)
+            })
         } else {
             tenant.ready.pop_front().map(|(_, task)| Pick::Resume(task))
         };
@@ -338,10 +330,7 @@ impl Wake for Task {
                 RUNNING => RUNNING_WOKEN,
                 _ => return,
             };
-            match self
-                .state
-                .compare_exchange(state, next, Ordering::AcqRel, Ordering::Acquire)
-            {
+            match self.state.compare_exchange(state, next, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(IDLE) => {
                     let shared = self.shared.clone();
                     shared.requeue(self, true);
@@ -365,16 +354,13 @@ fn work(shared: &Arc<Shared>) {
                     break pick;
                 }
                 state.idle += 1;
-                state = shared
-                    .work
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner);
+                state = shared.work.wait(state).unwrap_or_else(PoisonError::into_inner);
                 state.idle -= 1;
             }
         };
         let task = match pick {
             Pick::Resume(task) => task,
-            Pick::Start(job) => start(shared, job),
+            Pick::Start(job, control) => start(shared, job, control),
         };
         let ended = slice(&task);
         // Everything since the last reading was done for this attempt: choosing it, building its
@@ -388,9 +374,7 @@ fn work(shared: &Arc<Shared>) {
                 outcome.receipt.cpu_ns = cpu_ns;
                 finish(shared, &task, used);
                 let token = task.control.token;
-                shared
-                    .outbox
-                    .finished(token, Some(&task.control), Box::new(outcome));
+                shared.outbox.finished(token, Some(&task.control), Box::new(outcome));
             }
             None => {
                 shared.state().charge(task.tenant, used);
@@ -400,19 +384,10 @@ fn work(shared: &Arc<Shared>) {
     }
 }
 
-fn start(shared: &Arc<Shared>, job: Job) -> Arc<Task> {
-    let control = Arc::new(Control::new(job.token));
+fn start(shared: &Arc<Shared>, job: Job, control: Arc<Control>) -> Arc<Task> {
     let tenant = job.attempt.tenant;
-    shared
-        .state()
-        .attempts
-        .insert(job.token, Entry::Live(control.clone()));
-    let guest = shared.runtime.bare_attempt(
-        job.module,
-        job.attempt,
-        control.clone(),
-        Some(shared.outbox.clone()),
-    );
+    let guest =
+        shared.runtime.bare_attempt(job.module, *job.attempt, control.clone(), Some(shared.outbox.clone()));
     Arc::new(Task {
         shared: shared.clone(),
         control,
@@ -469,9 +444,7 @@ fn drop_guest(slot: &mut Option<Guest>) {
 
 /// After an unfinished slice: back into the queue if somebody woke it meanwhile.
 fn settle(task: &Arc<Task>) {
-    let idle = task
-        .state
-        .compare_exchange(RUNNING, IDLE, Ordering::AcqRel, Ordering::Acquire);
+    let idle = task.state.compare_exchange(RUNNING, IDLE, Ordering::AcqRel, Ordering::Acquire);
     if idle.is_err() {
         task.state.store(QUEUED, Ordering::Release);
         task.shared.requeue(task.clone(), false);
@@ -479,6 +452,9 @@ fn settle(task: &Arc<Task>) {
 }
 
 fn finish(shared: &Shared, task: &Task, used: u64) {
+    // The waker in there holds the task, which holds the reins: after a panic nobody else breaks
+    // that ring.
+    task.control.release();
     let mut state = shared.state();
     state.charge(task.tenant, used);
     state.attempts.remove(&task.control.token);

@@ -82,11 +82,7 @@ impl Outbox {
                 return;
             }
             // A buffer that once was huge is not kept.
-            spare = if bytes.capacity() <= 4 << 20 {
-                bytes
-            } else {
-                Vec::new()
-            };
+            spare = if bytes.capacity() <= 4 << 20 { bytes } else { Vec::new() };
         }
     }
 
@@ -108,9 +104,7 @@ impl Outbox {
             }
             state.waiting = true;
             state = if state.reports.is_empty() {
-                self.filled
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner)
+                self.filled.wait(state).unwrap_or_else(PoisonError::into_inner)
             } else {
                 self.filled
                     .wait_timeout(state, next_reports.saturating_duration_since(now))

@@ -41,7 +41,7 @@ pub enum ToCell {
         /// The parent's name for the attempt.
         token: u64,
         /// What to run.
-        attempt: Attempt,
+        attempt: Box<Attempt>,
     },
     /// End this.
     Cancel {
@@ -152,11 +152,7 @@ impl Packer {
     /// Frames of up to `max` bytes.
     #[must_use]
     pub const fn new(max: usize) -> Self {
-        Self {
-            bytes: Vec::new(),
-            open: None,
-            max,
-        }
+        Self { bytes: Vec::new(), open: None, max }
     }
 
     /// Adds a message.
@@ -277,8 +273,8 @@ pub fn unpack<'de, M: Deserialize<'de>>(
     mut each: impl FnMut(M),
 ) -> Result<(), ProtocolError> {
     while !frame.is_empty() {
-        let (message, rest) = postcard::take_from_bytes(frame)
-            .map_err(|err| ProtocolError::Malformed(err.to_string()))?;
+        let (message, rest) =
+            postcard::take_from_bytes(frame).map_err(|err| ProtocolError::Malformed(err.to_string()))?;
         each(message);
         frame = rest;
     }
@@ -291,39 +287,29 @@ pub fn unpack<'de, M: Deserialize<'de>>(
 #[serde(remote = "Termination")]
 enum TerminationDef {
     Succeeded,
-    GuestError {
-        retryable: bool,
-        message: String,
-        retry_after_ms: Option<u64>,
-    },
-    ExitCode {
-        code: i32,
-    },
-    Trap {
-        kind: TrapKind,
-        message: String,
-    },
+    GuestError { retryable: bool, message: String, retry_after_ms: Option<u64> },
+    ExitCode { code: i32 },
+    Trap { kind: TrapKind, message: String },
     OutOfFuel,
     OutOfMemory,
     StackOverflow,
     Deadline,
     OutputTooLarge,
-    QuotaExceeded {
-        quota: String,
-    },
-    Denied {
-        capability: String,
-    },
+    QuotaExceeded { quota: String },
+    Denied { capability: String },
     Cancelled,
     LeaseLost,
-    HostFault {
-        message: String,
-    },
+    HostFault { message: String },
 }
 
 /// [`Outcome`] as postcard needs it: no skipped fields, byte runs.
 mod outcome {
     use super::*;
+
+    type LogOut<'a> = (u64, LogLevel, &'a str, &'a str, &'a [(String, String)]);
+    type LogIn = (u64, LogLevel, String, String, Vec<(String, String)>);
+    type FrameOut<'a> = (&'a str, Option<&'a str>, Option<u32>, Option<u64>);
+    type FrameIn = (String, Option<String>, Option<u32>, Option<u64>);
 
     #[derive(Serialize)]
     struct Out<'a> {
@@ -332,8 +318,8 @@ mod outcome {
         receipt: &'a Receipt,
         output: Bytes<'a>,
         content_type: &'a str,
-        logs: Vec<(u64, LogLevel, &'a str, &'a str, &'a [(String, String)])>,
-        backtrace: Vec<(&'a str, Option<&'a str>, Option<u32>, Option<u64>)>,
+        logs: Vec<LogOut<'a>>,
+        backtrace: Vec<FrameOut<'a>>,
     }
 
     #[derive(Deserialize)]
@@ -344,14 +330,11 @@ mod outcome {
         #[serde(with = "blob")]
         output: Vec<u8>,
         content_type: String,
-        logs: Vec<(u64, LogLevel, String, String, Vec<(String, String)>)>,
-        backtrace: Vec<(String, Option<String>, Option<u32>, Option<u64>)>,
+        logs: Vec<LogIn>,
+        backtrace: Vec<FrameIn>,
     }
 
-    pub(super) fn serialize<S: Serializer>(
-        outcome: &Outcome,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(outcome: &Outcome, serializer: S) -> Result<S::Ok, S::Error> {
         Out {
             termination: &outcome.termination,
             receipt: &outcome.receipt,
@@ -361,34 +344,21 @@ mod outcome {
                 .logs
                 .iter()
                 .map(|log| {
-                    (
-                        log.at_us,
-                        log.level,
-                        log.target.as_str(),
-                        log.message.as_str(),
-                        log.fields.as_slice(),
-                    )
+                    (log.at_us, log.level, log.target.as_str(), log.message.as_str(), log.fields.as_slice())
                 })
                 .collect(),
             backtrace: outcome
                 .backtrace
                 .iter()
                 .map(|frame| {
-                    (
-                        frame.function.as_str(),
-                        frame.file.as_deref(),
-                        frame.line,
-                        frame.module_offset,
-                    )
+                    (frame.function.as_str(), frame.file.as_deref(), frame.line, frame.module_offset)
                 })
                 .collect(),
         }
         .serialize(serializer)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Box<Outcome>, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Box<Outcome>, D::Error> {
         let parts = In::deserialize(deserializer)?;
         Ok(Box::new(Outcome {
             termination: parts.termination,
@@ -409,12 +379,7 @@ mod outcome {
             backtrace: parts
                 .backtrace
                 .into_iter()
-                .map(|(function, file, line, module_offset)| Frame {
-                    function,
-                    file,
-                    line,
-                    module_offset,
-                })
+                .map(|(function, file, line, module_offset)| Frame { function, file, line, module_offset })
                 .collect(),
         }))
     }
@@ -432,9 +397,7 @@ mod tests {
             module: ModuleHash::of(b"m"),
             tenant: 7,
             weight: 100,
-            input: Input::Task {
-                bytes: vec![1; bytes],
-            },
+            input: Input::Task { bytes: vec![1; bytes] },
             limits: Limits::default(),
             context: Context {
                 invocation_id: "i".into(),
@@ -453,11 +416,7 @@ mod tests {
                 message: "m".into(),
                 retry_after_ms: None,
             },
-            receipt: Receipt {
-                fuel: 5,
-                fuel_exact: true,
-                ..Receipt::default()
-            },
+            receipt: Receipt { fuel: 5, fuel_exact: true, ..Receipt::default() },
             output: vec![0, 1, 2],
             content_type: "a/b".into(),
             logs: vec![LogRecord {
@@ -467,12 +426,7 @@ mod tests {
                 message: "y".into(),
                 fields: vec![("k".into(), "v".into())],
             }],
-            backtrace: vec![Frame {
-                function: "f".into(),
-                file: None,
-                line: Some(3),
-                module_offset: None,
-            }],
+            backtrace: vec![Frame { function: "f".into(), file: None, line: Some(3), module_offset: None }],
         }
     }
 
@@ -491,24 +445,13 @@ mod tests {
         let mut packer = Packer::new(1 << 20);
         packer.push_attempt(3, &attempt(10)).unwrap();
         packer.push_code(b"abc").unwrap();
-        packer
-            .push(&ToCell::Cancel {
-                token: 3,
-                why: CancelReason::LeaseLost,
-            })
-            .unwrap();
+        packer.push(&ToCell::Cancel { token: 3, why: CancelReason::LeaseLost }).unwrap();
         let bytes = packer.take(Vec::new());
         let frames = frames(&bytes, 1 << 20);
         assert_eq!(frames.len(), 1, "small messages share a frame");
         let mut messages = Vec::new();
         unpack::<ToCell>(&frames[0], |message| messages.push(message)).unwrap();
-        assert_eq!(
-            messages[0],
-            ToCell::Submit {
-                token: 3,
-                attempt: attempt(10)
-            }
-        );
+        assert_eq!(messages[0], ToCell::Submit { token: 3, attempt: Box::new(attempt(10)) });
         assert_eq!(messages[1], ToCell::Code(b"abc".to_vec()));
     }
 
@@ -517,24 +460,14 @@ mod tests {
         let mut terminations = vec![
             Termination::Succeeded,
             Termination::ExitCode { code: 3 },
-            Termination::Trap {
-                kind: TrapKind::Arithmetic,
-                message: "m".into(),
-            },
+            Termination::Trap { kind: TrapKind::Arithmetic, message: "m".into() },
             Termination::QuotaExceeded { quota: "q".into() },
-            Termination::HostFault {
-                message: "m".into(),
-            },
+            Termination::HostFault { message: "m".into() },
         ];
         terminations.push(full_outcome().termination);
         for termination in terminations {
-            let message = FromCell::Finished {
-                token: 9,
-                outcome: Box::new(Outcome {
-                    termination,
-                    ..full_outcome()
-                }),
-            };
+            let message =
+                FromCell::Finished { token: 9, outcome: Box::new(Outcome { termination, ..full_outcome() }) };
             let mut packer = Packer::new(1 << 20);
             packer.push(&message).unwrap();
             let bytes = packer.take(Vec::new());

@@ -38,9 +38,7 @@ pub fn compile_child_main() -> ExitCode {
     }
     // The parent classifies a panic by the verdict; its text would only repeat it.
     std::panic::set_hook(Box::new(|_| {}));
-    let worker = std::thread::Builder::new()
-        .stack_size(STACK_BYTES)
-        .spawn(serve);
+    let worker = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(serve);
     match worker.map(std::thread::JoinHandle::join) {
         Ok(Ok(Ok(()))) => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
@@ -48,31 +46,19 @@ pub fn compile_child_main() -> ExitCode {
 }
 
 fn restrict(space: u64, cpu: u64) -> io::Result<()> {
-    let fixed = |limit: u64| Rlimit {
-        current: Some(limit),
-        maximum: Some(limit),
-    };
+    let fixed = |limit: u64| Rlimit { current: Some(limit), maximum: Some(limit) };
     setrlimit(Resource::Core, fixed(0))?;
     setrlimit(Resource::Fsize, fixed(0))?;
     setrlimit(Resource::Nofile, fixed(MAX_FILES))?;
     setrlimit(Resource::As, fixed(space))?;
-    setrlimit(
-        Resource::Cpu,
-        Rlimit {
-            current: Some(cpu),
-            maximum: Some(cpu.saturating_add(1)),
-        },
-    )?;
+    setrlimit(Resource::Cpu, Rlimit { current: Some(cpu), maximum: Some(cpu.saturating_add(1)) })?;
     Ok(())
 }
 
 fn serve() -> io::Result<()> {
     let bytes = read_module(&mut io::stdin().lock())?;
     let verdict = catch_unwind(AssertUnwindSafe(|| build(&bytes))).unwrap_or_else(|_| {
-        Err(Rejection::new(
-            RejectionCode::DoesNotCompile,
-            "the compiler panicked on this module",
-        ))
+        Err(Rejection::new(RejectionCode::DoesNotCompile, "the compiler panicked on this module"))
     });
     let mut stdout = io::stdout().lock();
     match verdict {
@@ -122,11 +108,7 @@ fn build(bytes: &[u8]) -> Result<Vec<u8>, Rejection> {
     }
 }
 
-fn check_component(
-    engine: &Engine,
-    component: &Component,
-    kind: ModuleKind,
-) -> wasmtime::Result<()> {
+fn check_component(engine: &Engine, component: &Component, kind: ModuleKind) -> wasmtime::Result<()> {
     let pre = link::components(engine)?.instantiate_pre(component)?;
     match kind {
         ModuleKind::Task => TaskPre::new(pre).map(drop),
@@ -137,11 +119,7 @@ fn check_component(
 fn broken(err: &wasmtime::Error) -> Rejection {
     let words = words(err);
     let memory = words.contains("Cannot allocate memory") || words.contains("out of memory");
-    let code = if memory {
-        RejectionCode::CompileMemory
-    } else {
-        RejectionCode::DoesNotCompile
-    };
+    let code = if memory { RejectionCode::CompileMemory } else { RejectionCode::DoesNotCompile };
     Rejection::new(code, words)
 }
 
@@ -149,11 +127,7 @@ fn unlinkable(err: &wasmtime::Error) -> Rejection {
     let words = words(err);
     // The interface is offered, the function in it is not: newer than this host.
     let missing = words.contains("was not found") || words.contains("is missing");
-    let code = if missing {
-        RejectionCode::UnknownImport
-    } else {
-        RejectionCode::WrongSignature
-    };
+    let code = if missing { RejectionCode::UnknownImport } else { RejectionCode::WrongSignature };
     Rejection::new(code, words)
 }
 

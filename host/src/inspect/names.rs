@@ -76,11 +76,7 @@ const INTERFACES: [(&str, &str, &[&str]); 8] = [
     ("wasi:clocks", "0.2.", &["monotonic-clock", "wall-clock"]),
     ("wasi:filesystem", "0.2.", &["types", "preopens"]),
     ("wasi:io", "0.2.", &["error", "poll", "streams"]),
-    (
-        "wasi:random",
-        "0.2.",
-        &["random", "insecure", "insecure-seed"],
-    ),
+    ("wasi:random", "0.2.", &["random", "insecure", "insecure-seed"]),
     (
         "wasi:sockets",
         "0.2.",
@@ -117,8 +113,7 @@ pub(super) fn interface(name: &str) -> bool {
 
 /// Whether an export is `wasi:cli/run` of a version this host can call.
 pub(super) fn cli_run(name: &str) -> bool {
-    name.strip_prefix("wasi:cli/run@")
-        .is_some_and(|version| compatible(version, "0.2."))
+    name.strip_prefix("wasi:cli/run@").is_some_and(|version| compatible(version, "0.2."))
 }
 
 /// `0.2.<digits>`, no pre-releases: those made no promises.

@@ -1,7 +1,7 @@
 //! What guests can import. One linker per door; both offer exactly what `inspect` lets through.
 
-use wasmtime::{Caller, Engine, Linker};
 use wasmtime::component;
+use wasmtime::{Caller, Engine, Linker};
 use wasmtime_wasi::I32Exit;
 
 use crate::denied;

@@ -23,11 +23,7 @@ fn load(runtime: &Runtime, wat: &str) -> Arc<Loaded> {
 }
 
 fn command(stdin: &[u8]) -> Input {
-    Input::Command {
-        args: vec!["one".into()],
-        env: vec![("K".into(), "V".into())],
-        stdin: stdin.to_vec(),
-    }
+    Input::Command { args: vec!["one".into()], env: vec![("K".into(), "V".into())], stdin: stdin.to_vec() }
 }
 
 fn attempt(module: &Loaded, input: Input, limits: Limits) -> Attempt {
@@ -51,9 +47,7 @@ async fn run_with(wat: &str, input: Input, limits: Limits) -> Outcome {
     let runtime = Runtime::new(4).unwrap();
     let module = load(&runtime, wat);
     let attempt = attempt(&module, input, limits);
-    runtime
-        .attempt(module, attempt, Arc::new(Control::new(0)))
-        .await
+    runtime.attempt(module, attempt, Arc::new(Control::new(0))).await
 }
 
 async fn run(wat: &str) -> Outcome {
@@ -138,10 +132,7 @@ async fn exit_codes_arrive_whole() {
 
 #[tokio::test]
 async fn a_loop_ends_when_its_fuel_is_used_up() {
-    let limits = Limits {
-        fuel: 20_000_000,
-        ..Limits::default()
-    };
+    let limits = Limits { fuel: 20_000_000, ..Limits::default() };
     let outcome = run_with(&p1(SPIN), command(b""), limits).await;
     assert_eq!(outcome.termination, Termination::OutOfFuel);
     assert_eq!(outcome.receipt.fuel, 20_000_000);
@@ -149,10 +140,7 @@ async fn a_loop_ends_when_its_fuel_is_used_up() {
 
 #[tokio::test]
 async fn a_loop_ends_at_its_deadline_with_an_honest_receipt() {
-    let limits = Limits {
-        timeout_ms: 60,
-        ..Limits::default()
-    };
+    let limits = Limits { timeout_ms: 60, ..Limits::default() };
     let outcome = run_with(&p1(SPIN), command(b""), limits).await;
     assert_eq!(outcome.termination, Termination::Deadline);
     assert!(outcome.receipt.fuel > 1_000_000, "{:?}", outcome.receipt);
@@ -165,10 +153,9 @@ async fn a_loop_ends_at_its_deadline_with_an_honest_receipt() {
 async fn a_loop_ends_when_it_is_cancelled() {
     let runtime = Runtime::new(2).unwrap();
     let module = load(&runtime, &p1(SPIN));
-    for (why, end) in [
-        (CancelReason::Cancelled, Termination::Cancelled),
-        (CancelReason::LeaseLost, Termination::LeaseLost),
-    ] {
+    for (why, end) in
+        [(CancelReason::Cancelled, Termination::Cancelled), (CancelReason::LeaseLost, Termination::LeaseLost)]
+    {
         let control = Arc::new(Control::new(0));
         let attempt = attempt(&module, command(b""), Limits::default());
         let running = tokio::spawn(runtime.attempt(module.clone(), attempt, control.clone()));
@@ -195,10 +182,7 @@ const SLEEP: &str = "
 
 #[tokio::test]
 async fn a_sleeping_guest_ends_at_its_deadline() {
-    let limits = Limits {
-        timeout_ms: 50,
-        ..Limits::default()
-    };
+    let limits = Limits { timeout_ms: 50, ..Limits::default() };
     let outcome = run_with(&p1(SLEEP), command(b""), limits).await;
     assert_eq!(outcome.termination, Termination::Deadline);
     assert!(outcome.receipt.wall_ns < 5_000_000_000);
@@ -213,10 +197,7 @@ async fn a_sleeping_guest_ends_at_once_when_cancelled() {
     let running = tokio::spawn(runtime.attempt(module, attempt, control.clone()));
     tokio::task::yield_now().await;
     runtime.cancel(&control, CancelReason::Cancelled);
-    let outcome = tokio::time::timeout(Duration::from_secs(5), running)
-        .await
-        .unwrap()
-        .unwrap();
+    let outcome = tokio::time::timeout(Duration::from_secs(5), running).await.unwrap().unwrap();
     assert_eq!(outcome.termination, Termination::Cancelled);
 }
 
@@ -234,11 +215,7 @@ async fn a_trap_names_its_kind_and_its_functions() {
     };
     assert_eq!(*kind, TrapKind::Unreachable);
     assert!(message.contains("unreachable"), "{message}");
-    let names: Vec<_> = outcome
-        .backtrace
-        .iter()
-        .map(|frame| frame.function.as_str())
-        .collect();
+    let names: Vec<_> = outcome.backtrace.iter().map(|frame| frame.function.as_str()).collect();
     assert_eq!(names[..2], ["deep_inside", "outer"], "{names:?}");
     assert!(outcome.backtrace[0].module_offset.is_some());
     assert!(outcome.receipt.fuel > 0 && !outcome.receipt.fuel_exact);
@@ -258,16 +235,8 @@ async fn other_traps_have_their_own_kinds() {
             "(drop (i32.div_u (i32.const 1) (i32.const 0)))",
             TrapKind::Arithmetic,
         ),
-        (
-            table,
-            "(call_indirect (type $t) (i32.const 0))",
-            TrapKind::BadIndirectCall,
-        ),
-        (
-            table,
-            "(call_indirect (type $t) (i32.const 5))",
-            TrapKind::TableOutOfBounds,
-        ),
+        (table, "(call_indirect (type $t) (i32.const 0))", TrapKind::BadIndirectCall),
+        (table, "(call_indirect (type $t) (i32.const 5))", TrapKind::TableOutOfBounds),
     ] {
         let outcome = run(&p1_with(items, body)).await;
         assert!(
@@ -280,10 +249,7 @@ async fn other_traps_have_their_own_kinds() {
 
 #[tokio::test]
 async fn growth_beyond_the_limit_and_giving_up_is_out_of_memory() {
-    let limits = Limits {
-        memory_bytes: 10 << 16,
-        ..Limits::default()
-    };
+    let limits = Limits { memory_bytes: 10 << 16, ..Limits::default() };
     let body = "(if (i32.eq (memory.grow (i32.const 20)) (i32.const -1)) (then unreachable))";
     let outcome = run_with(&p1(body), command(b""), limits).await;
     assert_eq!(outcome.termination, Termination::OutOfMemory);
@@ -298,10 +264,7 @@ async fn all_memories_count_together() {
     let items = "(memory (export \"memory\") 1) (memory $b 1) (memory $c 1)";
     let body = "(if (i32.eq (memory.grow $b (i32.const 4)) (i32.const -1)) (then unreachable))
                 (if (i32.eq (memory.grow $c (i32.const 4)) (i32.const -1)) (then unreachable))";
-    let limits = |pages: u64| Limits {
-        memory_bytes: pages << 16,
-        ..Limits::default()
-    };
+    let limits = |pages: u64| Limits { memory_bytes: pages << 16, ..Limits::default() };
     let fits = run_with(&p1_with(items, body), command(b""), limits(11)).await;
     assert_eq!(fits.termination, Termination::Succeeded);
     assert_eq!(fits.receipt.peak_memory_bytes, 11 << 16);
@@ -311,10 +274,7 @@ async fn all_memories_count_together() {
 
 #[tokio::test]
 async fn an_initial_memory_beyond_the_limit_is_out_of_memory() {
-    let limits = Limits {
-        memory_bytes: 10 << 16,
-        ..Limits::default()
-    };
+    let limits = Limits { memory_bytes: 10 << 16, ..Limits::default() };
     let wat = p1_with("(memory (export \"memory\") 11)", "");
     let outcome = run_with(&wat, command(b""), limits).await;
     assert_eq!(outcome.termination, Termination::OutOfMemory);
@@ -322,10 +282,8 @@ async fn an_initial_memory_beyond_the_limit_is_out_of_memory() {
 
 #[tokio::test]
 async fn endless_recursion_is_a_stack_overflow() {
-    let wat = p1_with(
-        "(memory (export \"memory\") 1) (func $again (call $again) (call $again))",
-        "(call $again)",
-    );
+    let wat =
+        p1_with("(memory (export \"memory\") 1) (func $again (call $again) (call $again))", "(call $again)");
     let outcome = run(&wat).await;
     assert_eq!(outcome.termination, Termination::StackOverflow);
     assert!(outcome.backtrace.len() <= 64);
@@ -333,10 +291,7 @@ async fn endless_recursion_is_a_stack_overflow() {
 
 #[tokio::test]
 async fn stdout_beyond_the_limit_is_cut_and_counted() {
-    let limits = Limits {
-        output_bytes: 2_500,
-        ..Limits::default()
-    };
+    let limits = Limits { output_bytes: 2_500, ..Limits::default() };
     let outcome = run_with(&p1(&write_loop(1, 10)), command(b""), limits).await;
     assert_eq!(outcome.termination, Termination::Succeeded);
     assert_eq!(outcome.output.len(), 2_500);
@@ -348,10 +303,7 @@ async fn stdout_beyond_the_limit_is_cut_and_counted() {
 async fn stderr_garbage_becomes_clean_lines_and_counted_drops() {
     let items = r#"(memory (export "memory") 1)
         (data (i32.const 64) "\ff\00\1b[31mred\nnext\t\c3\a4\n")"#;
-    let limits = Limits {
-        log_bytes: 1_200,
-        ..Limits::default()
-    };
+    let limits = Limits { log_bytes: 1_200, ..Limits::default() };
     let outcome = run_with(&p1_with(items, &write_loop(2, 100)), command(b""), limits).await;
     assert_eq!(outcome.termination, Termination::Succeeded);
     assert!(outcome.logs.len() >= 2);
@@ -370,10 +322,7 @@ async fn a_bad_pointer_in_a_host_call_is_not_a_host_fault() {
                 (call $proc_exit (i32.const 3))";
     let outcome = run(&p1(body)).await;
     assert!(
-        matches!(
-            outcome.termination,
-            Termination::Trap { .. } | Termination::ExitCode { code: 3 }
-        ),
+        matches!(outcome.termination, Termination::Trap { .. } | Termination::ExitCode { code: 3 }),
         "{:?}",
         outcome.termination
     );
@@ -391,19 +340,14 @@ async fn attempts_of_one_module_share_no_state() {
     let module = load(&runtime, &p1_with(items, body));
     for _ in 0..3 {
         let attempt = attempt(&module, command(b""), Limits::default());
-        let outcome = runtime
-            .attempt(module.clone(), attempt, Arc::new(Control::new(0)))
-            .await;
+        let outcome = runtime.attempt(module.clone(), attempt, Arc::new(Control::new(0))).await;
         assert_eq!(outcome.termination, Termination::Succeeded);
     }
 }
 
 #[tokio::test]
 async fn host_calls_cost_fuel() {
-    let limits = Limits {
-        fuel: 500_000,
-        ..Limits::default()
-    };
+    let limits = Limits { fuel: 500_000, ..Limits::default() };
     let outcome = run_with(&p1(&write_loop(1, 1_000)), command(b""), limits).await;
     assert_eq!(outcome.termination, Termination::OutOfFuel);
     assert!(outcome.receipt.host_calls >= 500);
@@ -412,10 +356,7 @@ async fn host_calls_cost_fuel() {
 #[tokio::test]
 async fn an_input_of_the_wrong_kind_is_a_host_fault() {
     let outcome = run_with(&p1(""), Input::Task { bytes: vec![] }, Limits::default()).await;
-    assert!(matches!(
-        outcome.termination,
-        Termination::HostFault { .. }
-    ));
+    assert!(matches!(outcome.termination, Termination::HostFault { .. }));
 }
 
 /// A component of the task world around a core module that exports `run` with the canonical
@@ -491,9 +432,7 @@ pub(crate) fn task_component(body: &str) -> String {
 }
 
 async fn run_task(body: &str, input: &[u8], limits: Limits) -> Outcome {
-    let input = Input::Task {
-        bytes: input.to_vec(),
-    };
+    let input = Input::Task { bytes: input.to_vec() };
     run_with(&task_component(body), input, limits).await
 }
 
@@ -511,19 +450,10 @@ async fn a_task_returns_its_input() {
 #[tokio::test]
 async fn a_task_can_fail_for_good_or_for_now() {
     for (kind, wanted) in [(0, true), (1, false)] {
-        let outcome = run_task(
-            &format!("(call $err (i32.const {kind}))"),
-            b"",
-            Limits::default(),
-        )
-        .await;
+        let outcome = run_task(&format!("(call $err (i32.const {kind}))"), b"", Limits::default()).await;
         assert_eq!(
             outcome.termination,
-            Termination::GuestError {
-                retryable: wanted,
-                message: "no luck".into(),
-                retry_after_ms: None
-            }
+            Termination::GuestError { retryable: wanted, message: "no luck".into(), retry_after_ms: None }
         );
         assert!(outcome.output.is_empty());
     }
@@ -531,10 +461,7 @@ async fn a_task_can_fail_for_good_or_for_now() {
 
 #[tokio::test]
 async fn a_result_beyond_the_limit_is_output_too_large() {
-    let limits = Limits {
-        output_bytes: 4,
-        ..Limits::default()
-    };
+    let limits = Limits { output_bytes: 4, ..Limits::default() };
     let body = "(call $ok (local.get $ptr) (local.get $len))";
     let outcome = run_task(body, b"hello", limits).await;
     assert_eq!(outcome.termination, Termination::OutputTooLarge);
@@ -562,11 +489,7 @@ async fn log_records_arrive_with_their_level() {
 async fn a_result_with_an_invalid_pointer_is_the_guests_fault() {
     let body = "(call $ok (i32.const -16) (i32.const 1000))";
     let outcome = run_task(body, b"", Limits::default()).await;
-    assert!(
-        matches!(outcome.termination, Termination::Trap { .. }),
-        "{:?}",
-        outcome.termination
-    );
+    assert!(matches!(outcome.termination, Termination::Trap { .. }), "{:?}", outcome.termination);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
