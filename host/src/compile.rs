@@ -81,6 +81,8 @@ pub async fn compile(program: &Path, bytes: Bytes, limits: &CompileLimits) -> Re
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
+        // Ctrl-C in a terminal is for the parent, which ends its children in order.
+        .process_group(0)
         .kill_on_drop(true)
         .spawn()?;
     let missing = || std::io::Error::other("the child has no pipe");

@@ -98,9 +98,9 @@ pub async fn run(command: &Run) -> anyhow::Result<ExitCode> {
     };
     cell.kill();
     if command.json {
-        print_json(&outcome)?
+        print_json(&outcome)?;
     } else {
-        print_text(&outcome)?
+        print_text(&outcome)?;
     }
     Ok(match &outcome.termination {
         Termination::Succeeded => ExitCode::SUCCESS,

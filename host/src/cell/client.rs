@@ -174,6 +174,8 @@ impl Cell {
             .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .stderr(Stdio::inherit())
+            // Ctrl-C in a terminal is for the parent, which ends its children in order.
+            .process_group(0)
             .kill_on_drop(true)
             .spawn()?;
         let pid = child.id().ok_or_else(|| io::Error::other("the cell ended at once"))?;
