@@ -306,19 +306,26 @@ BEGIN
     SELECT u.tenant_id, -u.priority, u.id, 1, 0
     FROM unnest(p_tenants, p_ids, p_priorities, p_run_at, admitted) AS u(tenant_id, id, priority, run_at, ok)
     WHERE u.ok AND (u.run_at IS NULL OR u.run_at <= now());
-  INSERT INTO scheduled (tenant_id, invocation_id, due_at, rank, attempt, spent)
-    SELECT u.tenant_id, u.id, u.run_at, -u.priority, 1, 0
-    FROM unnest(p_tenants, p_ids, p_priorities, p_run_at, admitted) AS u(tenant_id, id, priority, run_at, ok)
-    WHERE u.ok AND u.run_at > now();
-  INSERT INTO expiring (tenant_id, invocation_id, expires_at)
-    SELECT u.tenant_id, u.id, u.expires_at
-    FROM unnest(p_tenants, p_ids, p_expires_at, admitted) AS u(tenant_id, id, expires_at, ok)
-    WHERE u.ok AND u.expires_at IS NOT NULL;
-  INSERT INTO invocation_tags (tenant_id, key, value, invocation_id)
-    SELECT u.tenant_id, t.key, t.value, u.id
-    FROM unnest(p_tenants, p_ids, p_tags, admitted) AS u(tenant_id, id, tags, ok)
-    CROSS JOIN LATERAL jsonb_each_text(u.tags) AS t(key, value)
-    WHERE u.ok;
+  -- Most flushes have none of these; an empty INSERT still costs its start.
+  IF cardinality(array_remove(p_run_at, NULL)) > 0 THEN
+    INSERT INTO scheduled (tenant_id, invocation_id, due_at, rank, attempt, spent)
+      SELECT u.tenant_id, u.id, u.run_at, -u.priority, 1, 0
+      FROM unnest(p_tenants, p_ids, p_priorities, p_run_at, admitted) AS u(tenant_id, id, priority, run_at, ok)
+      WHERE u.ok AND u.run_at > now();
+  END IF;
+  IF cardinality(array_remove(p_expires_at, NULL)) > 0 THEN
+    INSERT INTO expiring (tenant_id, invocation_id, expires_at)
+      SELECT u.tenant_id, u.id, u.expires_at
+      FROM unnest(p_tenants, p_ids, p_expires_at, admitted) AS u(tenant_id, id, expires_at, ok)
+      WHERE u.ok AND u.expires_at IS NOT NULL;
+  END IF;
+  IF cardinality(array_remove(p_tags, '{}')) > 0 THEN
+    INSERT INTO invocation_tags (tenant_id, key, value, invocation_id)
+      SELECT u.tenant_id, t.key, t.value, u.id
+      FROM unnest(p_tenants, p_ids, p_tags, admitted) AS u(tenant_id, id, tags, ok)
+      CROSS JOIN LATERAL jsonb_each_text(u.tags) AS t(key, value)
+      WHERE u.ok;
+  END IF;
 
   RETURN QUERY
     SELECT u.o::int - 1,

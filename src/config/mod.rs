@@ -72,7 +72,7 @@ pub struct Database {
     pub api_url: Option<Secret>,
     /// URL of a login that is, or may become, `sandbar_worker`. Default none.
     pub worker_url: Option<Secret>,
-    /// Connections per pool. Default 16, 1 to 500.
+    /// Connections per pool. Default 16, 6 to 500: a server keeps four for its flushers and for notifications.
     pub max_connections: u32,
     /// Longest statement, in milliseconds; Postgres cancels what takes longer. Default 30,000; 100 to 600,000.
     pub statement_timeout_ms: u64,

@@ -21,7 +21,7 @@ const fn range(key: &'static str, min: u64, max: u64, get: fn(&Config) -> u64) -
 
 /// Every numeric setting with its range. A test checks that none is missing and that the defaults lie inside.
 pub const RANGES: &[Range] = &[
-    range("database.max_connections", 1, 500, |c| c.database.max_connections.into()),
+    range("database.max_connections", 6, 500, |c| c.database.max_connections.into()),
     range("database.statement_timeout_ms", 100, 600_000, |c| c.database.statement_timeout_ms),
     range("database.acquire_timeout_ms", 10, 60_000, |c| c.database.acquire_timeout_ms),
     range("server.max_module_bytes", 1024, 256 * MIB, |c| c.server.max_module_bytes),
