@@ -6,6 +6,7 @@ mod api;
 mod dev_command;
 mod dev_postgres;
 mod faults;
+mod guests;
 mod house;
 mod isolation;
 mod queue;
