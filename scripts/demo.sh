@@ -88,7 +88,8 @@ scripts/setup.sh
 
 began=$SECONDS
 title "Building the server and an example task (the first time takes some minutes)"
-cargo build --locked --bin sandbar
+# The whole workspace, so that `make test` finds its dependencies built with the same features.
+cargo build --locked --workspace --bins
 CARGO_TARGET_DIR=$PWD/target/guests cargo build --locked --release --target wasm32-wasip2 \
     --package word-count --manifest-path examples/Cargo.toml
 row "built in" "$((SECONDS - began)) s"

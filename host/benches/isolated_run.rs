@@ -78,8 +78,7 @@ impl bindings::sandbar::task::log::Host for Bare {
 impl bindings::sandbar::task::types::Host for Bare {}
 
 fn guest() -> Vec<u8> {
-    let path =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guests/wasm32-wasip2/release/guest_echo.wasm");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guests/wasm32-wasip2/release/echo.wasm");
     std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error} (run `make bench`)", path.display()))
 }
 

@@ -1,6 +1,6 @@
 //! What a cell has to tell its parent, and the thread that tells it.
-//! Owns coalescing: whatever waits when the thread is free goes out in one write. Outcomes go at
-//! once; progress reports at most every [`PROGRESS_EVERY`].
+//! Owns coalescing: whatever waits when the thread is free goes out in one write, at most one write
+//! every [`PAUSE`]; progress reports at most every [`PROGRESS_EVERY`].
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -14,6 +14,10 @@ use crate::run::{ProgressSink, host_fault};
 
 /// Shortest time between two deliveries of progress.
 const PROGRESS_EVERY: Duration = Duration::from_millis(50);
+/// Pause after a write. Short attempts end every few microseconds; told one by one, each would cost four context
+/// switches on the way to the parent and back, several times what the attempt itself costs. An outcome that comes
+/// after a quiet moment is not delayed.
+const PAUSE: Duration = Duration::from_micros(100);
 
 /// Shared by everybody in the cell that has something to say.
 pub(super) struct Outbox {
@@ -81,6 +85,7 @@ impl Outbox {
             if stream.write_all(&bytes).is_err() {
                 return;
             }
+            std::thread::sleep(PAUSE);
             // A buffer that once was huge is not kept.
             spare = if bytes.capacity() <= 4 << 20 { bytes } else { Vec::new() };
         }
