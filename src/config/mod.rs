@@ -11,6 +11,9 @@ mod range;
 mod secret;
 
 #[cfg(test)]
+mod reference;
+
+#[cfg(test)]
 mod tests;
 
 use std::net::{Ipv4Addr, SocketAddr};
