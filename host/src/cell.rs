@@ -9,6 +9,8 @@ pub mod protocol;
 
 use std::path::PathBuf;
 
+use crate::walls::Walls;
+
 pub use crate::control::{CancelReason, Progress};
 pub use child::child_main;
 pub use client::{Cell, CellEvent, CellEvents, CellGone, LoadError, SubmitError};
@@ -37,12 +39,21 @@ pub struct CellConfig {
     pub max_frame_bytes: usize,
     /// Bytes of compiled code a cell keeps loaded while it does not run.
     pub code_cache_bytes: u64,
+    /// Walls without which no cell is started.
+    pub require_walls: Walls,
 }
 
 impl CellConfig {
-    /// One thread, 256 slots, 64 MiB frames, 256 MiB of code.
+    /// One thread, 256 slots, 64 MiB frames, 256 MiB of code, no walls insisted on.
     #[must_use]
     pub fn new(program: PathBuf) -> Self {
-        Self { program, threads: 1, slots: 256, max_frame_bytes: 64 << 20, code_cache_bytes: 256 << 20 }
+        Self {
+            program,
+            threads: 1,
+            slots: 256,
+            max_frame_bytes: 64 << 20,
+            code_cache_bytes: 256 << 20,
+            require_walls: Walls::default(),
+        }
     }
 }

@@ -13,6 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
 use crate::inspect::{Rejection, RejectionCode};
+use crate::walls::{Wall, Walls};
 
 pub use child::compile_child_main;
 
@@ -25,6 +26,8 @@ const MAX_REJECTION: u64 = 64 << 10;
 /// Bytes that address space needs beyond the module: the program itself, its stacks.
 const MIN_ADDRESS_SPACE: u64 = 256 << 20;
 
+/// How the child ends when it cannot have the walls it must have.
+pub(crate) const EXIT_NO_WALLS: u8 = 3;
 /// First byte of the child's answer.
 pub(crate) const VERDICT_COMPILED: u8 = 1;
 /// See [`VERDICT_COMPILED`].
@@ -41,6 +44,8 @@ pub struct CompileLimits {
     pub wall: Duration,
     /// Compiled code in bytes.
     pub max_artifact_bytes: u64,
+    /// Walls without which nothing is compiled; a compilation has no use for [`Walls::pagemap_scan`].
+    pub require_walls: Walls,
 }
 
 impl Default for CompileLimits {
@@ -51,6 +56,7 @@ impl Default for CompileLimits {
             cpu_seconds: 20,
             wall: Duration::from_secs(30),
             max_artifact_bytes: 256 << 20,
+            require_walls: Walls::default(),
         }
     }
 }
@@ -76,6 +82,7 @@ pub async fn compile(program: &Path, bytes: Bytes, limits: &CompileLimits) -> Re
         .arg(SUBCOMMAND)
         .arg(limits.address_space_bytes.max(MIN_ADDRESS_SPACE).to_string())
         .arg(limits.cpu_seconds.max(1).to_string())
+        .args(Wall::ALL.iter().filter(|wall| limits.require_walls.has(**wall)).map(|wall| wall.as_str()))
         .env_clear()
         .current_dir("/")
         .stdin(Stdio::piped())
@@ -127,6 +134,12 @@ pub async fn compile(program: &Path, bytes: Bytes, limits: &CompileLimits) -> Re
             RejectionCode::OverLimit,
             format!("the compiled code has {size} bytes; at most {} are allowed", limits.max_artifact_bytes),
         )),
+        Verdict::None if status.code() == Some(i32::from(EXIT_NO_WALLS)) => {
+            Err(CompileError::Host(std::io::Error::new(
+                std::io::ErrorKind::Unsupported,
+                "this kernel does not grant compilations the required walls",
+            )))
+        }
         Verdict::Compiled(_) | Verdict::None => Err(died(status, &words, limits)),
     }
 }

@@ -81,12 +81,13 @@ pub(crate) fn compiling() -> wasmtime::Result<Engine> {
     Engine::new(&config())
 }
 
-/// An engine that runs up to `slots` attempts at the same time.
-pub(crate) fn running(slots: u32) -> wasmtime::Result<Engine> {
+/// An engine that runs up to `slots` attempts at the same time, and whether it asks the kernel which pages a guest
+/// touched.
+pub(crate) fn running(slots: u32) -> wasmtime::Result<(Engine, bool)> {
     match pooled(slots, Enabled::Yes, KEEP_RESIDENT) {
-        Ok(engine) => Ok(engine),
+        Ok(engine) => Ok((engine, true)),
         // Kernels before 6.7 lack PAGEMAP_SCAN, or a sandbox withholds it.
-        Err(_) => pooled(slots, Enabled::No, KEEP_RESIDENT_NO_SCAN),
+        Err(_) => pooled(slots, Enabled::No, KEEP_RESIDENT_NO_SCAN).map(|engine| (engine, false)),
     }
 }
 

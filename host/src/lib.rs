@@ -22,6 +22,7 @@ pub mod run;
 mod state;
 mod task_world;
 mod ticker;
+pub mod walls;
 
 pub use compiler::{ArtifactError, Compiler};
 pub use engine::WASMTIME_VERSION;

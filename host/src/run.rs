@@ -193,8 +193,13 @@ impl Runtime {
     /// # Errors
     /// The pool cannot be reserved or the ticker thread not be started.
     pub fn new(slots: u32) -> Result<Self, RunError> {
+        let (engine, _) = engine::running(slots).map_err(|err| RunError::Engine(format!("{err:#}")))?;
+        Self::with(engine)
+    }
+
+    /// The same with an engine made before. Starts the only thread of a runtime; opens nothing.
+    pub(crate) fn with(engine: Engine) -> Result<Self, RunError> {
         let fail = |err: wasmtime::Error| RunError::Engine(format!("{err:#}"));
-        let engine = engine::running(slots).map_err(fail)?;
         let components = link::components(&engine).map_err(fail)?;
         let modules = link::modules(&engine).map_err(fail)?;
         let ticker =

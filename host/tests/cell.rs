@@ -230,7 +230,7 @@ async fn a_program_that_speaks_nonsense_is_no_cell() {
 fn impostor(dir: &tempfile::TempDir, frame: &[u8]) -> std::path::PathBuf {
     use std::os::unix::fs::PermissionsExt;
     let mut ready = protocol::Packer::new(1 << 20);
-    ready.push(&protocol::FromCell::Ready).unwrap();
+    ready.push(&protocol::FromCell::Ready(sandbar_host::walls::Walls::default())).unwrap();
     let mut bytes = ready.take(Vec::new());
     bytes.extend_from_slice(frame);
     let octal: String = bytes.iter().map(|b| format!("\\{b:03o}")).collect();

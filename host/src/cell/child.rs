@@ -11,6 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::process::{Resource, Rlimit, setrlimit};
+use wasmtime::Engine;
 
 use super::executor::Executor;
 use super::outbox::Outbox;
@@ -19,8 +20,10 @@ use super::protocol::{
 };
 use super::{MAX_FRAME_BYTES, MAX_SLOTS, MIN_FRAME_BYTES};
 use crate::artifact::Artifact;
+use crate::engine;
 use crate::module::ModuleHash;
 use crate::run::{Loaded, Runtime, host_fault};
+use crate::walls;
 
 /// Descriptors of a cell: socket, stderr, the timer runtime, and one memory image per loaded memory.
 const MAX_FILES: u64 = 16_384;
@@ -70,13 +73,20 @@ fn serve() -> anyhow::Result<()> {
     anyhow::ensure!((MIN_FRAME_BYTES..=MAX_FRAME_BYTES).contains(&max), "a frame size out of range");
 
     let outbox = Arc::new(Outbox::new(max));
-    let mut cell = CellState::new(&config, outbox.clone())?;
-    outbox.send(&FromCell::Ready);
+    // In this order: the engine asks the kernel about itself by a file, threads inherit what their parent has given
+    // up, and the last wall allows no further threads.
+    let (engine, pagemap_scan) = engine::running(config.slots).map_err(|err| anyhow::anyhow!("{err:#}"))?;
+    let mut walls = walls::before_threads();
+    walls.pagemap_scan = pagemap_scan;
+    let mut cell = CellState::new(engine, &config, outbox.clone())?;
+    let told = outbox.clone();
     std::thread::Builder::new().name("sandbar-outbox".to_owned()).spawn(move || {
         outbox.run(&mut output);
         // The parent does not listen any more: nothing here is worth finishing.
         std::process::exit(0);
     })?;
+    walls.seccomp = walls::behind_threads();
+    told.send(&FromCell::Ready(walls));
     while read_frame(&mut input, max, &mut frame)? {
         let mut result = Ok(());
         unpack::<ToCell>(&frame, |message| {
@@ -126,8 +136,8 @@ struct Loading {
 }
 
 impl CellState {
-    fn new(config: &Configure, outbox: Arc<Outbox>) -> anyhow::Result<Self> {
-        let runtime = Runtime::new(config.slots)?;
+    fn new(engine: Engine, config: &Configure, outbox: Arc<Outbox>) -> anyhow::Result<Self> {
+        let runtime = Runtime::with(engine)?;
         let executor =
             Executor::start(runtime.clone(), usize::try_from(config.threads)?, config.slots, outbox.clone())?;
         Ok(Self { runtime, executor, outbox, modules: HashMap::new(), loading: None })

@@ -26,6 +26,7 @@ use crate::control::{CancelReason, Progress};
 use crate::module::ModuleHash;
 use crate::outcome::Outcome;
 use crate::run::Attempt;
+use crate::walls::Walls;
 
 /// From start to ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -120,6 +121,7 @@ impl CellEvents {
 pub struct Cell {
     shared: Arc<Shared>,
     pid: u32,
+    walls: Walls,
 }
 
 struct Shared {
@@ -195,13 +197,20 @@ impl Cell {
                 .map_err(protocol)?;
             writer.write_all(&packer.take(Vec::new())).await?;
             let mut messages = Vec::new();
-            if !input.read(&mut messages).await? || messages != [FromCell::Ready] {
-                return Err(io::Error::other("the cell did not get ready"));
+            let walls = match (input.read(&mut messages).await?, messages.as_slice()) {
+                (true, [FromCell::Ready(walls)]) => *walls,
+                _ => return Err(io::Error::other("the cell did not get ready")),
+            };
+            match walls.missing(config.require_walls) {
+                missing if missing.is_empty() => Ok(walls),
+                missing => Err(io::Error::new(
+                    io::ErrorKind::Unsupported,
+                    format!("this kernel does not grant cells the required walls: {}", missing.join(", ")),
+                )),
             }
-            Ok(())
         };
-        match tokio::time::timeout(READY_TIMEOUT, hello).await {
-            Ok(Ok(())) => {}
+        let walls = match tokio::time::timeout(READY_TIMEOUT, hello).await {
+            Ok(Ok(walls)) => walls,
             Ok(Err(err)) => {
                 let end = end_of(&mut child).await;
                 return Err(io::Error::new(err.kind(), format!("{err}; {end}")));
@@ -213,7 +222,7 @@ impl Cell {
                     format!("the cell was not ready in time; {end}"),
                 ));
             }
-        }
+        };
         let shared = Arc::new(Shared {
             gone: AtomicBool::new(false),
             filled: Notify::new(),
@@ -230,7 +239,7 @@ impl Cell {
         });
         let (events, receiver) = mpsc::channel(MAX_WAITING_EVENTS);
         tokio::spawn(supervise(shared.clone(), child, input, writer, events));
-        Ok((Self { shared, pid }, CellEvents { events: receiver }))
+        Ok((Self { shared, pid, walls }, CellEvents { events: receiver }))
     }
 
     /// Makes sure that the code of a module is in the cell; sends it at most once while it stays
@@ -294,6 +303,12 @@ impl Cell {
     #[must_use]
     pub const fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// The walls that stand around the process.
+    #[must_use]
+    pub const fn walls(&self) -> Walls {
+        self.walls
     }
 
     /// Attempts in the cell, running or waiting there.
@@ -497,7 +512,7 @@ async fn receive(shared: &Shared, mut input: Input, events: &mpsc::Sender<CellEv
             let event = match message {
                 FromCell::Finished { token, outcome } => CellEvent::Finished { token, outcome },
                 FromCell::Progress { token, progress } => CellEvent::Progress { token, progress },
-                FromCell::Ready | FromCell::Loaded(_) | FromCell::NotLoaded { .. } => continue,
+                FromCell::Ready(_) | FromCell::Loaded(_) | FromCell::NotLoaded { .. } => continue,
             };
             if events.send(event).await.is_err() {
                 return "nobody listens to it".to_owned();
@@ -510,7 +525,7 @@ async fn receive(shared: &Shared, mut input: Input, events: &mpsc::Sender<CellEv
 fn note(shared: &Shared, messages: &[FromCell], finished: &mut HashSet<u64>) -> bool {
     let mut book = shared.book();
     messages.iter().all(|message| match message {
-        FromCell::Ready => false,
+        FromCell::Ready(_) => false,
         FromCell::Loaded(hash) => book.loaded(hash, &Ok(())),
         FromCell::NotLoaded { hash, message } => book.loaded(hash, &Err(LoadError::Refused(message.clone()))),
         FromCell::Finished { token, .. } => finished.insert(*token) && book.finished(*token),

@@ -8,7 +8,7 @@ use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Barrier, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
 use super::outbox::Outbox;
@@ -140,15 +140,20 @@ impl Executor {
             state: Mutex::default(),
             work: Condvar::new(),
         });
-        for index in 0..threads.clamp(1, MAX_THREADS) {
-            let (shared, timers) = (shared.clone(), timers.clone());
+        let threads = threads.clamp(1, MAX_THREADS);
+        // What a thread does at its start, it may not do any more behind the walls: they go up after that.
+        let started = Arc::new(Barrier::new(threads + 1));
+        for index in 0..threads {
+            let (shared, timers, started) = (shared.clone(), timers.clone(), started.clone());
             std::thread::Builder::new().name(format!("sandbar-guest-{index}")).spawn(move || {
                 // On Linux this is the niceness of the thread alone.
                 let _ = rustix::process::nice(NICE);
                 let _timers = timers.enter();
+                started.wait();
                 work(&shared);
             })?;
         }
+        started.wait();
         Ok(Self { shared })
     }
 

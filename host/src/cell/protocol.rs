@@ -8,9 +8,10 @@ use crate::control::{CancelReason, Progress};
 use crate::module::ModuleHash;
 use crate::outcome::{Frame, LogLevel, LogRecord, Outcome, Receipt, Termination, TrapKind};
 use crate::run::Attempt;
+use crate::walls::Walls;
 
 /// Version of the protocol; the child refuses another.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Bytes of a frame's length.
 pub const HEADER_BYTES: usize = 4;
 /// A frame that has reached this size is closed and a new one begun.
@@ -83,8 +84,8 @@ pub struct Configure {
 /// From the cell.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromCell {
-    /// Configured; attempts may come.
-    Ready,
+    /// Configured; attempts may come. With the walls that stand around the process.
+    Ready(Walls),
     /// A module is loaded.
     Loaded(ModuleHash),
     /// A module cannot be loaded.

@@ -10,13 +10,14 @@ use wasmtime::component::Component;
 use wasmtime::{Engine, Module};
 use wasmtime_wasi::p2::bindings::CommandPre;
 
-use super::{CompileLimits, VERDICT_COMPILED, VERDICT_REJECTED};
+use super::{CompileLimits, EXIT_NO_WALLS, VERDICT_COMPILED, VERDICT_REJECTED};
 use crate::engine;
 use crate::inspect::{self, MAX_MODULE_BYTES, Rejection, RejectionCode};
 use crate::module::ModuleKind;
 use crate::output::clean;
 use crate::run::link;
 use crate::task_world::TaskPre;
+use crate::walls::{self, Wall, Walls};
 
 /// Descriptors the child may hold: its three pipes and what the runtime opens in passing.
 const MAX_FILES: u64 = 32;
@@ -25,8 +26,8 @@ const STACK_BYTES: usize = 64 << 20;
 /// Bytes of the compiler's words in a rejection.
 const MAX_WORDS: usize = 1_024;
 
-/// Body of the hidden subcommand `__compile <address space bytes> <CPU seconds>`: a framed module on
-/// stdin, a framed verdict on stdout.
+/// Body of the hidden subcommand `__compile <address space bytes> <CPU seconds> <required wall>…`: a framed
+/// module on stdin, a framed verdict on stdout.
 #[must_use]
 pub fn compile_child_main() -> ExitCode {
     let mut numbers = std::env::args().skip(2).map(|arg| arg.parse::<u64>().ok());
@@ -36,11 +37,24 @@ pub fn compile_child_main() -> ExitCode {
     if restrict(space, cpu).is_err() {
         return ExitCode::FAILURE;
     }
+    let required: Walls = std::env::args()
+        .skip(4)
+        .filter_map(|word| Wall::ALL.into_iter().find(|wall| wall.as_str() == word))
+        // Its memory lives as long as it does: there is nothing to scan.
+        .filter(|wall| *wall != Wall::PagemapScan)
+        .collect();
+    let mut walls = walls::before_threads();
     // The parent classifies a panic by the verdict; its text would only repeat it.
     std::panic::set_hook(Box::new(|_| {}));
-    let worker = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(serve);
+    let worker = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
+        walls.seccomp = walls::behind_threads();
+        if !walls.missing(required).is_empty() {
+            return Ok(ExitCode::from(EXIT_NO_WALLS));
+        }
+        serve().map(|()| ExitCode::SUCCESS)
+    });
     match worker.map(std::thread::JoinHandle::join) {
-        Ok(Ok(Ok(()))) => ExitCode::SUCCESS,
+        Ok(Ok(Ok(code))) => code,
         _ => ExitCode::FAILURE,
     }
 }
