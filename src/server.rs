@@ -207,6 +207,7 @@ fn compiler(config: &Config) -> anyhow::Result<Compiler> {
         address_space_bytes: config.compile.address_space_bytes,
         cpu_seconds: config.compile.cpu_seconds,
         wall: config.compile.wall(),
+        require_walls: config.worker.walls(),
         ..CompileLimits::default()
     };
     let program = std::env::current_exe().context("cannot find this program's own file")?;
@@ -223,6 +224,7 @@ fn worker_settings(config: &Config) -> anyhow::Result<worker::Settings> {
         dead_after: config.worker.dead_after(),
         drain_grace: config.worker.drain_grace(),
         poll: config.worker.poll(),
+        require_walls: config.worker.walls(),
         max_handovers: i32::try_from(config.scheduler.max_handovers)?,
     })
 }

@@ -76,7 +76,11 @@ impl Walls {
     /// Those of `required` that do not stand, by name; empty if all do.
     #[must_use]
     pub fn missing(&self, required: Self) -> Vec<&'static str> {
-        Wall::ALL.iter().filter(|wall| required.has(**wall) && !self.has(**wall)).map(|w| w.as_str()).collect()
+        Wall::ALL
+            .iter()
+            .filter(|wall| required.has(**wall) && !self.has(**wall))
+            .map(|w| w.as_str())
+            .collect()
     }
 }
 
@@ -102,7 +106,11 @@ pub fn before_threads() -> Walls {
     let no_new_privileges = rustix::thread::set_no_new_privs(true).is_ok();
     // Other processes of the same user may neither look into this one nor attach to it.
     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
-    Walls { no_new_privileges, landlock: no_new_privileges && landlock().unwrap_or(false), ..Walls::default() }
+    Walls {
+        no_new_privileges,
+        landlock: no_new_privileges && landlock().unwrap_or(false),
+        ..Walls::default()
+    }
 }
 
 /// The wall around all threads at once. Call it when those that the process needs have started: it lets no other

@@ -72,7 +72,10 @@ fn probe_reach() {
     say("io_uring", call(425, [1, 0, 0, 0, 0]));
     say("bpf", call(libc::SYS_bpf, [0, 0, 0, 0, 0]));
     let both = i64::from(libc::PROT_WRITE | libc::PROT_EXEC);
-    say("writable code", call(libc::SYS_mmap, [0, 4096, both, i64::from(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS), -1]));
+    say(
+        "writable code",
+        call(libc::SYS_mmap, [0, 4096, both, i64::from(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS), -1]),
+    );
     say("any ioctl", call(libc::SYS_ioctl, [1, 0x5401, 0, 0, 0]));
     say("privileges", call(libc::SYS_prctl, [i64::from(libc::PR_SET_SECCOMP), 0, 0, 0, 0]));
     println!("{MARK}done");
@@ -120,7 +123,8 @@ fn probe_every_call() {
     let mut allowed = Vec::new();
     // Those that would end this process or stop the thread if they are allowed, which others prove, and what only
     // the probes of the kernel may call, which it punishes itself.
-    let lethal = [libc::SYS_exit, libc::SYS_exit_group, libc::SYS_rt_sigreturn, libc::SYS_restart_syscall, 335, 336];
+    let lethal =
+        [libc::SYS_exit, libc::SYS_exit_group, libc::SYS_rt_sigreturn, libc::SYS_restart_syscall, 335, 336];
     for number in (0..600).filter(|number| !lethal.contains(number)) {
         // Arguments that no allowed call can do anything with.
         match call(number, [-1, -1, -1, -1, -1]) {
@@ -135,8 +139,7 @@ fn probe_every_call() {
 #[test]
 fn of_all_system_calls_only_a_few_are_answered() {
     let lines = probe("probe_every_call");
-    let allowed: Vec<i64> =
-        lines[0].split(' ').skip(1).map(|number| number.parse().unwrap()).collect();
+    let allowed: Vec<i64> = lines[0].split(' ').skip(1).map(|number| number.parse().unwrap()).collect();
     // A wall with a door more is a decision: this number changes only with the list.
     assert!(allowed.len() <= 32, "{allowed:?}");
     for dangerous in [

@@ -20,6 +20,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use sandbar_host::walls::{Wall, Walls};
 use serde::Deserialize;
 
 pub use load::{ConfigError, Overrides};
@@ -179,6 +180,9 @@ pub struct Worker {
     pub drain_grace_ms: u64,
     /// Time between looks at the queue when no notification arrives, in milliseconds. Default 1,000; 10 to 60,000.
     pub poll_ms: u64,
+    /// Walls of the kernel without which no cell and no compilation is started: `no_new_privileges`, `seccomp`,
+    /// `landlock`, `pagemap_scan`. Default none: each goes up where the kernel grants it. As a variable: `[seccomp,landlock]`.
+    pub require_walls: Vec<Wall>,
 }
 
 impl Default for Worker {
@@ -191,6 +195,7 @@ impl Default for Worker {
             dead_after_ms: 6_000,
             drain_grace_ms: 30_000,
             poll_ms: 1_000,
+            require_walls: Vec::new(),
         }
     }
 }
@@ -209,6 +214,11 @@ impl Worker {
     /// How long a stopping worker lets running attempts finish.
     pub fn drain_grace(&self) -> Duration {
         Duration::from_millis(self.drain_grace_ms)
+    }
+
+    /// Walls without which no cell and no compilation is started.
+    pub fn walls(&self) -> Walls {
+        self.require_walls.iter().copied().collect()
     }
 
     /// Time between looks at the queue when no notification arrives.

@@ -1,6 +1,8 @@
 //! Worker processes as rows: registration, heartbeat, leave. Owns no timing (that is `worker::lease`).
 
+use sandbar_host::walls::Walls;
 use sqlx::Row;
+use sqlx::types::Json;
 
 use crate::domain::ids::{InvocationId, WorkerId};
 use crate::store::{Error, Result, WorkerStore};
@@ -36,6 +38,20 @@ impl WorkerStore {
         .bind(r.slots)
         .execute(&self.pool)
         .await?;
+        Ok(())
+    }
+
+    /// Say which walls of the kernel stand around this worker's cells.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn worker_walls(&self, worker: WorkerId, epoch: i64, walls: Walls) -> Result<()> {
+        sqlx::query("UPDATE workers SET walls = $3 WHERE worker_id = $1 AND epoch = $2")
+            .bind(worker)
+            .bind(epoch)
+            .bind(Json(walls))
+            .execute(&self.pool)
+            .await?;
         Ok(())
     }
 

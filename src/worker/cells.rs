@@ -4,7 +4,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use sandbar_host::cell::{Cell, CellConfig, CellEvent};
+use sandbar_host::walls::{Wall, Walls};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
@@ -45,9 +47,9 @@ impl Cells {
         let mut cells = Self { places: Vec::new(), busy: Vec::new(), tasks: Vec::new() };
         for index in 0..count.max(1) {
             // The first start of each is awaited, so that a program that cannot start cells says so.
-            let first = Cell::spawn(config).await?;
+            let first = Cell::spawn(config).await.context("cannot start a cell")?;
             let first = (Arc::new(first.0), first.1);
-            info!(pid = first.0.pid(), "cell started");
+            started(&first.0);
             cells.places.push(Some(first.0.clone()));
             cells.busy.push(0);
             cells.tasks.push(tokio::spawn(keep(
@@ -85,6 +87,15 @@ impl Cells {
         self.busy[place.0] = self.busy[place.0].saturating_sub(1);
     }
 
+    /// The walls that stand around every cell that is up.
+    pub fn walls(&self) -> Walls {
+        let up: Vec<Walls> = self.places.iter().flatten().map(|cell| cell.walls()).collect();
+        Wall::ALL
+            .into_iter()
+            .filter(|wall| !up.is_empty() && up.iter().all(|walls| walls.has(*wall)))
+            .collect()
+    }
+
     /// The cell in a place, if one is up.
     pub fn get(&self, place: Place) -> Option<&Arc<Cell>> {
         self.places[place.0].as_ref()
@@ -105,6 +116,18 @@ impl Drop for Cells {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+fn started(cell: &Cell) {
+    let walls = cell.walls();
+    info!(
+        pid = cell.pid(),
+        no_new_privileges = walls.no_new_privileges,
+        seccomp = walls.seccomp,
+        landlock = walls.landlock,
+        pagemap_scan = walls.pagemap_scan,
+        "cell started"
+    );
 }
 
 /// Forward what the cell in a place says; when it is gone, put another there.
@@ -132,7 +155,7 @@ async fn keep(
                 Ok((new, new_said)) => {
                     cell = Arc::new(new);
                     said = new_said;
-                    info!(pid = cell.pid(), "cell started");
+                    started(&cell);
                     break;
                 }
                 Err(error) => {

@@ -82,6 +82,9 @@ pub async fn run(
     stop: &Stop,
 ) -> anyhow::Result<Ended> {
     let (cells, mut events) = Cells::start(&settings.cell(), settings.cells).await?;
+    if let Err(error) = store.worker_walls(lease.worker(), lease.epoch(), cells.walls()).await {
+        warn!(%error, "could not say which walls stand; only this log does");
+    }
     let (ends, acks) = mpsc::unbounded_channel();
     let unacked = AtomicU64::new(0);
     let room = Notify::new();

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use sandbar_host::Compiler;
 use sandbar_host::cell::CellConfig;
+use sandbar_host::walls::Walls;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -42,6 +43,8 @@ pub struct Settings {
     pub drain_grace: Duration,
     /// How often to look for work when nothing was heard.
     pub poll: Duration,
+    /// Walls without which no cell is started.
+    pub require_walls: Walls,
     /// Handovers after which an invocation is given up.
     pub max_handovers: i32,
 }
@@ -51,6 +54,7 @@ impl Settings {
         CellConfig {
             threads: self.threads_per_cell,
             slots: self.slots.div_ceil(self.cells.max(1)),
+            require_walls: self.require_walls,
             ..CellConfig::new(self.program.clone())
         }
     }
