@@ -85,7 +85,7 @@ pub async fn run(config: &Config, urls: &Urls, roles: Roles, stop: Stop) -> anyh
     }
 
     let result = if roles.worker {
-        let settings = worker_settings(config)?;
+        let settings = worker_settings(config, roles)?;
         let running = worker::run(settings, store.clone(), signals.clone(), compiler.clone(), stop.clone());
         let running = Box::pin(running);
         if let Some(http) = &mut http {
@@ -214,7 +214,7 @@ fn compiler(config: &Config) -> anyhow::Result<Compiler> {
     Ok(Compiler::new(program, limits, Arc::new(cache), config.compile.parallel as usize))
 }
 
-fn worker_settings(config: &Config) -> anyhow::Result<worker::Settings> {
+fn worker_settings(config: &Config, roles: Roles) -> anyhow::Result<worker::Settings> {
     Ok(worker::Settings {
         program: std::env::current_exe().context("cannot find this program's own file")?,
         slots: config.worker.slots,
@@ -226,6 +226,8 @@ fn worker_settings(config: &Config) -> anyhow::Result<worker::Settings> {
         poll: config.worker.poll(),
         require_walls: config.worker.walls(),
         max_handovers: i32::try_from(config.scheduler.max_handovers)?,
+        // Draining the worker of a process that is a server too must not stop the server.
+        leave_when_drained: !roles.server,
     })
 }
 

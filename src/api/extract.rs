@@ -15,9 +15,11 @@ use serde_json::error::Category;
 
 use crate::api::Api;
 use crate::api::problem::{Code, Problem};
-use crate::app::FieldError;
-use crate::domain::ids::{InvocationId, TenantId};
+use crate::app::{App, FieldError};
+use crate::domain::ids::{InvocationId, TenantId, WorkerId};
 use crate::domain::names::{IdempotencyKey, TaskName};
+use crate::domain::role::Action;
+use crate::store::tenant::Identity;
 
 /// Longest time for a JSON body to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -34,17 +36,36 @@ impl FromRequestParts<Api> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Problem> {
-        let refuse = |detail: &str| Err(Problem::new(Code::Unauthenticated, detail));
-        let Some(key) = presented_key(&parts.headers) else {
-            return refuse("send the API key in the header x-api-key, or as Authorization: Bearer");
-        };
-        match api.app.authenticate(key).await? {
-            Some(identity) => {
-                tracing::Span::current().record("tenant", tracing::field::display(identity.tenant));
-                Ok(Self(identity.tenant))
-            }
-            None => refuse("this API key is unknown or revoked"),
+        let caller = authenticate(parts, api).await?;
+        App::authorize(&caller, Action::UseTenant)?;
+        Ok(Self(caller.tenant))
+    }
+}
+
+/// Somebody who operates the platform. Carries nothing: what is asked for belongs to no tenant.
+#[derive(Debug, Clone, Copy)]
+pub struct Operator;
+
+impl FromRequestParts<Api> for Operator {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Problem> {
+        App::authorize(&authenticate(parts, api).await?, Action::OperatePlatform)?;
+        Ok(Self)
+    }
+}
+
+async fn authenticate(parts: &Parts, api: &Api) -> Result<Identity, Problem> {
+    let refuse = |detail: &str| Err(Problem::new(Code::Unauthenticated, detail));
+    let Some(key) = presented_key(&parts.headers) else {
+        return refuse("send the API key in the header x-api-key, or as Authorization: Bearer");
+    };
+    match api.app.authenticate(key).await? {
+        Some(identity) => {
+            tracing::Span::current().record("tenant", tracing::field::display(identity.tenant));
+            Ok(identity)
         }
+        None => refuse("this API key is unknown or revoked"),
     }
 }
 
@@ -120,6 +141,36 @@ impl FromRequestParts<Api> for InvocationPath {
             .and_then(|Path(text)| text.parse().ok());
         id.map(Self)
             .ok_or_else(|| Problem::new(Code::InvocationNotFound, "the id of an invocation is a UUID"))
+    }
+}
+
+/// `{id}` of the path, of a worker.
+#[derive(Debug, Clone, Copy)]
+pub struct WorkerPath(pub WorkerId);
+
+impl FromRequestParts<Api> for WorkerPath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Api) -> Result<Self, Problem> {
+        let id = Path::<String>::from_request_parts(parts, &()).await.ok();
+        id.and_then(|Path(text)| text.parse().ok())
+            .map(Self)
+            .ok_or_else(|| Problem::new(Code::WorkerNotFound, "the id of a worker is a UUID"))
+    }
+}
+
+/// `{name}` of the path, of a duty.
+#[derive(Debug)]
+pub struct DutyPath(pub String);
+
+impl FromRequestParts<Api> for DutyPath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Api) -> Result<Self, Problem> {
+        match Path::<String>::from_request_parts(parts, &()).await {
+            Ok(Path(name)) => Ok(Self(name)),
+            Err(_) => Err(Problem::new(Code::DutyNotFound, "this is not the name of a duty")),
+        }
     }
 }
 

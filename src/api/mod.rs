@@ -5,9 +5,11 @@ mod extract;
 mod health;
 mod invocation;
 mod layers;
+mod operate;
 pub mod problem;
 mod shape;
 mod task;
+mod why;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,6 +58,7 @@ struct Api {
     tags(
         (name = "tasks", description = "Named definitions and their versions"),
         (name = "invocations", description = "Running tasks, and what became of it"),
+        (name = "platform", description = "Workers and background duties: for operators of the installation"),
         (name = "health", description = "For load balancers and supervisors"),
     ),
 )]
@@ -126,6 +129,16 @@ fn documented(quick: Duration, waiting: Duration, uploading: Duration) -> OpenAp
                 .routes(routes!(invocation::result))
                 .routes(routes!(invocation::logs))
                 .routes(routes!(invocation::cancel))
+                .routes(routes!(why::get))
+                .routes(routes!(operate::workers))
+                .routes(routes!(operate::cordon))
+                .routes(routes!(operate::uncordon))
+                .routes(routes!(operate::drain))
+                .routes(routes!(operate::duties))
+                .routes(routes!(operate::set))
+                .routes(routes!(operate::pause))
+                .routes(routes!(operate::resume))
+                .routes(routes!(operate::run))
                 .routes(routes!(health::live))
                 .routes(routes!(health::ready))
                 .route_layer(within(quick)),

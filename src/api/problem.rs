@@ -56,10 +56,13 @@ codes! {
     InvalidQuery "invalid-query" 400 "The query string is not understood";
     InvalidIdempotencyKey "invalid-idempotency-key" 400 "The Idempotency-Key header is not usable";
     Unauthenticated "unauthenticated" 401 "No valid API key";
+    Forbidden "forbidden" 403 "The key may not do this";
     RouteNotFound "route-not-found" 404 "There is nothing at this address";
     TaskNotFound "task-not-found" 404 "No such task";
     VersionNotFound "version-not-found" 404 "No such version";
     InvocationNotFound "invocation-not-found" 404 "No such invocation";
+    WorkerNotFound "worker-not-found" 404 "No such worker";
+    DutyNotFound "duty-not-found" 404 "No such duty";
     NoOutput "no-output" 404 "The invocation left no output";
     MethodNotAllowed "method-not-allowed" 405 "This method is not allowed here";
     RequestTooSlow "request-too-slow" 408 "The request came too slowly";
@@ -193,6 +196,9 @@ impl From<Error> for Problem {
             Error::UploadStalled { .. } => plain(Code::RequestTooSlow),
             Error::UploadBroken(_) => plain(Code::BrokenBody),
             Error::InvocationNotFound(_) => plain(Code::InvocationNotFound),
+            Error::Forbidden(_) => plain(Code::Forbidden),
+            Error::WorkerNotFound(_) => plain(Code::WorkerNotFound),
+            Error::DutyNotFound(_) => plain(Code::DutyNotFound),
             Error::NotFinished(_) => plain(Code::NotFinished),
             Error::NoOutput(_) => plain(Code::NoOutput),
             Error::AlreadyFinished(_) => plain(Code::AlreadyFinished),

@@ -61,15 +61,7 @@ pub(super) fn summary(row: &Summary, cancelling: bool) -> wire::InvocationSummar
         id: row.id.0,
         task: row.task.clone(),
         version: row.version,
-        state: match row.state {
-            State::Scheduled => wire::State::Scheduled,
-            State::Queued => wire::State::Queued,
-            State::Running => wire::State::Running,
-            State::Succeeded => wire::State::Succeeded,
-            State::Dead => wire::State::Dead,
-            State::Cancelled => wire::State::Cancelled,
-            State::Expired => wire::State::Expired,
-        },
+        state: state(row.state),
         reason: row.reason.clone(),
         cancel_requested: cancelling,
         priority: row.priority,
@@ -85,6 +77,19 @@ pub(super) fn summary(row: &Summary, cancelling: bool) -> wire::InvocationSummar
             cancel: (!row.state.is_terminal()).then(|| format!("{this}/cancel")),
             this,
         },
+    }
+}
+
+/// A state on the wire.
+pub(super) fn state(state: State) -> wire::State {
+    match state {
+        State::Scheduled => wire::State::Scheduled,
+        State::Queued => wire::State::Queued,
+        State::Running => wire::State::Running,
+        State::Succeeded => wire::State::Succeeded,
+        State::Dead => wire::State::Dead,
+        State::Cancelled => wire::State::Cancelled,
+        State::Expired => wire::State::Expired,
     }
 }
 

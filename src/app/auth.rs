@@ -1,11 +1,12 @@
-//! Who a key belongs to, remembered for a few seconds. Never keeps a key, only its hash; never remembers that a key is
+//! Who a key belongs to, remembered for a few seconds, and what its role may (`domain::role` has the table). Never keeps a key, only its hash; never remembers that a key is
 //! unknown, so a new key works at once and strangers cannot fill the memory.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::app::{App, Result};
+use crate::app::{App, Error, Result};
+use crate::domain::role::Action;
 use crate::store::tenant::{Identity, key_hash};
 
 /// A revoked key works at most this long.
@@ -65,6 +66,14 @@ impl App {
         }
         Ok(identity)
     }
+
+    /// Whether this caller may do this: nothing, or [`Error::Forbidden`].
+    ///
+    /// # Errors
+    /// It may not.
+    pub fn authorize(caller: &Identity, action: Action) -> Result<()> {
+        if caller.role.may(action) { Ok(()) } else { Err(Error::Forbidden(caller.role.as_str())) }
+    }
 }
 
 #[cfg(test)]
@@ -72,10 +81,11 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
     use crate::domain::ids::{KeyId, TenantId};
+    use crate::domain::role::Role;
 
     #[test]
     fn a_key_is_asked_for_again_after_five_seconds_and_memory_is_bounded() {
-        let identity = Identity { tenant: TenantId::generate(), key: KeyId::generate() };
+        let identity = Identity { tenant: TenantId::generate(), key: KeyId::generate(), role: Role::Admin };
         let keys = Keys::default();
         let start = Instant::now();
         keys.put([1; 32], identity, start);

@@ -4,7 +4,7 @@ use sandbar_host::ModuleKind;
 use sandbar_host::inspect::Rejection;
 
 use crate::app::flush::Refused;
-use crate::domain::ids::InvocationId;
+use crate::domain::ids::{InvocationId, WorkerId};
 use crate::domain::invocation::State;
 use crate::store;
 
@@ -109,6 +109,17 @@ pub enum Error {
         /// The limit.
         max: u64,
     },
+    /// The key's role may not do this.
+    #[error(
+        "this key's role is `{0}`, which may not do this; workers and duties are for the platform's operators"
+    )]
+    Forbidden(&'static str),
+    /// No such worker runs.
+    #[error("there is no worker {0} that runs")]
+    WorkerNotFound(WorkerId),
+    /// No such duty.
+    #[error("there is no duty `{0}`")]
+    DutyNotFound(String),
     /// The key belongs to another request.
     #[error("this Idempotency-Key was used with another request; use a new key for a new request")]
     IdempotencyKeyReused,
@@ -140,6 +151,7 @@ impl From<store::Error> for Error {
             store::Error::Unavailable(_) => Self::Unavailable(error.into()),
             store::Error::Constraint { .. }
             | store::Error::WorkerGone
+            | store::Error::FenceLost
             | store::Error::Corrupt(_)
             | store::Error::Other(_) => Self::Internal(error.into()),
         }

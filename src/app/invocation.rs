@@ -3,6 +3,7 @@
 use crate::app::task::page;
 use crate::app::{App, Error, Result};
 use crate::domain::ids::{InvocationId, TenantId};
+use crate::domain::why::Facts;
 use crate::store::invocation::{Filter, Invocation, LogChunk, Output, ResultRow, Summary};
 use crate::store::queue::Cancelled;
 
@@ -39,6 +40,14 @@ impl App {
     ) -> Result<(Vec<Summary>, bool)> {
         let rows = self.tenant(tenant).await?.invocation_list(filter, i64::from(limit) + 1).await?;
         Ok(page(rows, limit))
+    }
+
+    /// What is known about the waiting of an invocation (`domain::why` says what follows from it).
+    ///
+    /// # Errors
+    /// It is not this tenant's.
+    pub async fn why(&self, tenant: TenantId, id: InvocationId) -> Result<Facts> {
+        self.tenant(tenant).await?.invocation_why(id).await?.ok_or(Error::InvocationNotFound(id))
     }
 
     /// What an invocation left.

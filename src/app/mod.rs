@@ -7,6 +7,7 @@ pub mod error;
 pub mod flush;
 pub mod invocation;
 pub mod invoke;
+pub mod operate;
 pub mod policy;
 pub mod schema;
 pub mod signals;

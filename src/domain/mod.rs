@@ -6,3 +6,6 @@ pub mod ids;
 pub mod invocation;
 pub mod names;
 pub mod retry;
+pub mod role;
+pub mod why;
+pub mod worker;

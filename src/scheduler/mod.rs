@@ -1,11 +1,11 @@
-//! Background duties: promotion, reaping, expiry, tidying, compilation. Each of the first four runs under a lease in
-//! Postgres, so that one process of many does it; compilation is leased per version. Owns intervals; the work itself
-//! is in `store`.
+//! Background duties: promotion, reaping, expiry, tidying, compilation. Each of the first four runs under a fenced lease
+//! in Postgres, so that one process of many does it, and can be seen, paused, run and set through the API; compilation is
+//! leased per version. Owns when a duty runs; the work itself is in `store`, and the fence is explained in `store::duty`.
 
 mod compile;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -35,12 +35,7 @@ pub struct Settings {
 /// Run every duty until told to stop, then let go of their leases.
 pub async fn run(settings: Settings, store: WorkerStore, signals: Arc<Signals>, stop: CancellationToken) {
     let duties = Duties { holder: WorkerId::generate(), settings, store, signals, stop };
-    tokio::join!(
-        duties.keep(Duty::Promote),
-        duties.keep(Duty::Reap),
-        duties.keep(Duty::Expire),
-        duties.keep(Duty::Tidy),
-    );
+    futures_util::future::join_all(Duty::ALL.into_iter().map(|duty| duties.keep(duty))).await;
     let release = duties.store.duties_release(duties.holder);
     if let Ok(Err(error)) = tokio::time::timeout(Duration::from_secs(2), release).await {
         debug!(%error, "duties not released; their leases run out");
@@ -48,7 +43,7 @@ pub async fn run(settings: Settings, store: WorkerStore, signals: Arc<Signals>, 
 }
 
 /// The duties that run under a lease.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Duty {
     /// What is due becomes ready.
     Promote,
@@ -56,12 +51,14 @@ enum Duty {
     Reap,
     /// What waits past its expiry ends.
     Expire,
-    /// Old idempotency keys and spent cancellations go.
+    /// Old idempotency keys, spent cancellations and workers long gone are forgotten.
     Tidy,
 }
 
 impl Duty {
-    /// The name of its lease.
+    const ALL: [Self; 4] = [Self::Promote, Self::Reap, Self::Expire, Self::Tidy];
+
+    /// The name of its lease. The API describes each (`api::duty`).
     fn name(self) -> &'static str {
         match self {
             Self::Promote => "promote",
@@ -69,6 +66,30 @@ impl Duty {
             Self::Expire => "expire",
             Self::Tidy => "tidy",
         }
+    }
+
+    /// Time between runs when nobody has set another, and nothing asks for an earlier one.
+    fn interval(self, settings: &Settings) -> Duration {
+        match self {
+            // A worker dies at any time; looking more often than it may be silent finds it in time.
+            Self::Reap => settings.dead_after / 6,
+            Self::Promote | Self::Expire | Self::Tidy => settings.tick,
+        }
+    }
+}
+
+/// What a run did.
+struct Done {
+    rows: u64,
+    /// When it should run again, if sooner than its interval says.
+    again: Option<Duration>,
+}
+
+impl Done {
+    /// A full batch means that there is more: go on at once.
+    fn batch(rows: u64) -> Self {
+        let full = rows >= u64::from(BATCH.unsigned_abs());
+        Self { rows, again: full.then_some(Duration::ZERO) }
     }
 }
 
@@ -81,14 +102,35 @@ struct Duties {
 }
 
 impl Duties {
-    /// Hold the duty's lease and do it, again and again, until told to stop.
+    /// Hold the duty's lease and do it, again and again, until told to stop. Looks at least once a tick, so that what
+    /// operators set is seen soon.
     async fn keep(&self, duty: Duty) {
+        let mut announced = false;
+        let mut again: Option<Instant> = None;
         while !self.stop.is_cancelled() {
             let mut wait = self.settings.tick;
-            match self.turn(duty).await {
-                Ok(Some(sooner)) => wait = wait.min(sooner),
-                Ok(None) => {}
-                Err(error) => warn!(duty = duty.name(), %error, "duty failed; trying again"),
+            if !announced {
+                let interval = duty.interval(&self.settings);
+                announced = self.store.duty_announce(duty.name(), interval).await.is_ok();
+            }
+            let eager = again.is_some_and(|at| at <= Instant::now());
+            match self.turn(duty, eager).await {
+                Ok(Turn::Ran { due_in, again: sooner }) => {
+                    again = sooner.map(|sooner| Instant::now() + sooner);
+                    wait = wait.min(due_in);
+                }
+                // A paused one is due and does not run: at the next tick somebody may have asked for it.
+                Ok(Turn::NotYet { due_in }) if !due_in.is_zero() => wait = wait.min(due_in),
+                Ok(Turn::NotYet { .. }) => {}
+                // Whoever has it goes by what it finds, not by what we found.
+                Ok(Turn::Elsewhere) => again = None,
+                Err(error) => {
+                    again = None;
+                    warn!(duty = duty.name(), %error, "duty failed; trying again");
+                }
+            }
+            if let Some(at) = again {
+                wait = wait.min(at.saturating_duration_since(Instant::now()));
             }
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
@@ -97,51 +139,62 @@ impl Duties {
         }
     }
 
-    /// One run, if the lease is ours. May ask for an earlier next run.
-    async fn turn(&self, duty: Duty) -> Result<Option<Duration>> {
-        // Long enough for two missed runs, short enough that a killed holder is replaced soon.
+    /// One run, if the lease is ours and it is time.
+    async fn turn(&self, duty: Duty, eager: bool) -> Result<Turn> {
+        // Long enough for two missed looks, short enough that a killed holder is replaced soon.
         let ttl = self.settings.tick * 3 + Duration::from_secs(1);
-        if !self.store.duty_hold(duty.name(), self.holder, ttl).await? {
-            return Ok(None);
+        let Some(held) = self.store.duty_hold(duty.name(), self.holder, ttl, eager).await? else {
+            return Ok(Turn::Elsewhere);
+        };
+        if !held.begun {
+            return Ok(Turn::NotYet { due_in: held.due_in });
         }
-        let result = self.work(duty).await;
+        let began = Instant::now();
+        let result = self.work(duty, &self.store.under(&held)).await;
         let error = result.as_ref().err().map(ToString::to_string);
-        self.store.duty_ran(duty.name(), self.holder, error.as_deref()).await?;
-        result
+        let rows = result.as_ref().map_or(0, |done| done.rows);
+        self.store.duty_ran(&held, began.elapsed(), rows, error.as_deref()).await?;
+        Ok(Turn::Ran { due_in: held.due_in, again: result?.again })
     }
 
-    async fn work(&self, duty: Duty) -> Result<Option<Duration>> {
-        // A full batch means that there is more: go on at once.
-        let more = |full: bool| full.then_some(Duration::ZERO);
+    /// The work of one run. Everything goes through `store`, which is fenced.
+    async fn work(&self, duty: Duty, store: &WorkerStore) -> Result<Done> {
         match duty {
             Duty::Promote => {
-                let (moved, next) = self.store.promote(BATCH).await?;
+                let (moved, next) = store.promote(BATCH).await?;
                 if moved > 0 {
                     self.signals.ready.notify_one();
                 }
                 let until = |at: chrono::DateTime<chrono::Utc>| {
                     (at - chrono::Utc::now()).to_std().unwrap_or_default().max(PROMOTE_MIN)
                 };
-                Ok(more(moved >= i64::from(BATCH)).or(next.map(until)))
+                let done = Done::batch(moved.unsigned_abs());
+                Ok(Done { again: done.again.or(next.map(until)), ..done })
             }
             Duty::Reap => {
-                let reaped =
-                    self.store.reap(self.settings.dead_after, self.settings.max_handovers, None).await?;
+                let reaped = store.reap(self.settings.dead_after, self.settings.max_handovers, None).await?;
                 if reaped.workers > 0 {
                     info!(?reaped, "dead workers reaped");
                     self.signals.ready.notify_one();
                 }
-                // A worker dies at any time; looking more often than it may be silent finds it in time.
-                Ok(Some(self.settings.dead_after / 6))
+                Ok(Done { rows: reaped.workers.unsigned_abs(), again: None })
             }
             Duty::Expire => {
-                let ended = self.store.expire(BATCH).await?;
+                let ended = store.expire(BATCH).await?;
                 self.signals.done(&ended);
-                Ok(more(ended.len() >= BATCH.unsigned_abs() as usize))
+                Ok(Done::batch(ended.len() as u64))
             }
-            Duty::Tidy => {
-                Ok(more(self.store.tidy(i64::from(BATCH)).await? >= u64::from(BATCH.unsigned_abs())))
-            }
+            Duty::Tidy => Ok(Done::batch(store.tidy(i64::from(BATCH)).await?)),
         }
     }
+}
+
+/// What a look at a duty came to.
+enum Turn {
+    /// Another process has it.
+    Elsewhere,
+    /// It is ours, and not its time.
+    NotYet { due_in: Duration },
+    /// It ran.
+    Ran { due_in: Duration, again: Option<Duration> },
 }

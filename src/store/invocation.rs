@@ -191,7 +191,7 @@ pub struct Filter {
 
 /// An invocation in none of the waiting places and without a result is with a worker: every move between places is
 /// one transaction, and one statement sees one snapshot.
-const STATE: &str =
+pub(super) const STATE: &str =
     "CASE WHEN r.invocation_id IS NOT NULL THEN r.state WHEN q.invocation_id IS NOT NULL THEN 'queued'
   WHEN s.invocation_id IS NOT NULL THEN 'scheduled' ELSE 'running' END AS state";
 
@@ -199,10 +199,12 @@ const COLUMNS: &str =
     "i.invocation_id, t.name, i.version, i.priority, i.tags, i.run_at, i.expires_at, i.created_at,
   s.due_at, r.reason, r.finished_at";
 
-const RESULT: &str = "results r ON r.tenant_id = i.tenant_id AND r.invocation_id = i.invocation_id";
-const READY: &str =
+pub(super) const RESULT: &str =
+    "results r ON r.tenant_id = i.tenant_id AND r.invocation_id = i.invocation_id";
+pub(super) const READY: &str =
     "ready q ON q.tenant_id = i.tenant_id AND q.rank = -i.priority AND q.invocation_id = i.invocation_id";
-const SCHEDULED: &str = "scheduled s ON s.tenant_id = i.tenant_id AND s.invocation_id = i.invocation_id";
+pub(super) const SCHEDULED: &str =
+    "scheduled s ON s.tenant_id = i.tenant_id AND s.invocation_id = i.invocation_id";
 const TASK: &str = "tasks t ON t.tenant_id = i.tenant_id AND t.task_id = i.task_id";
 
 fn state(word: &str) -> Result<State> {

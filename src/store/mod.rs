@@ -9,6 +9,7 @@ pub mod invocation;
 pub mod queue;
 pub mod task;
 pub mod tenant;
+pub mod why;
 pub mod worker;
 
 use std::ops::{Deref, DerefMut};
@@ -36,6 +37,9 @@ pub enum Error {
     /// This worker, in this epoch, has been declared dead.
     #[error("this worker has been declared dead")]
     WorkerGone,
+    /// The duty under whose fence this was to be written is somebody else's by now. Nothing was written.
+    #[error("another process has taken this duty over")]
+    FenceLost,
     /// Stored data is not what this version of the code wrote.
     #[error("stored data is not readable: {0}")]
     Corrupt(String),
@@ -253,6 +257,8 @@ impl DerefMut for TenantConn {
 #[derive(Debug, Clone)]
 pub struct WorkerStore {
     pool: PgPool,
+    /// Set while a background duty's run uses it: see [`WorkerStore::under`].
+    fence: Option<duty::Held>,
 }
 
 impl WorkerStore {
@@ -261,7 +267,7 @@ impl WorkerStore {
     /// # Errors
     /// The URL is not one, or Postgres does not answer in time.
     pub async fn connect(connect: &Connect) -> Result<Self> {
-        Ok(Self { pool: pool(connect, WORKER_ROLE).await? })
+        Ok(Self { pool: pool(connect, WORKER_ROLE).await?, fence: None })
     }
 
     /// A connection of its own that hears notifications and reconnects by itself.

@@ -398,8 +398,12 @@ impl WorkerStore {
     /// # Errors
     /// Postgres does not answer.
     pub async fn promote(&self, limit: i32) -> Result<(i64, Option<DateTime<Utc>>)> {
-        let moved: i64 = sqlx::query_scalar("SELECT promote($1)").bind(limit).fetch_one(&self.pool).await?;
-        let next = sqlx::query_scalar("SELECT min(due_at) FROM scheduled").fetch_one(&self.pool).await?;
+        let mut transaction = self.begin().await?;
+        let moved: i64 =
+            sqlx::query_scalar("SELECT promote($1)").bind(limit).fetch_one(&mut *transaction).await?;
+        let next =
+            sqlx::query_scalar("SELECT min(due_at) FROM scheduled").fetch_one(&mut *transaction).await?;
+        transaction.commit().await?;
         if moved > 0 {
             sqlx::query("SELECT pg_notify($1, '')").bind(READY_CHANNEL).execute(&self.pool).await?;
         }
@@ -411,10 +415,13 @@ impl WorkerStore {
     /// # Errors
     /// Postgres does not answer.
     pub async fn expire(&self, limit: i32) -> Result<Vec<InvocationId>> {
-        Ok(sqlx::query_scalar("SELECT invocation_id FROM expire($1)")
+        let mut transaction = self.begin().await?;
+        let ended = sqlx::query_scalar("SELECT invocation_id FROM expire($1)")
             .bind(limit)
-            .fetch_all(&self.pool)
-            .await?)
+            .fetch_all(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok(ended)
     }
 
     /// Declare silent workers dead and hand their work on. With `only`, that worker at once, whatever it says.
@@ -427,13 +434,15 @@ impl WorkerStore {
         max_handovers: i32,
         only: Option<WorkerId>,
     ) -> Result<Reaped> {
+        let mut transaction = self.begin().await?;
         let row =
             sqlx::query("SELECT workers, handed_on, given_up FROM reap(make_interval(secs => $1), $2, $3)")
                 .bind(dead_after.as_secs_f64())
                 .bind(max_handovers)
                 .bind(only)
-                .fetch_one(&self.pool)
+                .fetch_one(&mut *transaction)
                 .await?;
+        transaction.commit().await?;
         let reaped = Reaped {
             workers: row.try_get("workers")?,
             handed_on: row.try_get("handed_on")?,
@@ -445,30 +454,30 @@ impl WorkerStore {
         Ok(reaped)
     }
 
-    /// Forget idempotency keys past their time, and cancellations of what has ended; at most `limit` each.
+    /// Forget idempotency keys past their time, cancellations of what has ended, and workers that are gone for a day;
+    /// at most `limit` each.
     ///
     /// # Errors
     /// Postgres does not answer.
     pub async fn tidy(&self, limit: i64) -> Result<u64> {
-        let keys = sqlx::query(
+        let mut transaction = self.begin().await?;
+        let mut forgotten = 0;
+        for statement in [
             "DELETE FROM idempotency_keys k USING (
                SELECT tenant_id, key FROM idempotency_keys WHERE expires_at <= clock_timestamp() LIMIT $1) old
              WHERE k.tenant_id = old.tenant_id AND k.key = old.key AND k.expires_at <= clock_timestamp()",
-        )
-        .bind(limit)
-        .execute(&self.pool)
-        .await?
-        .rows_affected();
-        let cancels = sqlx::query(
             "DELETE FROM cancels c USING (
                SELECT c.tenant_id, c.invocation_id FROM cancels c JOIN results r USING (tenant_id, invocation_id) LIMIT $1) old
              WHERE c.tenant_id = old.tenant_id AND c.invocation_id = old.invocation_id",
-        )
-        .bind(limit)
-        .execute(&self.pool)
-        .await?
-        .rows_affected();
-        Ok(keys + cancels)
+            "DELETE FROM workers_gone g USING (
+               SELECT worker_id FROM workers_gone WHERE gone_at < clock_timestamp() - interval '1 day' LIMIT $1) old
+             WHERE g.worker_id = old.worker_id",
+        ] {
+            forgotten +=
+                sqlx::query(statement).bind(limit).execute(&mut *transaction).await?.rows_affected();
+        }
+        transaction.commit().await?;
+        Ok(forgotten)
     }
 }
 

@@ -5,7 +5,8 @@ use sha2::{Digest, Sha256};
 use sqlx::{Connection, PgConnection, Row};
 
 use crate::domain::ids::{KeyId, TenantId};
-use crate::store::{ApiStore, Result, Tries};
+use crate::domain::role::{Role, UnknownRole};
+use crate::store::{ApiStore, Error, Result, Tries};
 
 /// Who a request comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +15,8 @@ pub struct Identity {
     pub tenant: TenantId,
     /// The key it used.
     pub key: KeyId,
+    /// What the key was made for.
+    pub role: Role,
 }
 
 /// Hash under which a key is stored. The key is 256 random bits, so a plain hash is enough: there is nothing to guess.
@@ -30,7 +33,7 @@ impl ApiStore {
     pub async fn authenticate(&self, hash: &[u8; 32]) -> Result<Option<Identity>> {
         let mut tries = Tries::of(&self.pool);
         let row = loop {
-            let answer = sqlx::query("SELECT tenant_id, key_id FROM authenticate_key($1)")
+            let answer = sqlx::query("SELECT tenant_id, key_id, role FROM authenticate_key($1)")
                 .bind(hash.as_slice())
                 .fetch_optional(&self.pool)
                 .await;
@@ -38,12 +41,20 @@ impl ApiStore {
                 break answer?;
             }
         };
-        row.map(|row| Ok(Identity { tenant: row.try_get("tenant_id")?, key: row.try_get("key_id")? }))
-            .transpose()
+        row.map(|row| {
+            let role: &str = row.try_get("role")?;
+            Ok(Identity {
+                tenant: row.try_get("tenant_id")?,
+                key: row.try_get("key_id")?,
+                role: role.parse().map_err(|e: UnknownRole| Error::Corrupt(e.to_string()))?,
+            })
+        })
+        .transpose()
     }
 }
 
-/// Make sure that the tenant `default` exists and that `key` is an admin key of it. As the owner of the schema.
+/// Make sure that the tenant `default` exists and that `key` is a key of it with the platform's role. As the owner of the
+/// schema.
 ///
 /// # Errors
 /// Postgres does not answer.
@@ -57,8 +68,8 @@ pub async fn bootstrap(admin_url: &str, key: &str) -> anyhow::Result<()> {
         .await?;
     sqlx::query(
         "INSERT INTO api_keys (tenant_id, key_id, prefix, hash, role)
-         SELECT tenant_id, $1, left($2, 12), $3, 'admin' FROM tenants WHERE name = 'default'
-         ON CONFLICT (hash) DO NOTHING",
+         SELECT tenant_id, $1, left($2, 12), $3, 'platform' FROM tenants WHERE name = 'default'
+         ON CONFLICT (hash) DO UPDATE SET role = 'platform' WHERE api_keys.role = 'admin'",
     )
     .bind(KeyId::generate())
     .bind(key)

@@ -2,8 +2,10 @@
 //! these shapes are promised to clients and those are not. Owns no rules: ranges are checked in `app`.
 
 pub mod invocation;
+pub mod operate;
 pub mod problem;
 pub mod task;
+pub mod why;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;

@@ -101,6 +101,11 @@ impl Cells {
         self.places[place.0].as_ref()
     }
 
+    /// The processes that are up.
+    pub fn pids(&self) -> Vec<u32> {
+        self.places.iter().flatten().map(|cell| cell.pid()).collect()
+    }
+
     /// End every cell at once, and start none again.
     pub fn kill(&mut self) {
         for task in &self.tasks {

@@ -20,6 +20,7 @@ use crate::app::signals::Signals;
 use crate::domain::fairness::{Candidate, FairShare};
 use crate::domain::ids::{InvocationId, TenantId, WorkerId};
 use crate::domain::retry::{Ending, decide};
+use crate::domain::worker::Wanted;
 use crate::store::invocation::InputKind;
 use crate::store::queue::{Claimed, Finished};
 use crate::store::{Error, WorkerStore};
@@ -177,11 +178,24 @@ impl Dispatch<'_> {
     ) -> Ended {
         let mut cancels = signals.subscribe_cancelled();
         let mut heartbeat_cancels = self.lease.cancels.lock().await;
+        let mut wanted = self.lease.wanted.clone();
+        self.lease.gauge.cells(self.cells.pids());
         let mut poll = tokio::time::interval(self.settings.poll);
         poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut give_back_at: Option<Instant> = None;
         loop {
             let draining = stop.drain.is_cancelled();
+            let wish = *wanted.borrow_and_update();
+            self.lease.gauge.running(self.in_flight.len());
+            if wish == Wanted::Draining
+                && self.settings.leave_when_drained
+                && self.in_flight.is_empty()
+                && self.claiming.is_none()
+            {
+                info!("drained by an operator: leaving");
+                self.ends = None;
+                return Ended::Stopped;
+            }
             if draining {
                 if self.in_flight.is_empty() && self.claiming.is_none() {
                     self.ends = None;
@@ -191,7 +205,7 @@ impl Dispatch<'_> {
                     info!(running = self.in_flight.len(), "draining: no new claims");
                     give_back_at = Some(Instant::now() + self.settings.drain_grace);
                 }
-            } else {
+            } else if wish == Wanted::Active {
                 self.claim();
             }
             tokio::select! {
@@ -227,6 +241,8 @@ impl Dispatch<'_> {
                 () = self.room.notified() => {}
                 _ = poll.tick() => self.more = true,
                 () = stop.drain.cancelled(), if !draining => {}
+                // An error says that the heartbeat has ended, which the lease says too.
+                Ok(()) = wanted.changed() => {}
                 () = sleep_until(give_back_at), if give_back_at.is_some() => {
                     info!(running = self.in_flight.len(), "grace time over: giving the rest back");
                     let ids: Vec<_> = self.tokens.keys().copied().collect();
@@ -393,6 +409,7 @@ impl Dispatch<'_> {
         match event {
             Event::Up(place, cell) => {
                 self.cells.up(place, cell);
+                self.lease.gauge.cells(self.cells.pids());
                 self.more = true;
             }
             Event::Cell(_, CellEvent::Finished { token, outcome }) => self.end(token, *outcome),

@@ -11,13 +11,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use crate::domain::ids::{InvocationId, WorkerId};
+use crate::domain::worker::Wanted;
 use crate::store::worker::Registration;
 use crate::store::{Error, WorkerStore};
+use crate::worker::load::Gauge;
 use crate::worker::{Settings, Stop};
 
 /// Cancellations waiting to be looked at; more are dropped, and the next heartbeat brings them again.
@@ -41,6 +43,10 @@ pub struct Lease {
     stop: CancellationToken,
     /// Invocations that somebody wants cancelled, from heartbeats.
     pub cancels: tokio::sync::Mutex<mpsc::Receiver<Vec<InvocationId>>>,
+    /// What heartbeats say of us.
+    pub gauge: Arc<Gauge>,
+    /// What operators want of us, as the last heartbeat brought it.
+    pub wanted: watch::Receiver<Wanted>,
 }
 
 impl Lease {
@@ -78,8 +84,14 @@ impl Drop for Lease {
     }
 }
 
-/// Register under a new identity and start the heartbeat. Tries until it succeeds; `None` when told to stop.
-pub async fn register(settings: &Settings, store: &WorkerStore, stop: &Stop) -> Option<Lease> {
+/// Register under a new identity and start the heartbeat. `wanted`: what operators wanted of the identity before, which
+/// the new one takes over. Tries until it succeeds; `None` when told to stop.
+pub async fn register(
+    settings: &Settings,
+    store: &WorkerStore,
+    stop: &Stop,
+    wanted: Wanted,
+) -> Option<Lease> {
     let mut wait = Duration::from_millis(100);
     loop {
         if stop.drain.is_cancelled() || stop.now.is_cancelled() {
@@ -94,7 +106,14 @@ pub async fn register(settings: &Settings, store: &WorkerStore, stop: &Stop) -> 
         };
         let sent = boottime_ns();
         match store.worker_register(&registration).await {
-            Ok(()) => return Some(start(settings, store, &registration, sent)),
+            Ok(()) => {
+                if wanted != Wanted::Active
+                    && let Err(error) = store.worker_stays(registration.worker, wanted).await
+                {
+                    warn!(%error, %wanted, "cannot say what was wanted of this worker; it claims again");
+                }
+                return Some(start(settings, store, &registration, sent, wanted));
+            }
             Err(error) => {
                 warn!(%error, "cannot register; trying again");
                 tokio::select! {
@@ -108,8 +127,9 @@ pub async fn register(settings: &Settings, store: &WorkerStore, stop: &Stop) -> 
     }
 }
 
-fn start(settings: &Settings, store: &WorkerStore, r: &Registration, sent: u64) -> Lease {
+fn start(settings: &Settings, store: &WorkerStore, r: &Registration, sent: u64, wanted: Wanted) -> Lease {
     let (cancels, receiver) = mpsc::channel(CANCEL_QUEUE);
+    let (want, wanted) = watch::channel(wanted);
     let lease = Lease {
         worker: r.worker,
         epoch: r.epoch,
@@ -118,6 +138,8 @@ fn start(settings: &Settings, store: &WorkerStore, r: &Registration, sent: u64) 
         lost: CancellationToken::new(),
         stop: CancellationToken::new(),
         cancels: tokio::sync::Mutex::new(receiver),
+        gauge: Arc::default(),
+        wanted,
     };
     let beat = Beat {
         store: store.clone(),
@@ -129,6 +151,8 @@ fn start(settings: &Settings, store: &WorkerStore, r: &Registration, sent: u64) 
         lost: lease.lost.clone(),
         stop: lease.stop.clone(),
         cancels,
+        gauge: lease.gauge.clone(),
+        want,
     };
     tokio::spawn(beat.clone().watch());
     tokio::spawn(beat.run());
@@ -146,6 +170,8 @@ struct Beat {
     lost: CancellationToken,
     stop: CancellationToken,
     cancels: mpsc::Sender<Vec<InvocationId>>,
+    gauge: Arc<Gauge>,
+    want: watch::Sender<Wanted>,
 }
 
 impl Beat {
@@ -153,12 +179,21 @@ impl Beat {
     async fn run(self) {
         loop {
             let sent = boottime_ns();
-            let wait = match self.store.worker_heartbeat(self.worker, self.epoch).await {
-                Ok(cancels) => {
+            let load = self.gauge.read();
+            let wait = match self.store.worker_heartbeat(self.worker, self.epoch, load).await {
+                Ok(orders) => {
                     self.sent_ns.fetch_max(sent, Ordering::AcqRel);
-                    if !cancels.is_empty() {
-                        let _ = self.cancels.try_send(cancels); // full: the next heartbeat brings them again
+                    if !orders.cancels.is_empty() {
+                        let _ = self.cancels.try_send(orders.cancels); // full: the next heartbeat brings them again
                     }
+                    self.want.send_if_modified(|wanted| {
+                        let changed = *wanted != orders.wanted;
+                        if changed {
+                            info!(worker = %self.worker, wanted = %orders.wanted, "an operator wants something else");
+                            *wanted = orders.wanted;
+                        }
+                        changed
+                    });
                     self.every
                 }
                 Err(Error::WorkerGone) => {

@@ -2,12 +2,13 @@
 //! else may take its work over. Owns no rule about retries or fairness (`domain`) and no SQL (`store`).
 //!
 //! Parts: `lease` (are we still who the database thinks we are), `cells` (the processes guests run in), `dispatch`
-//! (what to claim and where it runs), `ack` (ends on their way to the database), `modules` (compiled code).
+//! (what to claim and where it runs), `load` (what heartbeats say), `ack` (ends on their way to the database), `modules` (compiled code).
 
 mod ack;
 mod cells;
 mod dispatch;
 mod lease;
+mod load;
 mod modules;
 
 use std::path::PathBuf;
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::app::signals::Signals;
+use crate::domain::worker::Wanted;
 use crate::store::WorkerStore;
 use crate::store::queue::{CANCEL_CHANNEL, READY_CHANNEL};
 
@@ -47,6 +49,8 @@ pub struct Settings {
     pub require_walls: Walls,
     /// Handovers after which an invocation is given up.
     pub max_handovers: i32,
+    /// Drained by an operator, leave; or else stay, idle, until uncordoned.
+    pub leave_when_drained: bool,
 }
 
 impl Settings {
@@ -82,13 +86,15 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     let listening = tokio::spawn(listen(store.clone(), signals.clone(), stop.now.clone()));
     let modules = Arc::new(modules::Modules::new(compiler, store.clone()));
+    let mut wanted = Wanted::Active;
     let result = loop {
-        let Some(lease) = lease::register(&settings, &store, &stop).await else {
+        let Some(lease) = lease::register(&settings, &store, &stop, wanted).await else {
             break Ok(()); // told to stop before the database answered
         };
         info!(worker = %lease.worker(), slots = settings.slots, "worker registered");
         let ended = dispatch::run(&settings, &store, &signals, &modules, &lease, &stop).await;
         lease.stop();
+        wanted = *lease.wanted.borrow();
         match ended {
             Ok(dispatch::Ended::Stopped) => {
                 leave(&settings, &store, &lease).await;

@@ -4,6 +4,7 @@
 mod edge;
 mod flush;
 mod invoke;
+mod operate;
 mod read;
 mod upload;
 
@@ -62,18 +63,23 @@ impl Api {
 
     async fn on(database: &Database, settings: Settings) -> Self {
         let admin = database.admin().await;
-        let tenants = [(TenantId::generate(), "one", ADMIN_KEY), (TenantId::generate(), "two", OTHER_KEY)];
-        for (tenant, name, key) in tenants {
+        // The first key is the platform's, as the bootstrap makes it; the second a tenant's admin.
+        let tenants = [
+            (TenantId::generate(), "one", ADMIN_KEY, "platform"),
+            (TenantId::generate(), "two", OTHER_KEY, "admin"),
+        ];
+        for (tenant, name, key, role) in tenants {
             sqlx::query("INSERT INTO sandbar.tenants (tenant_id, name) VALUES ($1, $2)")
                 .bind(tenant)
                 .bind(name)
                 .execute(&admin)
                 .await
                 .unwrap();
-            sqlx::query("INSERT INTO sandbar.api_keys (tenant_id, key_id, prefix, hash, role) VALUES ($1, $2, 'sbk', $3, 'admin')")
+            sqlx::query("INSERT INTO sandbar.api_keys (tenant_id, key_id, prefix, hash, role) VALUES ($1, $2, 'sbk', $3, $4)")
                 .bind(tenant)
                 .bind(KeyId::generate())
                 .bind(key_hash(key).as_slice())
+                .bind(role)
                 .execute(&admin)
                 .await
                 .unwrap();

@@ -5,6 +5,8 @@
 mod api;
 mod dev_command;
 mod dev_postgres;
+mod drain;
+mod duties;
 mod faults;
 mod guests;
 mod house;

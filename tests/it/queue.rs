@@ -10,7 +10,7 @@ use sandbar::domain::invocation::State;
 use sandbar::domain::retry::{RetryPolicy, Verdict};
 use sandbar::store::invocation::{InputKind, Spec};
 use sandbar::store::queue::{Acked, Cancelled, Claimed, Enqueued, Finished, NewInvocation};
-use sandbar::store::worker::Registration;
+use sandbar::store::worker::{Load, Registration};
 use sandbar::store::{ApiStore, Connect, Error, WorkerStore};
 use sandbar_host::limits::Limits;
 use sandbar_host::outcome::{Outcome, Receipt, Termination};
@@ -275,7 +275,7 @@ async fn a_worker_that_was_declared_dead_can_neither_claim_nor_heartbeat() {
     f.reap(me).await;
     let refused = f.worker.claim(me.0, me.1, &[(f.tenant, 1)]).await;
     assert!(matches!(refused, Err(Error::WorkerGone)), "{refused:?}");
-    assert!(matches!(f.worker.worker_heartbeat(me.0, me.1).await, Err(Error::WorkerGone)));
+    assert!(matches!(f.worker.worker_heartbeat(me.0, me.1, Load::default()).await, Err(Error::WorkerGone)));
     assert_eq!(f.state(id).await, "queued", "a refused claim takes nothing");
 }
 
@@ -289,8 +289,8 @@ async fn only_silent_workers_are_reaped() {
         .await
         .unwrap();
     assert_eq!(f.worker.reap(DEAD, 10, None).await.unwrap().workers, 1);
-    assert!(f.worker.worker_heartbeat(alive.0, alive.1).await.is_ok());
-    assert!(f.worker.worker_heartbeat(silent.0, silent.1).await.is_err());
+    assert!(f.worker.worker_heartbeat(alive.0, alive.1, Load::default()).await.is_ok());
+    assert!(f.worker.worker_heartbeat(silent.0, silent.1, Load::default()).await.is_err());
 }
 
 #[tokio::test]
@@ -350,7 +350,7 @@ async fn cancelling_ends_what_waits_and_flags_what_runs() {
     let me = f.register().await;
     let claimed = f.claim(me, 1).await.remove(0);
     assert_eq!(conn.invocation_cancel(running).await.unwrap(), Cancelled::Soon);
-    assert_eq!(f.worker.worker_heartbeat(me.0, me.1).await.unwrap(), [running]);
+    assert_eq!(f.worker.worker_heartbeat(me.0, me.1, Load::default()).await.unwrap().cancels, [running]);
     // It fails for another reason before the cancellation reaches it: no further attempt.
     let acked = f.ack(me, &[finished(claimed, Verdict::Retry { delay_ms: 0 })]).await;
     assert_eq!(acked[0].state, State::Cancelled);
@@ -437,20 +437,4 @@ async fn nul_and_broken_text_in_outputs_and_inputs_survive_the_way() {
     let output: Vec<u8> =
         sqlx::query_scalar("SELECT output FROM sandbar.results").fetch_one(&f.admin).await.unwrap();
     assert_eq!(output, [0, 159, 146, 150]);
-}
-
-#[tokio::test]
-async fn a_duty_has_one_holder_until_its_lease_ends() {
-    let f = Fixture::new().await;
-    let (a, b) = (WorkerId::generate(), WorkerId::generate());
-    let long = Duration::from_secs(60);
-    assert!(f.worker.duty_hold("reap", a, long).await.unwrap());
-    assert!(f.worker.duty_hold("reap", a, long).await.unwrap());
-    assert!(!f.worker.duty_hold("reap", b, long).await.unwrap());
-    f.worker.duty_ran("reap", a, Some("broke")).await.unwrap();
-    f.worker.duties_release(a).await.unwrap();
-    assert!(f.worker.duty_hold("reap", b, long).await.unwrap());
-    let (runs, error): (i64, Option<String>) =
-        sqlx::query_as("SELECT runs, last_error FROM sandbar.duties").fetch_one(&f.admin).await.unwrap();
-    assert_eq!((runs, error.as_deref()), (1, Some("broke")));
 }

@@ -1,0 +1,228 @@
+//! Why an invocation is not running yet, from facts that were read in one go. Owns which fact explains the waiting, in
+//! which order, and how the wait is estimated; reads nothing itself.
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use crate::domain::invocation::State;
+
+/// Longest wait that is estimated. Beyond it a forecast from the last minute says nothing.
+const MAX_ESTIMATE: Duration = Duration::from_secs(7 * 86_400);
+
+/// What was read about an invocation and those around it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Facts {
+    /// Where it stands.
+    pub state: State,
+    /// While scheduled: when it becomes ready.
+    pub due_at: Option<DateTime<Utc>>,
+    /// Failed attempts that count.
+    pub spent: i16,
+    /// A cancellation is on its way.
+    pub cancelling: bool,
+    /// While queued: invocations of its tenant that go first, counted up to a bound.
+    pub ahead: i64,
+    /// There may be more ahead than were counted.
+    pub ahead_is_bound: bool,
+    /// Workers that run.
+    pub workers: i64,
+    /// Workers that claim: neither cordoned nor draining.
+    pub claiming: i64,
+    /// Slots of those.
+    pub slots: i64,
+    /// Attempts they had at their last heartbeats, of all tenants.
+    pub running: i64,
+    /// The part of the weight of all who wait that is its tenant's, 0 to 1.
+    pub share: f64,
+    /// Invocations of its tenant that ended lately.
+    pub ended: i64,
+    /// Within this time.
+    pub ended_within: Duration,
+}
+
+/// Why it waits.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Reason {
+    /// It does not wait: it has ended.
+    Finished,
+    /// It does not wait: it runs.
+    Running,
+    /// It runs, and is being stopped.
+    Cancelling,
+    /// Its time has not come.
+    Delay {
+        /// When it comes.
+        until: DateTime<Utc>,
+        /// It is the pause after a failed attempt.
+        backoff: bool,
+    },
+    /// No worker runs, or none that may claim.
+    NoWorker {
+        /// Workers that run but are cordoned or draining.
+        idle: i64,
+    },
+    /// Others of its tenant go first.
+    Queue {
+        /// How many.
+        ahead: i64,
+        /// There may be more.
+        is_bound: bool,
+    },
+    /// Every slot is taken; its tenant gets its share of those that come free.
+    Share {
+        /// 0 to 1.
+        share: f64,
+        /// Slots of all workers that claim.
+        slots: i64,
+    },
+    /// Nothing is in the way: the next claim takes it.
+    Next,
+}
+
+/// When it may start, and how that is known.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Estimate {
+    /// From now.
+    pub starts_in: Duration,
+    /// What it is computed from, in words.
+    pub basis: String,
+}
+
+/// Every reason that holds, the one that decides first, and an estimate if there is anything to base it on.
+#[must_use]
+pub fn explain(facts: &Facts, now: DateTime<Utc>) -> (Vec<Reason>, Option<Estimate>) {
+    match facts.state {
+        State::Succeeded | State::Dead | State::Cancelled | State::Expired => (vec![Reason::Finished], None),
+        State::Running if facts.cancelling => (vec![Reason::Cancelling], None),
+        State::Running => (vec![Reason::Running], None),
+        State::Scheduled => {
+            let until = facts.due_at.unwrap_or(now);
+            let mut reasons = vec![Reason::Delay { until, backoff: facts.spent > 0 }];
+            if facts.claiming == 0 {
+                reasons.push(no_worker(facts));
+            }
+            let basis = "when it is due; how long the queue is then is not known now".to_owned();
+            let starts_in = (until - now).max(TimeDelta::zero()).to_std().unwrap_or_default();
+            (reasons, (facts.claiming > 0).then_some(Estimate { starts_in, basis }))
+        }
+        State::Queued => queued(facts),
+    }
+}
+
+fn no_worker(facts: &Facts) -> Reason {
+    Reason::NoWorker { idle: facts.workers }
+}
+
+fn queued(facts: &Facts) -> (Vec<Reason>, Option<Estimate>) {
+    let mut reasons = Vec::new();
+    if facts.claiming == 0 {
+        reasons.push(no_worker(facts));
+    }
+    if facts.ahead > 0 {
+        reasons.push(Reason::Queue { ahead: facts.ahead, is_bound: facts.ahead_is_bound });
+    }
+    if facts.claiming > 0 && facts.running >= facts.slots {
+        reasons.push(Reason::Share { share: facts.share, slots: facts.slots });
+    }
+    if reasons.is_empty() {
+        reasons.push(Reason::Next);
+    }
+    let estimate = if facts.claiming == 0 {
+        None
+    } else if facts.ahead == 0 && facts.running < facts.slots {
+        let basis = "a slot is free and nothing of this tenant goes first".to_owned();
+        Some(Estimate { starts_in: Duration::ZERO, basis })
+    } else if facts.ended > 0 && !facts.ended_within.is_zero() {
+        let each = facts.ended_within.as_secs_f64() / facts.ended as f64;
+        let seconds = each * (facts.ahead + 1) as f64;
+        (seconds < MAX_ESTIMATE.as_secs_f64()).then(|| Estimate {
+            starts_in: Duration::from_secs_f64(seconds),
+            basis: format!(
+                "{}{} of this tenant go first, and {} ended within the last {:.1} s",
+                if facts.ahead_is_bound { "at least " } else { "" },
+                facts.ahead,
+                facts.ended,
+                facts.ended_within.as_secs_f64()
+            ),
+        })
+    } else {
+        None
+    };
+    (reasons, estimate)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+
+    fn waiting() -> Facts {
+        Facts {
+            state: State::Queued,
+            due_at: None,
+            spent: 0,
+            cancelling: false,
+            ahead: 0,
+            ahead_is_bound: false,
+            workers: 1,
+            claiming: 1,
+            slots: 8,
+            running: 0,
+            share: 1.0,
+            ended: 0,
+            ended_within: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn with_a_free_slot_and_nobody_before_it_nothing_is_in_the_way() {
+        let (reasons, estimate) = explain(&waiting(), Utc::now());
+        assert_eq!(reasons, [Reason::Next]);
+        assert_eq!(estimate.unwrap().starts_in, Duration::ZERO);
+    }
+
+    #[test]
+    fn without_a_worker_that_claims_there_is_no_estimate_whatever_the_past_says() {
+        let facts =
+            Facts { claiming: 0, ahead: 3, ended: 100, ended_within: Duration::from_secs(1), ..waiting() };
+        let (reasons, estimate) = explain(&facts, Utc::now());
+        assert_eq!(reasons, [Reason::NoWorker { idle: 1 }, Reason::Queue { ahead: 3, is_bound: false }]);
+        assert_eq!(estimate, None);
+    }
+
+    #[test]
+    fn a_full_fleet_gives_a_share_and_the_past_minute_the_estimate() {
+        let facts = Facts {
+            running: 8,
+            ahead: 9,
+            share: 0.25,
+            ended: 20,
+            ended_within: Duration::from_secs(10),
+            ..waiting()
+        };
+        let (reasons, estimate) = explain(&facts, Utc::now());
+        assert_eq!(
+            reasons,
+            [Reason::Queue { ahead: 9, is_bound: false }, Reason::Share { share: 0.25, slots: 8 }]
+        );
+        assert_eq!(estimate.unwrap().starts_in, Duration::from_secs(5));
+        let unknown = Facts { ended: 0, ..facts };
+        assert_eq!(explain(&unknown, Utc::now()).1, None);
+    }
+
+    #[test]
+    fn what_is_due_later_waits_for_its_time_and_what_runs_or_has_ended_for_nothing() {
+        let now = Utc::now();
+        let until = now + TimeDelta::seconds(30);
+        let facts = Facts { state: State::Scheduled, due_at: Some(until), spent: 1, ..waiting() };
+        let (reasons, estimate) = explain(&facts, now);
+        assert_eq!(reasons, [Reason::Delay { until, backoff: true }]);
+        assert_eq!(estimate.unwrap().starts_in, Duration::from_secs(30));
+        let running = Facts { state: State::Running, cancelling: true, ..waiting() };
+        assert_eq!(explain(&running, now).0, [Reason::Cancelling]);
+        for state in State::ALL.into_iter().filter(|s| s.is_terminal()) {
+            assert_eq!(explain(&Facts { state, ..waiting() }, now), (vec![Reason::Finished], None));
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! The facts about one invocation's waiting, each read at a bounded cost. What follows from them is `domain::why`.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sqlx::Row;
+
+use crate::domain::ids::InvocationId;
+use crate::domain::invocation::{State, UnknownState};
+use crate::domain::why::Facts;
+use crate::store::invocation::{READY, RESULT, SCHEDULED, STATE};
+use crate::store::{Error, Result, TenantConn};
+
+/// Invocations ahead that are counted.
+const MAX_AHEAD: i64 = 10_000;
+/// Ends looked at for the rate, newest ids first.
+const MAX_ENDED: i64 = 1_000;
+/// Ends before this are no guide.
+const RECENT: Duration = Duration::from_secs(60);
+
+impl TenantConn {
+    /// What is known about the waiting of an invocation. `None`: no such invocation.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn invocation_why(&mut self, id: InvocationId) -> Result<Option<Facts>> {
+        let tenant = self.tenant();
+        let row = sqlx::query(&format!(
+            "SELECT {STATE}, s.due_at, COALESCE(s.spent, q.spent, 0::smallint) AS spent,
+               EXISTS (SELECT 1 FROM cancels c WHERE c.tenant_id = i.tenant_id AND c.invocation_id = i.invocation_id) AS cancelling,
+               CASE WHEN q.invocation_id IS NOT NULL THEN (SELECT count(*) FROM (
+                 SELECT 1 FROM ready a WHERE a.tenant_id = i.tenant_id AND (a.rank, a.invocation_id) < (q.rank, q.invocation_id)
+                 LIMIT $3 + 1) before) ELSE 0 END AS ahead,
+               f.workers, f.claiming, f.slots, f.running, f.share
+             FROM invocations i LEFT JOIN {RESULT} LEFT JOIN {READY} LEFT JOIN {SCHEDULED} CROSS JOIN fleet() f
+             WHERE i.tenant_id = $1 AND i.invocation_id = $2"
+        ))
+        .bind(tenant)
+        .bind(id)
+        .bind(MAX_AHEAD)
+        .fetch_optional(&mut **self)
+        .await?;
+        let Some(row) = row else { return Ok(None) };
+        let state: State = row
+            .try_get::<&str, _>("state")?
+            .parse()
+            .map_err(|e: UnknownState| Error::Corrupt(e.to_string()))?;
+        let ahead: i64 = row.try_get("ahead")?;
+        let mut facts = Facts {
+            state,
+            due_at: row.try_get("due_at")?,
+            spent: row.try_get("spent")?,
+            cancelling: row.try_get("cancelling")?,
+            ahead: ahead.min(MAX_AHEAD),
+            ahead_is_bound: ahead > MAX_AHEAD,
+            workers: row.try_get("workers")?,
+            claiming: row.try_get("claiming")?,
+            slots: row.try_get("slots")?,
+            running: row.try_get("running")?,
+            share: row.try_get("share")?,
+            ended: 0,
+            ended_within: RECENT,
+        };
+        if state == State::Queued {
+            (facts.ended, facts.ended_within) = self.ended_lately().await?;
+        }
+        Ok(Some(facts))
+    }
+
+    /// How many of this tenant's invocations ended lately, and within which time. By the newest ids, because ends have
+    /// no index by time; an invocation that ran for long is not among them.
+    async fn ended_lately(&mut self) -> Result<(i64, Duration)> {
+        let tenant = self.tenant();
+        let (ended, looked_at, since): (i64, i64, Option<DateTime<Utc>>) = sqlx::query_as(
+            "SELECT count(*) FILTER (WHERE recent), count(*), min(finished_at) FILTER (WHERE recent) FROM (
+               SELECT finished_at, finished_at > clock_timestamp() - make_interval(secs => $3) AS recent
+               FROM results WHERE tenant_id = $1 ORDER BY invocation_id DESC LIMIT $2) newest",
+        )
+        .bind(tenant)
+        .bind(MAX_ENDED)
+        .bind(RECENT.as_secs_f64())
+        .fetch_one(&mut **self)
+        .await?;
+        let within = match since {
+            // All that were looked at are recent: there are more, so the time is that of these.
+            Some(since) if ended == looked_at && looked_at == MAX_ENDED => {
+                (Utc::now() - since).to_std().unwrap_or_default().max(Duration::from_millis(1))
+            }
+            _ => RECENT,
+        };
+        Ok((ended, within))
+    }
+}
