@@ -11,7 +11,9 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use sandbar_host::limits::PartialLimits;
 
-use crate::api::extract::{self, Caller, Idempotency, InvocationPath, Pairs, PreferWait, TaskPath};
+use crate::api::extract::{
+    self, Caller, Idempotency, InvocationPath, MergePatch, OptionalJson, Pairs, PreferWait, TaskPath,
+};
 use crate::api::problem::{Code, Problem};
 use crate::api::shape;
 use crate::api::{Api, PAGE, limit, preference_applied, unknown_parameter};
@@ -21,7 +23,7 @@ use crate::app::policy::PartialRetry;
 use crate::domain::invocation::State as Stand;
 use crate::domain::names::{Tags, TaskName};
 use crate::domain::retry::Backoff;
-use crate::store::invocation::Filter;
+use crate::store::invocation::{Filter, InvocationChange};
 use crate::wire::Page;
 use crate::wire::invocation as wire;
 use crate::wire::problem as problem_wire;
@@ -62,7 +64,7 @@ fn payload(body: &mut wire::InvokeRequest) -> Result<Payload, Problem> {
     Ok(Payload { input, stdin, args: body.args.take(), env: body.env.take() })
 }
 
-fn request(mut body: wire::InvokeRequest) -> Result<Request, Problem> {
+pub(super) fn request(mut body: wire::InvokeRequest) -> Result<Request, Problem> {
     let payload = payload(&mut body)?;
     let limits = body.limits.unwrap_or_default();
     let retry = body.retry.unwrap_or_default();
@@ -113,7 +115,7 @@ fn request(mut body: wire::InvokeRequest) -> Result<Request, Problem> {
         (status = 401, description = "unauthenticated", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 404, description = "task-not-found, version-not-found", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 408, description = "request-too-slow", body = problem_wire::Problem, content_type = "application/problem+json"),
-        (status = 409, description = "version-not-ready, version-rejected", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 409, description = "task-inactive, version-not-ready, version-rejected", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 413, description = "body-too-large, input-too-large", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 415, description = "unsupported-media-type", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 422, description = "invalid-body, wrong-input-kind, input-mismatch, idempotency-key-reused", body = problem_wire::Problem, content_type = "application/problem+json"),
@@ -139,15 +141,9 @@ pub(super) async fn invoke(
     let invoked = api.app.invoke(tenant, &name, request, wait).await?;
     let ended = invoked.invocation.summary.state.is_terminal();
     let body = shape::invocation(&invoked.invocation, wait.is_some() && ended);
-    let mut headers = HeaderMap::new();
-    if let Ok(location) = HeaderValue::from_str(&body.summary.links.this) {
-        headers.insert(LOCATION, location);
-    }
+    let mut headers = accepted(&body, invoked.replayed);
     if let Some(wait) = wait {
         preference_applied(&mut headers, wait);
-    }
-    if invoked.replayed {
-        headers.insert("idempotency-replayed", HeaderValue::from_static("true"));
     }
     let status = if wait.is_some() && ended { StatusCode::OK } else { StatusCode::ACCEPTED };
     Ok((status, headers, Json(body)).into_response())
@@ -250,6 +246,83 @@ pub(super) async fn logs(
         }
     }
     Ok((headers, Json(shape::logs(&chunks))).into_response())
+}
+
+/// Change an invocation: priority and time while it is scheduled or queued, tags at any time.
+#[utoipa::path(
+    patch, path = "/v1/invocations/{id}", tag = "invocations",
+    params(("id" = uuid::Uuid, Path, description = "Its id")),
+    request_body(content((wire::InvocationPatch = "application/merge-patch+json"), (wire::InvocationPatch = "application/json"))),
+    responses(
+        (status = 200, description = "The invocation as it is now", body = wire::Invocation),
+        (status = 400, description = "malformed-json, broken-body", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 401, description = "unauthenticated", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 404, description = "invocation-not-found", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 409, description = "already-started, already-finished", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 413, description = "body-too-large", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 415, description = "unsupported-media-type", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 422, description = "invalid-body", body = problem_wire::Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn patch(
+    State(api): State<Api>,
+    Caller(tenant): Caller,
+    InvocationPath(id): InvocationPath,
+    MergePatch(body): MergePatch<wire::InvocationPatch>,
+) -> Result<Json<wire::Invocation>, Problem> {
+    let tags = body.tags.into_option();
+    let change = InvocationChange {
+        priority: body.priority.into_option().map(Option::unwrap_or_default),
+        run_at: body.run_at.into_option(),
+        reset_tags: tags == Some(None),
+        tags: tags.flatten().unwrap_or_default(),
+    };
+    let found = api.app.change(tenant, id, &change).await?;
+    Ok(Json(shape::invocation(&found, false)))
+}
+
+/// Run a dead, cancelled or expired invocation again: a new invocation with the same input, tags, limits, retries and
+/// priority, and with `retry_of`.
+#[utoipa::path(
+    post, path = "/v1/invocations/{id}/retry", tag = "invocations",
+    params(
+        ("id" = uuid::Uuid, Path, description = "Id of the old invocation"),
+        ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters: the same key gives the first retry again"),
+    ),
+    request_body(content = Option<wire::RetryInvocation>, content_type = "application/json"),
+    responses(
+        (status = 202, description = "The new invocation is durable and will run", body = wire::Invocation, headers(("Location" = String, description = "The new invocation"))),
+        (status = 400, description = "malformed-json, invalid-idempotency-key, broken-body", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 401, description = "unauthenticated", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 404, description = "invocation-not-found, task-not-found (the task was deleted), version-not-found", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 409, description = "not-retryable, task-inactive, version-not-ready, version-rejected", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 415, description = "unsupported-media-type", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 422, description = "invalid-body, wrong-input-kind, input-mismatch, idempotency-key-reused", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 503, description = "overloaded, database-unavailable, timeout", body = problem_wire::Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn retry(
+    State(api): State<Api>,
+    Caller(tenant): Caller,
+    InvocationPath(id): InvocationPath,
+    Idempotency(key): Idempotency,
+    OptionalJson(body): OptionalJson<wire::RetryInvocation>,
+) -> Result<Response, Problem> {
+    let invoked = api.app.retry(tenant, id, body.version, key).await?;
+    let body = shape::invocation(&invoked.invocation, false);
+    Ok((StatusCode::ACCEPTED, accepted(&body, invoked.replayed), Json(body)).into_response())
+}
+
+/// What the answer to an accepted invocation says besides its body.
+fn accepted(body: &wire::Invocation, replayed: bool) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    if let Ok(location) = HeaderValue::from_str(&body.summary.links.this) {
+        headers.insert(LOCATION, location);
+    }
+    if replayed {
+        headers.insert("idempotency-replayed", HeaderValue::from_static("true"));
+    }
+    headers
 }
 
 /// Ask for the end of an invocation, waiting or running.

@@ -1,6 +1,7 @@
 //! The public HTTP API: router, extractors, and the one translation of errors. Handlers are thin: they turn a request
 //! into a call of `app` and its answer into wire types. No rules here, and no SQL.
 
+mod batch;
 mod extract;
 mod health;
 mod invocation;
@@ -121,11 +122,14 @@ fn documented(quick: Duration, waiting: Duration, uploading: Duration) -> OpenAp
         .merge(
             OpenApiRouter::new()
                 .routes(routes!(task::list))
-                .routes(routes!(task::get))
+                .routes(routes!(task::get, task::patch, task::delete))
                 .routes(routes!(task::versions))
                 .routes(routes!(task::version_get))
+                .routes(routes!(task::module))
                 .routes(routes!(invocation::list))
-                .routes(routes!(invocation::get))
+                .routes(routes!(invocation::get, invocation::patch))
+                .routes(routes!(invocation::retry))
+                .routes(routes!(batch::batch))
                 .routes(routes!(invocation::result))
                 .routes(routes!(invocation::logs))
                 .routes(routes!(invocation::cancel))

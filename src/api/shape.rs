@@ -8,7 +8,7 @@ use sandbar_host::outcome::{Frame, LogLevel, LogRecord, Termination, TrapKind};
 use crate::domain::ids::InvocationId;
 use crate::domain::invocation::State;
 use crate::domain::retry::Backoff;
-use crate::store::invocation::{AttemptRow, Invocation, LogChunk, Output, Summary};
+use crate::store::invocation::{AttemptRow, Invocation, LogChunk, Output, ProgressRow, Summary};
 use crate::wire::invocation as wire;
 
 /// An invocation; with its result if `with_result`.
@@ -37,20 +37,37 @@ pub(super) fn invocation(row: &Invocation, with_result: bool) -> wire::Invocatio
         },
         retry: wire::Retry {
             max_attempts: row.retry.max_attempts,
-            backoff: match row.retry.backoff {
-                Backoff::Fixed => wire::Backoff::Fixed,
-                Backoff::Exponential => wire::Backoff::Exponential,
-            },
+            backoff: backoff(row.retry.backoff),
             initial_ms: row.retry.initial_ms,
             factor: row.retry.factor,
             max_ms: row.retry.max_ms,
             jitter: row.retry.jitter,
         },
+        progress: row.progress.as_ref().map(progress),
         result: row
             .output
             .as_ref()
             .filter(|output| with_result && (output.size_bytes > 0 || row.summary.state == State::Succeeded))
             .map(inline),
+    }
+}
+
+/// The growth of waits.
+pub(super) fn backoff(backoff: Backoff) -> wire::Backoff {
+    match backoff {
+        Backoff::Fixed => wire::Backoff::Fixed,
+        Backoff::Exponential => wire::Backoff::Exponential,
+    }
+}
+
+/// A report of progress.
+pub(super) fn progress(row: &ProgressRow) -> wire::Progress {
+    wire::Progress {
+        done: row.report.done,
+        total: row.report.total,
+        message: row.report.message.clone(),
+        attempt: row.attempt,
+        at: row.at,
     }
 }
 
@@ -71,10 +88,13 @@ pub(super) fn summary(row: &Summary, cancelling: bool) -> wire::InvocationSummar
         expires_at: row.expires_at,
         due_at: row.due_at,
         finished_at: row.finished_at,
+        retry_of: row.retry_of.map(|id| id.0),
         links: wire::InvocationLinks {
             result: format!("{this}/result"),
             logs: format!("{this}/logs"),
             cancel: (!row.state.is_terminal()).then(|| format!("{this}/cancel")),
+            retry: matches!(row.state, State::Dead | State::Cancelled | State::Expired)
+                .then(|| format!("{this}/retry")),
             this,
         },
     }
@@ -262,6 +282,7 @@ mod tests {
                 expires_at: None,
                 due_at: None,
                 finished_at: None,
+                retry_of: None,
             },
             cancelling: false,
             limits: Limits::default(),
@@ -269,6 +290,7 @@ mod tests {
             attempts: Vec::new(),
             running: None,
             output: None,
+            progress: None,
         }
     }
 

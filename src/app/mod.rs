@@ -2,6 +2,7 @@
 //! comes in and goes out are types of this module, and `api` translates them).
 
 pub mod auth;
+pub mod batch;
 pub mod catalog;
 pub mod error;
 pub mod flush;
@@ -9,6 +10,7 @@ pub mod invocation;
 pub mod invoke;
 pub mod operate;
 pub mod policy;
+pub mod retry;
 pub mod schema;
 pub mod signals;
 pub mod task;

@@ -250,16 +250,30 @@ async fn what_belongs_to_another_tenant_does_not_exist() {
         (Method::GET, format!("/v1/invocations/{id}/result")),
         (Method::GET, format!("/v1/invocations/{id}/logs")),
         (Method::POST, format!("/v1/invocations/{id}/cancel")),
+        (Method::POST, format!("/v1/invocations/{id}/retry")),
+        (Method::PATCH, format!("/v1/invocations/{id}")),
+        (Method::PATCH, "/v1/tasks/echo".to_owned()),
+        (Method::DELETE, "/v1/tasks/echo?cancel=true".to_owned()),
+        (Method::GET, "/v1/tasks/echo/versions/1/module".to_owned()),
     ];
     for (method, path) in not_found {
-        let answer = support::send(api.as_other(method.clone(), &path)).await;
+        let mut request = api.as_other(method.clone(), &path);
+        if method == Method::PATCH {
+            let field = if path.starts_with("/v1/tasks") { "description" } else { "tags" };
+            request = request.json(&json!({field: null}));
+        }
+        let answer = support::send(request).await;
         assert_eq!(answer.status, 404, "{method} {path}: {}", answer.text());
     }
     let invoked = api.as_other(Method::POST, "/v1/tasks/echo/invocations").json(&json!({}));
     assert_eq!(problem(&support::send(invoked).await, 404), "task-not-found");
+    let many =
+        api.as_other(Method::POST, "/v1/invocations:batch").json(&json!({"invocations": [{"task": "echo"}]}));
+    assert_eq!(support::send(many).await.expect(200).json()["outcomes"][0]["status"], 404);
     for list in ["/v1/tasks", "/v1/invocations", "/v1/invocations?tag=a:1", "/v1/invocations?state=queued"] {
         let answer = support::send(api.as_other(Method::GET, list)).await.expect(200);
         assert_eq!(answer.json()["items"], json!([]), "{list}");
     }
-    assert_eq!(api.client.get(&format!("/v1/invocations/{id}")).await.json()["state"], "queued");
+    let mine = api.client.get(&format!("/v1/invocations/{id}")).await.json();
+    assert_eq!((&mine["state"], &mine["tags"]), (&json!("queued"), &json!({"a": "1"})));
 }
