@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE, LINK, LOCATION, X_CONTENT_TYPE_OPTIONS};
+use axum::http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE, LOCATION, X_CONTENT_TYPE_OPTIONS};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
@@ -193,59 +193,6 @@ pub(super) async fn result(
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; sandbox"));
     Ok((headers, output.bytes.unwrap_or_default()).into_response())
-}
-
-/// The log: the records of all attempts in order, or of one. Long logs come in parts; the header Link leads to the next.
-#[utoipa::path(
-    get, path = "/v1/invocations/{id}/logs", tag = "invocations",
-    params(
-        ("id" = uuid::Uuid, Path, description = "Id of the invocation"),
-        ("attempt" = Option<i16>, Query, description = "Only this attempt"),
-        ("after" = Option<String>, Query, description = "From the header Link of the part before"),
-    ),
-    responses(
-        (status = 200, description = "Records in order", body = Vec<wire::LogRecord>, headers(("Link" = String, description = "rel=\"next\": the next part"))),
-        (status = 400, description = "invalid-query", body = problem_wire::Problem, content_type = "application/problem+json"),
-        (status = 401, description = "unauthenticated", body = problem_wire::Problem, content_type = "application/problem+json"),
-        (status = 404, description = "invocation-not-found", body = problem_wire::Problem, content_type = "application/problem+json"),
-    )
-)]
-pub(super) async fn logs(
-    State(api): State<Api>,
-    Caller(tenant): Caller,
-    InvocationPath(id): InvocationPath,
-    Pairs(pairs): Pairs,
-) -> Result<Response, Problem> {
-    let mut attempt = None;
-    let mut after = None;
-    for (key, value) in pairs {
-        match key.as_str() {
-            "attempt" => {
-                let number = value.parse::<i16>().ok().filter(|n| *n > 0);
-                attempt = Some(number.ok_or_else(|| {
-                    Problem::new(Code::InvalidQuery, "`attempt` must be the number of an attempt")
-                })?);
-            }
-            "after" => {
-                let place = value.split_once('.').and_then(|(a, c)| Some((a.parse().ok()?, c.parse().ok()?)));
-                after = Some(place.ok_or_else(|| {
-                    Problem::new(Code::InvalidQuery, "`after` must come from the header Link")
-                })?);
-            }
-            other => return Err(unknown_parameter(other, "attempt and after")),
-        }
-    }
-    let (chunks, more) = api.app.logs(tenant, id, attempt, after).await?;
-    let mut headers = HeaderMap::new();
-    if let Some(last) = chunks.last().filter(|_| more) {
-        let only = attempt.map_or_else(String::new, |n| format!("attempt={n}&"));
-        let link =
-            format!("</v1/invocations/{id}/logs?{only}after={}.{}>; rel=\"next\"", last.attempt, last.chunk);
-        if let Ok(link) = HeaderValue::from_str(&link) {
-            headers.insert(LINK, link);
-        }
-    }
-    Ok((headers, Json(shape::logs(&chunks))).into_response())
 }
 
 /// Change an invocation: priority and time while it is scheduled or queued, tags at any time.

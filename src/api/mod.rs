@@ -6,6 +6,7 @@ mod extract;
 mod health;
 mod invocation;
 mod layers;
+mod log;
 mod operate;
 pub mod problem;
 mod shape;
@@ -131,7 +132,7 @@ fn documented(quick: Duration, waiting: Duration, uploading: Duration) -> OpenAp
                 .routes(routes!(invocation::retry))
                 .routes(routes!(batch::batch))
                 .routes(routes!(invocation::result))
-                .routes(routes!(invocation::logs))
+                .routes(routes!(log::logs))
                 .routes(routes!(invocation::cancel))
                 .routes(routes!(why::get))
                 .routes(routes!(operate::workers))

@@ -38,7 +38,9 @@ impl App {
         let prepared: Vec<_> =
             stream::iter(items.into_iter().map(prepare)).buffered(PREPARING).collect().await;
         // Ids say the order of service: given here, one after the other, and not as the checks came to their ends.
-        let prepared = prepared.into_iter().map(|row| row.map(|row| NewInvocation { id: InvocationId::generate(), ..row }));
+        let prepared = prepared
+            .into_iter()
+            .map(|row| row.map(|row| NewInvocation { id: InvocationId::generate(), ..row }));
         join_all(prepared.map(|row| async move {
             match self.inner.flusher.enqueue(row?).await? {
                 Enqueued::Accepted(id) => Ok(Accepted::New(id)),

@@ -10,13 +10,8 @@ use crate::app::{App, Error, Result};
 use crate::domain::ids::{InvocationId, TenantId};
 use crate::domain::names::Tags;
 use crate::domain::why::Facts;
-use crate::store::invocation::{
-    Changed, Filter, Invocation, InvocationChange, LogChunk, Output, ResultRow, Summary,
-};
+use crate::store::invocation::{Changed, Filter, Invocation, InvocationChange, Output, ResultRow, Summary};
 use crate::store::queue::Cancelled;
-
-/// Stored bytes of log in one answer; a piece that begins within goes whole.
-const LOG_PAGE_BYTES: i64 = 4 << 20;
 
 impl App {
     /// One invocation with its attempts, and its output if that has at most `inline_bytes`.
@@ -74,24 +69,6 @@ impl App {
                 Err(Error::NotFinished(now.summary.state))
             }
         }
-    }
-
-    /// Pieces of an invocation's log after the piece `after` (attempt, chunk), and whether there are more.
-    ///
-    /// # Errors
-    /// It is not this tenant's.
-    pub async fn logs(
-        &self,
-        tenant: TenantId,
-        id: InvocationId,
-        attempt: Option<i16>,
-        after: Option<(i16, i32)>,
-    ) -> Result<(Vec<LogChunk>, bool)> {
-        self.tenant(tenant)
-            .await?
-            .invocation_logs(id, attempt, after, LOG_PAGE_BYTES)
-            .await?
-            .ok_or(Error::InvocationNotFound(id))
     }
 
     /// Change an invocation: priority and time while it waits, tags at any time.

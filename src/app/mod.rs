@@ -8,6 +8,7 @@ pub mod error;
 pub mod flush;
 pub mod invocation;
 pub mod invoke;
+pub mod log;
 pub mod operate;
 pub mod policy;
 pub mod retry;
@@ -82,6 +83,7 @@ struct Inner {
     inspections: Semaphore,
     upload_memory: Semaphore,
     draining: CancellationToken,
+    streams: log::Streams,
 }
 
 impl App {
@@ -106,6 +108,7 @@ impl App {
                         .min(Semaphore::MAX_PERMITS),
                 ),
                 draining: CancellationToken::new(),
+                streams: log::Streams::default(),
                 store,
                 signals,
                 settings,

@@ -235,17 +235,6 @@ pub enum ResultRow {
     Output(Output),
 }
 
-/// One stored piece of a log.
-#[derive(Debug, Clone)]
-pub struct LogChunk {
-    /// Attempt that wrote it.
-    pub attempt: i16,
-    /// Its place in the attempt's log.
-    pub chunk: i32,
-    /// Records as JSON lines.
-    pub records: Vec<u8>,
-}
-
 /// Which invocations a list shows.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
@@ -473,56 +462,6 @@ impl TenantConn {
             }),
             _ => ResultRow::Nothing(state),
         }))
-    }
-
-    /// Pieces of an invocation's log in order, after the piece `after` (attempt, chunk), of one attempt if `attempt`
-    /// is given: as many as begin within the first `max_bytes`. True: there are more. `None`: no such invocation.
-    ///
-    /// # Errors
-    /// Postgres does not answer.
-    pub async fn invocation_logs(
-        &mut self,
-        id: InvocationId,
-        attempt: Option<i16>,
-        after: Option<(i16, i32)>,
-        max_bytes: i64,
-    ) -> Result<Option<(Vec<LogChunk>, bool)>> {
-        let tenant = self.tenant();
-        let (after_attempt, after_chunk) = after.unwrap_or((0, -1));
-        let rows = sqlx::query(
-            "SELECT attempt, chunk, CASE WHEN before < $6 THEN records END AS records FROM (
-               SELECT l.attempt, l.chunk, l.records,
-                 sum(octet_length(l.records)) OVER (ORDER BY l.attempt, l.chunk) - octet_length(l.records) AS before
-               FROM logs l WHERE l.tenant_id = $1 AND l.invocation_id = $2
-                 AND (l.attempt, l.chunk) > ($3, $4) AND ($5::smallint IS NULL OR l.attempt = $5)
-             ) p ORDER BY attempt, chunk",
-        )
-        .bind(tenant)
-        .bind(id)
-        .bind(after_attempt)
-        .bind(after_chunk)
-        .bind(attempt)
-        .bind(max_bytes)
-        .fetch_all(&mut **self)
-        .await?;
-        if rows.is_empty() {
-            let known: bool = sqlx::query_scalar(
-                "SELECT EXISTS (SELECT 1 FROM invocations WHERE tenant_id = $1 AND invocation_id = $2)",
-            )
-            .bind(tenant)
-            .bind(id)
-            .fetch_one(&mut **self)
-            .await?;
-            return Ok(known.then(|| (Vec::new(), false)));
-        }
-        let mut chunks = Vec::new();
-        for row in &rows {
-            let Some(records) = row.try_get("records")? else {
-                return Ok(Some((chunks, true)));
-            };
-            chunks.push(LogChunk { attempt: row.try_get("attempt")?, chunk: row.try_get("chunk")?, records });
-        }
-        Ok(Some((chunks, false)))
     }
 
     /// Invocations that pass the filter, newest first; at most `limit`.

@@ -627,11 +627,14 @@ impl WorkerStore {
     /// # Errors
     /// Postgres does not answer.
     pub async fn free_modules(&self, after: Duration, limit: i32) -> Result<i64> {
-        Ok(sqlx::query_scalar("SELECT free_modules(make_interval(secs => $1), $2)")
+        let mut transaction = self.begin().await?;
+        let looked_at = sqlx::query_scalar("SELECT free_modules(make_interval(secs => $1), $2)")
             .bind(after.as_secs_f64())
             .bind(limit)
-            .fetch_one(&self.pool)
-            .await?)
+            .fetch_one(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok(looked_at)
     }
 
     /// The bytes of a tenant's module.

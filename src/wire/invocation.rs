@@ -481,15 +481,43 @@ pub struct InlineResult {
     pub base64: Option<String>,
 }
 
+/// One page of a log.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct LogPage {
+    /// Records in order.
+    pub items: Vec<LogRecord>,
+    /// `after` of the next page; absent when there is nothing more now. While the invocation runs, more may come after
+    /// the last record's `cursor`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// Severity of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)] // as everywhere
+pub enum Level {
+    Trace,
+    Debug,
+    Info,
+    Warn,
+    Error,
+}
+
 /// One record of a log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LogRecord {
+    /// Its place: `after` for what comes behind it. It stays the same when the attempt ends.
+    #[schema(example = "1.17")]
+    pub cursor: String,
     /// Attempt that wrote it.
     pub attempt: i16,
+    /// When it was written.
+    pub at: DateTime<Utc>,
     /// Microseconds since the attempt began.
     pub at_us: u64,
-    /// `trace`, `debug`, `info`, `warn` or `error`.
-    pub level: String,
+    /// Severity; lines of stdout and stderr are `info`.
+    pub level: Level,
     /// `stderr`, or the guest's own name for the place.
     pub target: String,
     /// The message, one line.
@@ -497,4 +525,13 @@ pub struct LogRecord {
     /// Structured fields.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub fields: BTreeMap<String, String>,
+}
+
+/// Event `state` of a stream: the invocation stands elsewhere now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StateEvent {
+    /// Where it stands.
+    pub state: State,
+    /// The attempt that runs, or the last one that ended; `null` before the first.
+    pub attempt: Option<i16>,
 }

@@ -4,8 +4,10 @@
 mod batch;
 mod edge;
 mod flush;
+mod follow;
 mod invocation_changes;
 mod invoke;
+mod logs;
 mod operate;
 mod read;
 mod task_changes;
