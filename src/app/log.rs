@@ -141,11 +141,12 @@ impl App {
     ) -> Result<(Vec<Record>, bool)> {
         let answer = self.tenant(tenant).await?.log_pieces(id, filter.attempt, *after, LOOK_BYTES).await?;
         let (pieces, mut more) = answer.ok_or(Error::InvocationNotFound(id))?;
-        let mut found = Vec::new();
+        let (before, mut found) = (*after, Vec::new());
         'pieces: for piece in &pieces {
             // What comes between is not written yet; it will be, at the latest with the end of the attempt.
             let next = after.filter(|at| at.attempt == piece.attempt).map_or(0, |at| at.index + 1);
             if piece.live && piece.first > next {
+                more = false;
                 break;
             }
             for (index, record) in records(piece) {
@@ -166,6 +167,10 @@ impl App {
                     found.push(Record { place, at, record });
                 }
             }
+        }
+        if more && *after == before {
+            // All that came had been seen, and behind it begins another attempt.
+            *after = pieces.last().map(|last| Place { attempt: last.attempt.saturating_add(1), index: -1 });
         }
         Ok((found, more))
     }

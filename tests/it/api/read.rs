@@ -100,7 +100,7 @@ async fn a_log_longer_than_one_look_at_it_comes_whole() {
     api.echo().await;
     let me = api.register().await;
     let id = invoke(&api, json!({})).await;
-    let long = "x".repeat(3 << 20);
+    let long = "x".repeat(5 << 20);
     for attempt in 1..=3 {
         let mut finished = trapped(api.claim(me).await, Verdict::Release { delay_ms: 0 });
         finished.outcome.logs = vec![super::record(&long)];
@@ -113,6 +113,9 @@ async fn a_log_longer_than_one_look_at_it_comes_whole() {
     let all = api.client.get(&format!("/v1/invocations/{id}/logs")).await.expect(200).json();
     let attempts: Vec<&Value> = all["items"].as_array().unwrap().iter().map(|r| &r["attempt"]).collect();
     assert_eq!(attempts, [&json!(1), &json!(2), &json!(3)]);
+    let second =
+        api.client.get(&format!("/v1/invocations/{id}/logs?limit=1&after=1.0")).await.expect(200).json();
+    assert_eq!((&second["items"][0]["attempt"], &second["next"]), (&json!(2), &json!("2.0")));
 }
 
 #[tokio::test]
