@@ -2,6 +2,7 @@
 //! into a call of `app` and its answer into wire types. No rules here, and no SQL.
 
 mod batch;
+mod docs;
 mod extract;
 mod health;
 mod invocation;
@@ -96,6 +97,7 @@ pub fn router(app: App) -> Router {
     let requests = Arc::new(Semaphore::new(MAX_REQUESTS));
     router
         .route("/openapi.json", get(move || async move { ([(CONTENT_TYPE, "application/json")], document) }))
+        .route("/docs", get(docs::docs))
         .route("/errors/{code}", get(health::error_page))
         .fallback(problem::route_not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)
