@@ -39,6 +39,7 @@ step "test guests: preview 1" env CARGO_TARGET_DIR="$GUESTS_TARGET" \
 step "examples: native tests" env CARGO_TARGET_DIR="$GUESTS_TARGET" \
     cargo test --locked --quiet --workspace --manifest-path examples/Cargo.toml
 step "tests" cargo test --locked --workspace
+step "API page in a browser" scripts/docs-page.sh
 
 printf '\nAll passed in %d s:\n' "$SECONDS"
 printf '%s\n' "${summary[@]}"

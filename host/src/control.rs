@@ -4,12 +4,19 @@
 use std::future::Future;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::outcome::LogRecord;
+use crate::output::{SharedCapture, lock};
+use crate::state::LiveSink;
+
+/// Shortest time between two deliveries of what one attempt logs, and the age before which nothing is delivered: an
+/// attempt that ends sooner costs nothing of this.
+pub(crate) const LIVE_EVERY: Duration = Duration::from_millis(250);
 /// How long a task that watches `cancelled` may clean up after a cancellation.
 pub const CANCEL_GRACE: Duration = Duration::from_millis(500);
 
@@ -55,6 +62,12 @@ pub struct Control {
     base: Instant,
     waker: Mutex<Option<Waker>>,
     progress: Mutex<Option<Progress>>,
+    /// What it says, and who wants to hear of it while it runs.
+    live: OnceLock<(SharedCapture, Arc<dyn LiveSink>)>,
+    /// Somebody has been told that there is something to hear, and has not heard it yet.
+    telling: AtomicBool,
+    /// Nanoseconds since `base` before which nobody is told.
+    tell_at: AtomicU64,
 }
 
 impl Control {
@@ -70,7 +83,37 @@ impl Control {
             base: Instant::now(),
             waker: Mutex::new(None),
             progress: Mutex::new(None),
+            live: OnceLock::new(),
+            telling: AtomicBool::new(false),
+            tell_at: AtomicU64::new(nanos(LIVE_EVERY)),
         }
+    }
+
+    /// From now on `sink` is told of what is written to `capture`, by the ticker.
+    pub(crate) fn listen(&self, capture: SharedCapture, sink: Arc<dyn LiveSink>) {
+        let _ = self.live.set((capture, sink));
+    }
+
+    /// Tells the listener if there is something to hear and the attempt is no longer young. Called by the ticker.
+    pub(crate) fn tell(self: &Arc<Self>, now: Instant) {
+        let Some((capture, sink)) = self.live.get() else { return };
+        let age = nanos(now.saturating_duration_since(self.base));
+        if age < self.tell_at.load(Ordering::Relaxed) || self.telling.load(Ordering::Acquire) {
+            return;
+        }
+        // A guest that is writing right now is heard the next time.
+        let news = capture.try_lock().is_ok_and(|capture| capture.has_news());
+        if news && !self.telling.swap(true, Ordering::AcqRel) {
+            self.tell_at.store(age.saturating_add(nanos(LIVE_EVERY)), Ordering::Relaxed);
+            sink.log(self);
+        }
+    }
+
+    /// What was written since the last time; see [`crate::output::Capture::news`].
+    pub(crate) fn take_log(&self, max_bytes: usize) -> Option<(u32, Vec<LogRecord>)> {
+        self.telling.store(false, Ordering::Release);
+        let (capture, _) = self.live.get()?;
+        lock(capture).news(max_bytes)
     }
 
     /// Sets the deadline, counted from now.

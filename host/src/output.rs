@@ -56,6 +56,8 @@ pub(crate) struct Capture {
     log_dropped: u64,
     full: bool,
     records: Vec<LogRecord>,
+    /// How many of them were given out while the attempt runs.
+    told: usize,
     out_limit: u64,
     out: Vec<u8>,
     out_dropped: u64,
@@ -101,6 +103,7 @@ impl Capture {
             log_dropped: 0,
             full: false,
             records: Vec::new(),
+            told: 0,
             out_limit,
             out: Vec::new(),
             out_dropped: 0,
@@ -212,6 +215,25 @@ impl Capture {
         self.keep(raw + cut, cut, LogLevel::Info, target.to_owned(), message, Vec::new());
     }
 
+    /// Whether there are records that [`Self::news`] has not given out.
+    pub(crate) fn has_news(&self) -> bool {
+        self.told < self.records.len()
+    }
+
+    /// Records since the last call, as many as begin within `max_bytes`, and the number of the first of them. They are
+    /// given out once more at the end, with all the others.
+    pub(crate) fn news(&mut self, max_bytes: usize) -> Option<(u32, Vec<LogRecord>)> {
+        let first = self.told;
+        let mut bytes = 0;
+        while let Some(record) = self.records.get(self.told).filter(|_| bytes < max_bytes) {
+            let fields: usize = record.fields.iter().map(|(k, v)| k.len() + v.len()).sum();
+            bytes += record.target.len() + record.message.len() + fields;
+            self.told += 1;
+        }
+        let news = self.records.get(first..self.told).filter(|news| !news.is_empty())?;
+        Some((u32::try_from(first).ok()?, news.to_vec()))
+    }
+
     /// Ends open lines and takes everything out.
     pub(crate) fn finish(&mut self) -> Captured {
         for (mut line, target) in [
@@ -222,6 +244,7 @@ impl Capture {
                 self.finish_line(&mut line, target);
             }
         }
+        self.told = 0;
         Captured {
             out: std::mem::take(&mut self.out),
             out_dropped: self.out_dropped,
@@ -454,6 +477,26 @@ mod tests {
         let got = capture.finish();
         assert_eq!(got.records.len(), 1);
         assert_eq!((got.log_kept, got.log_dropped), (11, 13));
+    }
+
+    #[test]
+    fn news_come_in_order_and_once_and_the_end_has_all_of_them() {
+        let mut capture = capture(1000, 0);
+        assert!(!capture.has_news() && capture.news(10).is_none());
+        for text in ["one", "two", "three"] {
+            capture.record(LogLevel::Info, "t", text, &[]);
+        }
+        let texts = |news: Option<(u32, Vec<LogRecord>)>| {
+            news.map(|(first, records)| (first, records.into_iter().map(|r| r.message).collect::<Vec<_>>()))
+        };
+        // The second begins within five bytes, the third does not.
+        assert_eq!(texts(capture.news(5)), Some((0, vec!["one".to_owned(), "two".to_owned()])));
+        assert_eq!(texts(capture.news(5)), Some((2, vec!["three".to_owned()])));
+        assert!(capture.news(5).is_none());
+        capture.record(LogLevel::Info, "t", "four", &[]);
+        assert!(capture.has_news());
+        assert_eq!(capture.finish().records.len(), 4);
+        assert!(!capture.has_news() && capture.news(5).is_none());
     }
 
     #[test]

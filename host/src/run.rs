@@ -31,7 +31,7 @@ use crate::task_world::{Failure, FailureKind, TaskPre};
 use crate::ticker::Ticker;
 
 pub use crate::control::{CANCEL_GRACE, CancelReason, Control, Progress};
-pub use crate::state::ProgressSink;
+pub use crate::state::LiveSink;
 
 /// Fuel after which the engine settles its counter and yields: 0.03 to 0.1 ms of ordinary code.
 pub const FUEL_YIELD_INTERVAL: u64 = 500_000;
@@ -272,7 +272,7 @@ impl Runtime {
         module: Arc<Loaded>,
         attempt: Attempt,
         control: Arc<Control>,
-        progress: Option<Arc<dyn ProgressSink>>,
+        progress: Option<Arc<dyn LiveSink>>,
     ) -> impl Future<Output = Outcome> + Send + 'static {
         let runtime = self.inner.clone();
         async move {
@@ -364,7 +364,7 @@ struct Run<'a> {
     limits: Limits,
     context: Context,
     control: Arc<Control>,
-    progress: Option<Arc<dyn ProgressSink>>,
+    progress: Option<Arc<dyn LiveSink>>,
     started: Instant,
     deadline: Instant,
 }
@@ -394,9 +394,14 @@ impl Run<'_> {
     }
 
     fn common(&self, stdout_bytes: u64) -> Common {
+        let capture = Capture::new(self.started, self.limits.log_bytes, stdout_bytes);
+        let capture = Arc::new(Mutex::new(capture));
+        if let Some(sink) = &self.progress {
+            self.control.listen(capture.clone(), sink.clone());
+        }
         Common {
             limiter: Limiter::new(self.limits.memory_bytes),
-            capture: Arc::new(Mutex::new(Capture::new(self.started, self.limits.log_bytes, stdout_bytes))),
+            capture,
             control: self.control.clone(),
             calls: 0,
             fuel_limit: self.limits.fuel,

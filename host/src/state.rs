@@ -24,10 +24,13 @@ const MAX_RANDOM: u64 = 1 << 20;
 /// In-memory bytes of one set of HTTP header fields.
 const MAX_HTTP_FIELDS: usize = 64 << 10;
 
-/// Hears of progress reports. Called from the guest's thread: must be quick.
-pub trait ProgressSink: Send + Sync {
+/// Hears of what a running attempt says. Called from the guest's thread and the ticker's: must be quick.
+pub trait LiveSink: Send + Sync {
     /// `control` holds a report that [`Control`] had not before.
     fn progress(&self, control: &Arc<Control>);
+
+    /// `control` has log records that nobody has taken.
+    fn log(&self, control: &Arc<Control>);
 }
 
 /// The part of the state that every kind of guest has.
@@ -86,7 +89,7 @@ pub(crate) struct Host {
     pub(crate) context: Context,
     pub(crate) timeout_ms: u64,
     pub(crate) deadline: Instant,
-    pub(crate) progress: Option<Arc<dyn ProgressSink>>,
+    pub(crate) progress: Option<Arc<dyn LiveSink>>,
     pub(crate) table: ResourceTable,
     start: Start,
     stdout: Stream,

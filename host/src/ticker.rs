@@ -12,6 +12,8 @@ use crate::control::Control;
 
 /// Length of an epoch: the slice after which a guest yields.
 pub(crate) const TICK: Duration = Duration::from_millis(1);
+/// Time between two rounds of telling what running attempts log; of each one it is told less often.
+const TELL_EVERY: Duration = Duration::from_millis(100);
 /// Idle ticks before the thread parks; waking it costs more than a few idle ticks.
 const IDLE_TICKS: u32 = 100;
 
@@ -67,6 +69,15 @@ impl Shared {
         }
         // Under the lock: `watch` and `hurry` lower it under the same lock.
         self.earliest.store(earliest, Ordering::Release);
+    }
+
+    /// Whoever listens to what running attempts log is told.
+    fn tell(&self, now: Instant) {
+        // Not under the lock: a listener has locks of its own.
+        let running: Vec<Arc<Control>> = self.watched().slots.iter().flatten().cloned().collect();
+        for control in running {
+            control.tell(now);
+        }
     }
 }
 
@@ -150,11 +161,17 @@ impl Drop for Watch {
 
 fn run(shared: &Shared, engine: &Engine) {
     let mut idle = 0;
+    let mut next_tell = Instant::now();
     while !shared.ended.load(Ordering::SeqCst) {
         thread::sleep(TICK);
         engine.increment_epoch();
         shared.ticks.fetch_add(1, Ordering::Relaxed);
-        shared.scan(Instant::now());
+        let now = Instant::now();
+        shared.scan(now);
+        if now >= next_tell {
+            next_tell = now + TELL_EVERY;
+            shared.tell(now);
+        }
         if shared.active.load(Ordering::SeqCst) > 0 {
             idle = 0;
             continue;

@@ -337,9 +337,55 @@ async fn progress_arrives_and_its_latest_report_comes_before_the_end() {
                 assert_eq!(outcome.termination, Termination::Succeeded);
                 break;
             }
+            CellEvent::Log { .. } => {}
             CellEvent::Gone { reason } => panic!("{reason}"),
         }
     }
     assert_eq!(reports.last(), Some(&5_000));
     assert!(reports.len() < 1_000, "{}", reports.len());
+}
+
+/// Writes "hello" to stderr, then spins.
+const HELLO_AND_SPIN: &str = r#"(module
+    (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+    (memory (export "memory") 1)
+    (data (i32.const 0) "\10\00\00\00\06\00\00\00")
+    (data (i32.const 16) "hello\n")
+    (func (export "_start")
+        (drop (call $write (i32.const 2) (i32.const 0) (i32.const 1) (i32.const 8)))
+        (loop $l (br $l))))"#;
+
+#[tokio::test]
+async fn what_a_running_attempt_logs_is_told_once_while_it_runs_and_again_with_its_outcome() {
+    let code = artifact(HELLO_AND_SPIN).await;
+    let (cell, mut events) = cell(1, 2).await;
+    cell.load(&code).await.unwrap();
+    let limits = Limits { timeout_ms: 2_500, ..Limits::default() };
+    cell.submit(7, &attempt(&code, 1, limits)).unwrap();
+    let mut told = Vec::new();
+    let outcome = loop {
+        match next(&mut events).await {
+            CellEvent::Log { token, first, records } => {
+                assert_eq!(token, 7);
+                told.push((first, records));
+            }
+            CellEvent::Finished { outcome, .. } => break outcome,
+            CellEvent::Progress { .. } => {}
+            CellEvent::Gone { reason } => panic!("{reason}"),
+        }
+    };
+    assert_eq!(told, [(0, outcome.logs.clone())]);
+    assert_eq!(outcome.logs[0].message, "hello");
+}
+
+#[tokio::test]
+async fn an_attempt_that_ends_young_is_told_of_only_by_its_outcome() {
+    let code = artifact(HELLO_AND_SPIN).await;
+    let (cell, mut events) = cell(1, 2).await;
+    cell.load(&code).await.unwrap();
+    let limits = Limits { timeout_ms: 40, ..Limits::default() };
+    cell.submit(7, &attempt(&code, 1, limits)).unwrap();
+    let event = next(&mut events).await;
+    let CellEvent::Finished { outcome, .. } = event else { panic!("{event:?}") };
+    assert_eq!(outcome.logs.len(), 1);
 }

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::HeaderMap;
 use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE};
@@ -25,6 +25,8 @@ use crate::store::tenant::Identity;
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of a JSON body besides input: names, tags, limits, white space.
 const BODY_OVERHEAD: u64 = 1 << 20;
+/// Bytes of a body of many requests, if those of a single one are fewer.
+const MAX_BATCH_BYTES: u64 = 32 << 20;
 /// One permit of the memory for bodies.
 pub(super) const PERMIT_BYTES: u64 = 1 << 10;
 
@@ -262,22 +264,81 @@ impl<T: DeserializeOwned> FromRequest<Api> for Json<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, api: &Api) -> Result<Self, Problem> {
-        media_type(request.headers(), &["application/json"])?;
-        // Base64 takes four bytes for three, and escapes up to six for one; twice is enough for ordinary text.
-        let max = api.app.settings().max_input_bytes.saturating_mul(2) + BODY_OVERHEAD;
-        let declared = content_length(request.headers());
-        if declared.is_some_and(|length| length > max) {
-            return Err(too_large(max));
-        }
-        let permits = declared.unwrap_or(max).div_ceil(PERMIT_BYTES);
-        let memory = u32::try_from(permits)
-            .ok()
-            .and_then(|n| Arc::clone(&api.bodies).try_acquire_many_owned(n).ok())
-            .ok_or_else(|| Problem::new(Code::Overloaded, "too many request bodies at once"))?;
-        let bytes = read(request.into_body(), max).await?;
-        let value = parse(&bytes)?;
+        let (value, bytes, memory) = json(request, api, JSON, max_body(api)).await?;
         Ok(Self { value, bytes, _memory: memory })
     }
+}
+
+/// A JSON merge patch (RFC 7396), read and bounded.
+#[derive(Debug)]
+pub struct MergePatch<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<Api> for MergePatch<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, api: &Api) -> Result<Self, Problem> {
+        let types = &["application/merge-patch+json", "application/json"];
+        Ok(Self(json(request, api, types, BODY_OVERHEAD).await?.0))
+    }
+}
+
+/// A JSON body of many requests, read and bounded.
+#[derive(Debug)]
+pub struct Many<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<Api> for Many<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, api: &Api) -> Result<Self, Problem> {
+        let max = MAX_BATCH_BYTES.max(max_body(api));
+        Ok(Self(json(request, api, JSON, max).await?.0))
+    }
+}
+
+/// A JSON body that may be left out.
+#[derive(Debug)]
+pub struct OptionalJson<T>(pub T);
+
+impl<T: DeserializeOwned + Default> FromRequest<Api> for OptionalJson<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, api: &Api) -> Result<Self, Problem> {
+        if !request.headers().contains_key(CONTENT_TYPE) && request.body().is_end_stream() {
+            return Ok(Self(T::default()));
+        }
+        Ok(Self(json(request, api, JSON, BODY_OVERHEAD).await?.0))
+    }
+}
+
+/// The media type of requests.
+const JSON: &[&str] = &["application/json"];
+
+/// Bytes of the body of one request.
+fn max_body(api: &Api) -> u64 {
+    // Base64 takes four bytes for three, and escapes up to six for one; twice is enough for ordinary text.
+    api.app.settings().max_input_bytes.saturating_mul(2) + BODY_OVERHEAD
+}
+
+/// A body of one of these types and at most `max` bytes; the permit pays for its memory.
+async fn json<T: DeserializeOwned>(
+    request: Request,
+    api: &Api,
+    types: &[&str],
+    max: u64,
+) -> Result<(T, bytes::Bytes, tokio::sync::OwnedSemaphorePermit), Problem> {
+    media_type(request.headers(), types)?;
+    let declared = content_length(request.headers());
+    if declared.is_some_and(|length| length > max) {
+        return Err(too_large(max));
+    }
+    let permits = declared.unwrap_or(max).div_ceil(PERMIT_BYTES);
+    let memory = u32::try_from(permits)
+        .ok()
+        .and_then(|n| Arc::clone(&api.bodies).try_acquire_many_owned(n).ok())
+        .ok_or_else(|| Problem::new(Code::Overloaded, "too many request bodies at once"))?;
+    let bytes = read(request.into_body(), max).await?;
+    let value = parse(&bytes)?;
+    Ok((value, bytes, memory))
 }
 
 fn too_large(max: u64) -> Problem {
@@ -320,7 +381,7 @@ pub(super) fn media_type(headers: &HeaderMap, allowed: &[&str]) -> Result<(), Pr
     ))
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     // A structure may also be read from an array of its fields: nobody means that.
     if bytes.trim_ascii_start().first() == Some(&b'[') {
         return Err(Problem::new(Code::InvalidBody, "the request body must be a JSON object")

@@ -4,14 +4,16 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE, LINK, LOCATION, X_CONTENT_TYPE_OPTIONS};
+use axum::http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE, LOCATION, X_CONTENT_TYPE_OPTIONS};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use sandbar_host::limits::PartialLimits;
 
-use crate::api::extract::{self, Caller, Idempotency, InvocationPath, Pairs, PreferWait, TaskPath};
+use crate::api::extract::{
+    self, Caller, Idempotency, InvocationPath, MergePatch, OptionalJson, Pairs, PreferWait, TaskPath,
+};
 use crate::api::problem::{Code, Problem};
 use crate::api::shape;
 use crate::api::{Api, PAGE, limit, preference_applied, unknown_parameter};
@@ -21,7 +23,7 @@ use crate::app::policy::PartialRetry;
 use crate::domain::invocation::State as Stand;
 use crate::domain::names::{Tags, TaskName};
 use crate::domain::retry::Backoff;
-use crate::store::invocation::Filter;
+use crate::store::invocation::{Filter, InvocationChange};
 use crate::wire::Page;
 use crate::wire::invocation as wire;
 use crate::wire::problem as problem_wire;
@@ -62,7 +64,7 @@ fn payload(body: &mut wire::InvokeRequest) -> Result<Payload, Problem> {
     Ok(Payload { input, stdin, args: body.args.take(), env: body.env.take() })
 }
 
-fn request(mut body: wire::InvokeRequest) -> Result<Request, Problem> {
+pub(super) fn request(mut body: wire::InvokeRequest) -> Result<Request, Problem> {
     let payload = payload(&mut body)?;
     let limits = body.limits.unwrap_or_default();
     let retry = body.retry.unwrap_or_default();
@@ -113,7 +115,7 @@ fn request(mut body: wire::InvokeRequest) -> Result<Request, Problem> {
         (status = 401, description = "unauthenticated", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 404, description = "task-not-found, version-not-found", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 408, description = "request-too-slow", body = problem_wire::Problem, content_type = "application/problem+json"),
-        (status = 409, description = "version-not-ready, version-rejected", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 409, description = "task-inactive, version-not-ready, version-rejected", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 413, description = "body-too-large, input-too-large", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 415, description = "unsupported-media-type", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 422, description = "invalid-body, wrong-input-kind, input-mismatch, idempotency-key-reused", body = problem_wire::Problem, content_type = "application/problem+json"),
@@ -139,15 +141,9 @@ pub(super) async fn invoke(
     let invoked = api.app.invoke(tenant, &name, request, wait).await?;
     let ended = invoked.invocation.summary.state.is_terminal();
     let body = shape::invocation(&invoked.invocation, wait.is_some() && ended);
-    let mut headers = HeaderMap::new();
-    if let Ok(location) = HeaderValue::from_str(&body.summary.links.this) {
-        headers.insert(LOCATION, location);
-    }
+    let mut headers = accepted(&body, invoked.replayed);
     if let Some(wait) = wait {
         preference_applied(&mut headers, wait);
-    }
-    if invoked.replayed {
-        headers.insert("idempotency-replayed", HeaderValue::from_static("true"));
     }
     let status = if wait.is_some() && ended { StatusCode::OK } else { StatusCode::ACCEPTED };
     Ok((status, headers, Json(body)).into_response())
@@ -199,57 +195,81 @@ pub(super) async fn result(
     Ok((headers, output.bytes.unwrap_or_default()).into_response())
 }
 
-/// The log: the records of all attempts in order, or of one. Long logs come in parts; the header Link leads to the next.
+/// Change an invocation: priority and time while it is scheduled or queued, tags at any time.
 #[utoipa::path(
-    get, path = "/v1/invocations/{id}/logs", tag = "invocations",
-    params(
-        ("id" = uuid::Uuid, Path, description = "Id of the invocation"),
-        ("attempt" = Option<i16>, Query, description = "Only this attempt"),
-        ("after" = Option<String>, Query, description = "From the header Link of the part before"),
-    ),
+    patch, path = "/v1/invocations/{id}", tag = "invocations",
+    params(("id" = uuid::Uuid, Path, description = "Its id")),
+    request_body(content((wire::InvocationPatch = "application/merge-patch+json"), (wire::InvocationPatch = "application/json"))),
     responses(
-        (status = 200, description = "Records in order", body = Vec<wire::LogRecord>, headers(("Link" = String, description = "rel=\"next\": the next part"))),
-        (status = 400, description = "invalid-query", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 200, description = "The invocation as it is now", body = wire::Invocation),
+        (status = 400, description = "malformed-json, broken-body", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 401, description = "unauthenticated", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 404, description = "invocation-not-found", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 409, description = "already-started, already-finished", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 413, description = "body-too-large", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 415, description = "unsupported-media-type", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 422, description = "invalid-body", body = problem_wire::Problem, content_type = "application/problem+json"),
     )
 )]
-pub(super) async fn logs(
+pub(super) async fn patch(
     State(api): State<Api>,
     Caller(tenant): Caller,
     InvocationPath(id): InvocationPath,
-    Pairs(pairs): Pairs,
+    MergePatch(body): MergePatch<wire::InvocationPatch>,
+) -> Result<Json<wire::Invocation>, Problem> {
+    let tags = body.tags.into_option();
+    let change = InvocationChange {
+        priority: body.priority.into_option().map(Option::unwrap_or_default),
+        run_at: body.run_at.into_option(),
+        reset_tags: tags == Some(None),
+        tags: tags.flatten().unwrap_or_default(),
+    };
+    let found = api.app.change(tenant, id, &change).await?;
+    Ok(Json(shape::invocation(&found, false)))
+}
+
+/// Run a dead, cancelled or expired invocation again: a new invocation with the same input, tags, limits, retries and
+/// priority, and with `retry_of`.
+#[utoipa::path(
+    post, path = "/v1/invocations/{id}/retry", tag = "invocations",
+    params(
+        ("id" = uuid::Uuid, Path, description = "Id of the old invocation"),
+        ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters: the same key gives the first retry again"),
+    ),
+    request_body(content = Option<wire::RetryInvocation>, content_type = "application/json"),
+    responses(
+        (status = 202, description = "The new invocation is durable and will run", body = wire::Invocation, headers(("Location" = String, description = "The new invocation"))),
+        (status = 400, description = "malformed-json, invalid-idempotency-key, broken-body", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 401, description = "unauthenticated", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 404, description = "invocation-not-found, task-not-found (the task was deleted), version-not-found", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 409, description = "not-retryable, task-inactive, version-not-ready, version-rejected", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 415, description = "unsupported-media-type", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 422, description = "invalid-body, wrong-input-kind, input-mismatch, idempotency-key-reused", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 503, description = "overloaded, database-unavailable, timeout", body = problem_wire::Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn retry(
+    State(api): State<Api>,
+    Caller(tenant): Caller,
+    InvocationPath(id): InvocationPath,
+    Idempotency(key): Idempotency,
+    OptionalJson(body): OptionalJson<wire::RetryInvocation>,
 ) -> Result<Response, Problem> {
-    let mut attempt = None;
-    let mut after = None;
-    for (key, value) in pairs {
-        match key.as_str() {
-            "attempt" => {
-                let number = value.parse::<i16>().ok().filter(|n| *n > 0);
-                attempt = Some(number.ok_or_else(|| {
-                    Problem::new(Code::InvalidQuery, "`attempt` must be the number of an attempt")
-                })?);
-            }
-            "after" => {
-                let place = value.split_once('.').and_then(|(a, c)| Some((a.parse().ok()?, c.parse().ok()?)));
-                after = Some(place.ok_or_else(|| {
-                    Problem::new(Code::InvalidQuery, "`after` must come from the header Link")
-                })?);
-            }
-            other => return Err(unknown_parameter(other, "attempt and after")),
-        }
-    }
-    let (chunks, more) = api.app.logs(tenant, id, attempt, after).await?;
+    let invoked = api.app.retry(tenant, id, body.version, key).await?;
+    let body = shape::invocation(&invoked.invocation, false);
+    Ok((StatusCode::ACCEPTED, accepted(&body, invoked.replayed), Json(body)).into_response())
+}
+
+/// What the answer to an accepted invocation says besides its body.
+fn accepted(body: &wire::Invocation, replayed: bool) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    if let Some(last) = chunks.last().filter(|_| more) {
-        let only = attempt.map_or_else(String::new, |n| format!("attempt={n}&"));
-        let link =
-            format!("</v1/invocations/{id}/logs?{only}after={}.{}>; rel=\"next\"", last.attempt, last.chunk);
-        if let Ok(link) = HeaderValue::from_str(&link) {
-            headers.insert(LINK, link);
-        }
+    if let Ok(location) = HeaderValue::from_str(&body.summary.links.this) {
+        headers.insert(LOCATION, location);
     }
-    Ok((headers, Json(shape::logs(&chunks))).into_response())
+    if replayed {
+        headers.insert("idempotency-replayed", HeaderValue::from_static("true"));
+    }
+    headers
 }
 
 /// Ask for the end of an invocation, waiting or running.

@@ -1,10 +1,13 @@
 //! The public HTTP API: router, extractors, and the one translation of errors. Handlers are thin: they turn a request
 //! into a call of `app` and its answer into wire types. No rules here, and no SQL.
 
+mod batch;
+mod docs;
 mod extract;
 mod health;
 mod invocation;
 mod layers;
+mod log;
 mod operate;
 pub mod problem;
 mod shape;
@@ -94,6 +97,7 @@ pub fn router(app: App) -> Router {
     let requests = Arc::new(Semaphore::new(MAX_REQUESTS));
     router
         .route("/openapi.json", get(move || async move { ([(CONTENT_TYPE, "application/json")], document) }))
+        .route("/docs", get(docs::docs))
         .route("/errors/{code}", get(health::error_page))
         .fallback(problem::route_not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)
@@ -121,13 +125,16 @@ fn documented(quick: Duration, waiting: Duration, uploading: Duration) -> OpenAp
         .merge(
             OpenApiRouter::new()
                 .routes(routes!(task::list))
-                .routes(routes!(task::get))
+                .routes(routes!(task::get, task::patch, task::delete))
                 .routes(routes!(task::versions))
                 .routes(routes!(task::version_get))
+                .routes(routes!(task::module))
                 .routes(routes!(invocation::list))
-                .routes(routes!(invocation::get))
+                .routes(routes!(invocation::get, invocation::patch))
+                .routes(routes!(invocation::retry))
+                .routes(routes!(batch::batch))
                 .routes(routes!(invocation::result))
-                .routes(routes!(invocation::logs))
+                .routes(routes!(log::logs))
                 .routes(routes!(invocation::cancel))
                 .routes(routes!(why::get))
                 .routes(routes!(operate::workers))

@@ -68,6 +68,10 @@ codes! {
     RequestTooSlow "request-too-slow" 408 "The request came too slowly";
     NotFinished "not-finished" 409 "The invocation has not ended";
     AlreadyFinished "already-finished" 409 "The invocation has already ended";
+    AlreadyStarted "already-started" 409 "The invocation has been started";
+    NotRetryable "not-retryable" 409 "The invocation cannot be retried";
+    TaskInactive "task-inactive" 409 "The task is inactive";
+    TaskInUse "task-in-use" 409 "The task has open invocations";
     VersionNotReady "version-not-ready" 409 "The version is still being compiled";
     VersionRejected "version-rejected" 409 "The version was rejected";
     BodyTooLarge "body-too-large" 413 "The request body is too large";
@@ -141,7 +145,16 @@ impl Problem {
         self
     }
 
-    fn body(self) -> wire::Problem {
+    /// With every pointer below `prefix`: it belongs to a part of the body.
+    pub(super) fn below(mut self, prefix: &str) -> Self {
+        for error in &mut self.errors {
+            error.pointer.insert_str(0, prefix);
+        }
+        self
+    }
+
+    /// What a client reads.
+    pub(super) fn body(self) -> wire::Problem {
         wire::Problem {
             kind: format!("/errors/{}", self.code.as_str()),
             title: self.code.title().to_owned(),
@@ -186,6 +199,10 @@ impl From<Error> for Problem {
         let plain = |code| Self::new(code, &text);
         match error {
             Error::TaskNotFound(_) => plain(Code::TaskNotFound),
+            Error::TaskInactive(_) => plain(Code::TaskInactive),
+            Error::TaskInUse(_) => plain(Code::TaskInUse),
+            Error::AlreadyStarted => plain(Code::AlreadyStarted),
+            Error::NotRetryable(_) => plain(Code::NotRetryable),
             Error::VersionNotFound { .. } => plain(Code::VersionNotFound),
             Error::VersionNotReady { .. } => plain(Code::VersionNotReady),
             Error::VersionRejected { rejection, .. } => {

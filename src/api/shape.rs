@@ -3,12 +3,13 @@
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use chrono::{DateTime, Utc};
-use sandbar_host::outcome::{Frame, LogLevel, LogRecord, Termination, TrapKind};
+use sandbar_host::outcome::{Frame, LogLevel, Termination, TrapKind};
 
+use crate::app::log::Record;
 use crate::domain::ids::InvocationId;
 use crate::domain::invocation::State;
 use crate::domain::retry::Backoff;
-use crate::store::invocation::{AttemptRow, Invocation, LogChunk, Output, Summary};
+use crate::store::invocation::{AttemptRow, Invocation, Output, ProgressRow, Summary};
 use crate::wire::invocation as wire;
 
 /// An invocation; with its result if `with_result`.
@@ -37,20 +38,37 @@ pub(super) fn invocation(row: &Invocation, with_result: bool) -> wire::Invocatio
         },
         retry: wire::Retry {
             max_attempts: row.retry.max_attempts,
-            backoff: match row.retry.backoff {
-                Backoff::Fixed => wire::Backoff::Fixed,
-                Backoff::Exponential => wire::Backoff::Exponential,
-            },
+            backoff: backoff(row.retry.backoff),
             initial_ms: row.retry.initial_ms,
             factor: row.retry.factor,
             max_ms: row.retry.max_ms,
             jitter: row.retry.jitter,
         },
+        progress: row.progress.as_ref().map(progress),
         result: row
             .output
             .as_ref()
             .filter(|output| with_result && (output.size_bytes > 0 || row.summary.state == State::Succeeded))
             .map(inline),
+    }
+}
+
+/// The growth of waits.
+pub(super) fn backoff(backoff: Backoff) -> wire::Backoff {
+    match backoff {
+        Backoff::Fixed => wire::Backoff::Fixed,
+        Backoff::Exponential => wire::Backoff::Exponential,
+    }
+}
+
+/// A report of progress.
+pub(super) fn progress(row: &ProgressRow) -> wire::Progress {
+    wire::Progress {
+        done: row.report.done,
+        total: row.report.total,
+        message: row.report.message.clone(),
+        attempt: row.attempt,
+        at: row.at,
     }
 }
 
@@ -71,10 +89,13 @@ pub(super) fn summary(row: &Summary, cancelling: bool) -> wire::InvocationSummar
         expires_at: row.expires_at,
         due_at: row.due_at,
         finished_at: row.finished_at,
+        retry_of: row.retry_of.map(|id| id.0),
         links: wire::InvocationLinks {
             result: format!("{this}/result"),
             logs: format!("{this}/logs"),
             cancel: (!row.state.is_terminal()).then(|| format!("{this}/cancel")),
+            retry: matches!(row.state, State::Dead | State::Cancelled | State::Expired)
+                .then(|| format!("{this}/retry")),
             this,
         },
     }
@@ -195,36 +216,23 @@ fn inline(output: &Output) -> wire::InlineResult {
     result
 }
 
-/// Records of a log, from stored lines. A line that cannot be read was never written by this code; it is left out.
-pub(super) fn logs(chunks: &[LogChunk]) -> Vec<wire::LogRecord> {
-    let mut records = Vec::new();
-    for chunk in chunks {
-        let lines = chunk.records.split(|byte| *byte == b'\n');
-        for line in lines.filter(|line| !line.is_empty()) {
-            let Ok(record) = serde_json::from_slice::<LogRecord>(line) else {
-                tracing::warn!(attempt = chunk.attempt, "a stored log line is not readable");
-                continue;
-            };
-            records.push(wire::LogRecord {
-                attempt: chunk.attempt,
-                at_us: record.at_us,
-                level: level(record.level).to_owned(),
-                target: record.target,
-                message: record.message,
-                fields: record.fields.into_iter().collect(),
-            });
-        }
-    }
-    records
-}
-
-fn level(level: LogLevel) -> &'static str {
-    match level {
-        LogLevel::Trace => "trace",
-        LogLevel::Debug => "debug",
-        LogLevel::Info => "info",
-        LogLevel::Warn => "warn",
-        LogLevel::Error => "error",
+/// One record of a log.
+pub(super) fn record(row: &Record) -> wire::LogRecord {
+    wire::LogRecord {
+        cursor: format!("{}.{}", row.place.attempt, row.place.index),
+        attempt: row.place.attempt,
+        at: row.at,
+        at_us: row.record.at_us,
+        level: match row.record.level {
+            LogLevel::Trace => wire::Level::Trace,
+            LogLevel::Debug => wire::Level::Debug,
+            LogLevel::Info => wire::Level::Info,
+            LogLevel::Warn => wire::Level::Warn,
+            LogLevel::Error => wire::Level::Error,
+        },
+        target: row.record.target.clone(),
+        message: row.record.message.clone(),
+        fields: row.record.fields.iter().cloned().collect(),
     }
 }
 
@@ -234,8 +242,10 @@ mod tests {
     use super::*;
     use crate::domain::ids::WorkerId;
     use crate::domain::retry::RetryPolicy;
-    use crate::store::invocation::{RunningAttempt, encode_logs};
+    use crate::store::invocation::RunningAttempt;
+    use crate::store::log::Place;
     use sandbar_host::limits::Limits;
+    use sandbar_host::outcome::LogRecord;
     use uuid::Uuid;
 
     fn at(millis: i64) -> DateTime<Utc> {
@@ -262,6 +272,7 @@ mod tests {
                 expires_at: None,
                 due_at: None,
                 finished_at: None,
+                retry_of: None,
             },
             cancelling: false,
             limits: Limits::default(),
@@ -269,6 +280,7 @@ mod tests {
             attempts: Vec::new(),
             running: None,
             output: None,
+            progress: None,
         }
     }
 
@@ -401,15 +413,27 @@ mod tests {
 
     #[test]
     fn shape_of_a_log() {
-        let record = LogRecord {
+        let plain = LogRecord {
             at_us: 12,
-            level: LogLevel::Warn,
+            level: LogLevel::Info,
             target: "guest".to_owned(),
             message: "low".to_owned(),
-            fields: vec![("left".to_owned(), "3".to_owned())],
+            fields: Vec::new(),
         };
-        let plain = LogRecord { fields: Vec::new(), level: LogLevel::Info, ..record.clone() };
-        let chunk = LogChunk { attempt: 2, chunk: 0, records: encode_logs(&[record, plain]).unwrap() };
-        insta::assert_json_snapshot!(logs(&[chunk]));
+        let rich = LogRecord {
+            fields: vec![("left".to_owned(), "3".to_owned())],
+            level: LogLevel::Warn,
+            ..plain.clone()
+        };
+        let items = [(7, rich), (8, plain)].map(|(index, one)| {
+            record(&Record { place: Place { attempt: 2, index }, at: at(12), record: one })
+        });
+        insta::assert_json_snapshot!(wire::LogPage { items: items.into(), next: Some("2.8".to_owned()) });
+    }
+
+    #[test]
+    fn shape_of_progress() {
+        let report = sandbar_host::cell::Progress { done: 3, total: u64::MAX, message: "three".to_owned() };
+        insta::assert_json_snapshot!(progress(&ProgressRow { attempt: 2, report, at: at(5) }));
     }
 }

@@ -3,18 +3,26 @@
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::header::LOCATION;
+use axum::http::header::{
+    CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_NONE_MATCH, LOCATION, X_CONTENT_TYPE_OPTIONS,
+};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use futures_util::TryStreamExt;
+use sandbar_host::limits::PartialLimits;
+use serde::Serialize;
 
 use crate::api::extract::{
-    Caller, NewTaskPath, Pairs, PreferWait, TaskPath, VersionPath, content_length, media_type,
+    Caller, MergePatch, NewTaskPath, Pairs, PreferWait, TaskPath, VersionPath, content_length, media_type,
 };
 use crate::api::problem::{Code, Problem, rejection};
-use crate::api::{Api, PAGE, limit, unknown_parameter};
+use crate::api::{Api, PAGE, limit, shape, unknown_parameter};
 use crate::domain::names::TaskName;
-use crate::store::task::{TaskRow, VersionRow, VersionState};
+use crate::domain::retry::PartialRetry;
+use crate::store::task::{Change, TaskChange, TaskRow, VersionRow, VersionState};
 use crate::wire::Page;
+use crate::wire::invocation as invocation_wire;
+use crate::wire::patch::Field;
 use crate::wire::problem as problem_wire;
 use crate::wire::task as wire;
 
@@ -24,6 +32,23 @@ fn task(row: &TaskRow) -> wire::Task {
         name: row.name.clone(),
         description: row.description.clone(),
         current_version: row.current_version,
+        pinned_version: row.pinned_version,
+        active: row.active,
+        limits: (row.limits != PartialLimits::default()).then(|| invocation_wire::LimitsRequest {
+            fuel: row.limits.fuel,
+            memory_bytes: row.limits.memory_bytes,
+            timeout_ms: row.limits.timeout_ms,
+            output_bytes: row.limits.output_bytes,
+            log_bytes: row.limits.log_bytes,
+        }),
+        retry: (row.retry != PartialRetry::default()).then(|| invocation_wire::RetryRequest {
+            max_attempts: row.retry.max_attempts,
+            backoff: row.retry.backoff.map(shape::backoff),
+            initial_ms: row.retry.initial_ms,
+            factor: row.retry.factor,
+            max_ms: row.retry.max_ms,
+            jitter: row.retry.jitter,
+        }),
         created_at: row.created_at,
         updated_at: row.updated_at,
         links: wire::TaskLinks {
@@ -55,6 +80,7 @@ fn version(task: &TaskName, row: &VersionRow) -> wire::Version {
         links: wire::VersionLinks {
             this: format!("/v1/tasks/{task}/versions/{}", row.number),
             task: format!("/v1/tasks/{task}"),
+            module: format!("/v1/tasks/{task}/versions/{}/module", row.number),
         },
     }
 }
@@ -112,6 +138,97 @@ pub(super) async fn get(
     TaskPath(name): TaskPath,
 ) -> Result<Json<wire::Task>, Problem> {
     Ok(Json(task(&api.app.task(tenant, &name).await?)))
+}
+
+fn change<T>(field: Field<T>) -> Change<T> {
+    match field {
+        Field::Absent => Change::Keep,
+        Field::Null => Change::Reset,
+        Field::Value(value) => Change::Set(value),
+    }
+}
+
+/// As JSON again: that is how a merge patch is merged.
+fn merge<T: Serialize>(field: Field<T>) -> Result<Change<serde_json::Value>, Problem> {
+    Ok(match change(field) {
+        Change::Keep => Change::Keep,
+        Change::Reset => Change::Reset,
+        Change::Set(value) => {
+            let value = serde_json::to_value(&value);
+            Change::Set(value.map_err(|error| Problem::new(Code::InvalidBody, error))?)
+        }
+    })
+}
+
+/// Change a task: description, default limits and retries of its invocations, whether it is active, and the version
+/// that plain invocations use. What was accepted before keeps what it was accepted with.
+#[utoipa::path(
+    patch, path = "/v1/tasks/{task}", tag = "tasks",
+    params(("task" = String, Path, description = "Its name")),
+    request_body(content((wire::TaskPatch = "application/merge-patch+json"), (wire::TaskPatch = "application/json"))),
+    responses(
+        (status = 200, description = "The task as it is now", body = wire::Task),
+        (status = 400, description = "malformed-json, broken-body", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 401, description = "unauthenticated", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 404, description = "task-not-found, version-not-found", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 409, description = "version-not-ready, version-rejected", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 413, description = "body-too-large", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 415, description = "unsupported-media-type", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 422, description = "invalid-body", body = problem_wire::Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn patch(
+    State(api): State<Api>,
+    Caller(tenant): Caller,
+    TaskPath(name): TaskPath,
+    MergePatch(body): MergePatch<wire::TaskPatch>,
+) -> Result<Json<wire::Task>, Problem> {
+    let patch = TaskChange {
+        description: change(body.description),
+        limits: merge(body.limits)?,
+        retry: merge(body.retry)?,
+        active: change(body.active),
+        version: change(body.version),
+    };
+    Ok(Json(task(&api.app.change_task(tenant, &name, &patch).await?)))
+}
+
+/// Delete a task. Invocations that ended stay readable under its name; the name is free for another task. Modules
+/// that no other task uses are freed some minutes later.
+#[utoipa::path(
+    delete, path = "/v1/tasks/{task}", tag = "tasks",
+    params(
+        ("task" = String, Path, description = "Its name"),
+        ("cancel" = Option<bool>, Query, description = "Cancel its open invocations first; running ones are asked to stop. Default: false"),
+    ),
+    responses(
+        (status = 204, description = "It is gone"),
+        (status = 400, description = "invalid-query", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 401, description = "unauthenticated", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 404, description = "task-not-found", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 409, description = "task-in-use", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 503, description = "timeout: it cancels what it can and accepts nothing new; repeat. database-unavailable", body = problem_wire::Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn delete(
+    State(api): State<Api>,
+    Caller(tenant): Caller,
+    TaskPath(name): TaskPath,
+    Pairs(pairs): Pairs,
+) -> Result<StatusCode, Problem> {
+    let mut cancel = false;
+    for (key, value) in pairs {
+        match (key.as_str(), value.as_str()) {
+            ("cancel", "true") => cancel = true,
+            ("cancel", "false") => cancel = false,
+            ("cancel", _) => {
+                return Err(Problem::new(Code::InvalidQuery, "`cancel` must be true or false"));
+            }
+            (other, _) => return Err(unknown_parameter(other, "cancel")),
+        }
+    }
+    api.app.delete_task(tenant, &name, cancel).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// List the versions of a task, newest first.
@@ -177,6 +294,51 @@ pub(super) async fn version_get(
 ) -> Result<Json<wire::Version>, Problem> {
     let row = api.app.version(tenant, &name, number).await?;
     Ok(Json(version(&name, &row)))
+}
+
+/// The uploaded bytes of a version.
+#[utoipa::path(
+    get, path = "/v1/tasks/{task}/versions/{version}/module", tag = "tasks",
+    params(
+        ("task" = String, Path, description = "Name of the task"),
+        ("version" = i32, Path, description = "Number of the version"),
+        ("If-None-Match" = Option<String>, Header, description = "ETag of bytes that the client has"),
+    ),
+    responses(
+        (status = 200, description = "The bytes", body = Vec<u8>, content_type = "application/wasm", headers(("ETag" = String, description = "SHA-256 of the bytes"))),
+        (status = 304, description = "The client has them"),
+        (status = 401, description = "unauthenticated", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 404, description = "task-not-found, version-not-found", body = problem_wire::Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn module(
+    State(api): State<Api>,
+    Caller(tenant): Caller,
+    VersionPath(name, number): VersionPath,
+    asked: HeaderMap,
+) -> Result<Response, Problem> {
+    let row = api.app.version(tenant, &name, number).await?;
+    let tag = format!("\"{}\"", row.hash);
+    let mut headers = HeaderMap::new();
+    let file = format!("attachment; filename=\"{name}-{number}.wasm\"");
+    for (header, value) in [
+        (ETAG, tag.as_str()),
+        (CONTENT_TYPE, "application/wasm"),
+        (CONTENT_DISPOSITION, file.as_str()),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    ] {
+        headers.insert(header, HeaderValue::from_str(value).map_err(|e| Problem::new(Code::Internal, e))?);
+    }
+    let known = asked.get(IF_NONE_MATCH).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    if known.split(',').any(|one| one.trim().trim_start_matches("W/") == tag || one.trim() == "*") {
+        return Ok((StatusCode::NOT_MODIFIED, headers).into_response());
+    }
+    headers.insert(CONTENT_LENGTH, row.size_bytes.into());
+    let body = Body::from_stream(api.app.module(tenant, row.hash).map_err(|error| {
+        tracing::warn!(%error, "a module's bytes broke off");
+        error
+    }));
+    Ok((headers, body).into_response())
 }
 
 /// Upload a module as a version of a task, which the first upload makes. The same bytes give the version they already

@@ -1,5 +1,5 @@
 //! What a task's name stands for, remembered for a second: one invocation after another needs the same answer.
-//! A version that becomes ready in this process is seen at once, one of another process after that second.
+//! What changes in this process is seen at once, what changes in another after that second.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -37,6 +37,10 @@ pub struct Target {
     pub limits: PartialLimits,
     /// Retries the module asks for.
     pub retry: PartialRetry,
+    /// Limits of the task, over the module's.
+    pub task_limits: PartialLimits,
+    /// Retries of the task, over the module's.
+    pub task_retry: PartialRetry,
 }
 
 type Key = (TenantId, TaskName, Option<i32>);
@@ -103,6 +107,9 @@ impl App {
             .task_resolve(task, version)
             .await?
             .ok_or_else(|| Error::TaskNotFound(name()))?;
+        if !resolved.task.active {
+            return Err(Error::TaskInactive(name()));
+        }
         let found = match (resolved.version, version) {
             (Some(found), _) => found,
             (None, Some(version)) => {
@@ -130,13 +137,15 @@ impl App {
             // It was read once already, when the module came in.
             .map_err(|error| Error::Internal(error.into()))?;
         let target = Arc::new(Target {
-            task: resolved.task,
+            task: resolved.task.id,
             number: found.number,
             hash: found.hash,
             kind: found.kind,
             manifest: found.manifest.map(Arc::new),
             limits: limits.unwrap_or_default(),
             retry: retry.unwrap_or_default(),
+            task_limits: resolved.task.limits,
+            task_retry: resolved.task.retry,
         });
         self.inner.catalog.put(key, &target, versions, now);
         Ok(target)

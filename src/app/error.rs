@@ -33,6 +33,12 @@ pub enum Error {
     /// No such task of this tenant.
     #[error("there is no task `{0}`")]
     TaskNotFound(String),
+    /// Somebody switched the task off.
+    #[error("task `{0}` is inactive: it accepts nothing new until it is active again")]
+    TaskInactive(String),
+    /// It has open invocations.
+    #[error("task `{0}` has open invocations; wait for their end, or delete with cancel=true")]
+    TaskInUse(String),
     /// The task has no such version.
     #[error("task `{task}` has no version {version}")]
     VersionNotFound {
@@ -89,6 +95,12 @@ pub enum Error {
     /// It cannot be cancelled any more.
     #[error("the invocation has already ended: it is {0}")]
     AlreadyFinished(State),
+    /// It does not wait any more.
+    #[error("the invocation has been started: only its tags can still be changed")]
+    AlreadyStarted,
+    /// It did not end badly.
+    #[error("the invocation is {0}; only dead, cancelled and expired ones can be retried")]
+    NotRetryable(State),
     /// Input for a command given to a task, or the other way round.
     #[error("{}", wrong_kind(*.kind))]
     WrongInputKind {

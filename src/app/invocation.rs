@@ -1,14 +1,17 @@
-//! Reading and cancelling invocations.
+//! Reading, changing and cancelling invocations.
 
+use std::collections::BTreeMap;
+
+use chrono::Utc;
+
+use crate::app::invoke::{MAX_AHEAD, invalid};
 use crate::app::task::page;
 use crate::app::{App, Error, Result};
 use crate::domain::ids::{InvocationId, TenantId};
+use crate::domain::names::Tags;
 use crate::domain::why::Facts;
-use crate::store::invocation::{Filter, Invocation, LogChunk, Output, ResultRow, Summary};
+use crate::store::invocation::{Changed, Filter, Invocation, InvocationChange, Output, ResultRow, Summary};
 use crate::store::queue::Cancelled;
-
-/// Stored bytes of log in one answer; a piece that begins within goes whole.
-const LOG_PAGE_BYTES: i64 = 4 << 20;
 
 impl App {
     /// One invocation with its attempts, and its output if that has at most `inline_bytes`.
@@ -68,22 +71,47 @@ impl App {
         }
     }
 
-    /// Pieces of an invocation's log after the piece `after` (attempt, chunk), and whether there are more.
+    /// Change an invocation: priority and time while it waits, tags at any time.
     ///
     /// # Errors
-    /// It is not this tenant's.
-    pub async fn logs(
+    /// It is not this tenant's, runs or has ended; a value is out of range.
+    pub async fn change(
         &self,
         tenant: TenantId,
         id: InvocationId,
-        attempt: Option<i16>,
-        after: Option<(i16, i32)>,
-    ) -> Result<(Vec<LogChunk>, bool)> {
-        self.tenant(tenant)
-            .await?
-            .invocation_logs(id, attempt, after, LOG_PAGE_BYTES)
-            .await?
-            .ok_or(Error::InvocationNotFound(id))
+        change: &InvocationChange,
+    ) -> Result<Invocation> {
+        if change.priority.is_some_and(|p| !(-100..=100).contains(&p)) {
+            return Err(invalid("/priority", "must be from -100 to 100"));
+        }
+        if change.run_at.flatten().is_some_and(|at| at > Utc::now() + MAX_AHEAD) {
+            return Err(invalid("/run_at", "must be at most 366 days ahead"));
+        }
+        let set: BTreeMap<String, String> =
+            change.tags.iter().filter_map(|(k, v)| Some((k.clone(), v.clone()?))).collect();
+        Tags::try_from(set).map_err(|error| invalid("/tags", error.to_string()))?;
+        if change.tags.keys().any(|key| key.contains('\0')) {
+            return Err(invalid("/tags", "may not contain control characters"));
+        }
+        let mut connection = self.tenant(tenant).await?;
+        let changed = connection.invocation_change(id, change).await?;
+        let found = connection.invocation_get(id, 0).await?.ok_or(Error::InvocationNotFound(id))?;
+        match changed {
+            Changed::Done(ready) => {
+                if ready {
+                    self.inner.signals.ready.notify_one();
+                    if let Err(error) = self.inner.store.notify_ready().await {
+                        tracing::debug!(%error, "cannot notify workers; they poll");
+                    }
+                }
+                Ok(found)
+            }
+            Changed::Unknown => Err(Error::InvocationNotFound(id)),
+            Changed::Started => Err(Error::AlreadyStarted),
+            Changed::Finished => Err(Error::AlreadyFinished(found.summary.state)),
+            Changed::TooManyTags => Err(invalid("/tags", "may be at most 16")),
+            Changed::Expired => Err(invalid("/run_at", "must be before the invocation expires")),
+        }
     }
 
     /// Ask for the end of an invocation. True: it has ended; false: it runs, and its worker has been told.

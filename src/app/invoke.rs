@@ -25,7 +25,7 @@ use crate::store::queue::{Enqueued, NewInvocation};
 /// Outputs up to this size come with the invocation when somebody waited for it.
 pub const INLINE_BYTES: i32 = 64 << 10;
 /// How far ahead an invocation may be asked for, and its expiry.
-const MAX_AHEAD: TimeDelta = TimeDelta::days(366);
+pub(super) const MAX_AHEAD: TimeDelta = TimeDelta::days(366);
 /// Arguments of a command.
 const MAX_ARGS: usize = 1_024;
 /// Variables of a command.
@@ -162,7 +162,12 @@ impl App {
         }
     }
 
-    async fn prepare(&self, tenant: TenantId, target: &Target, request: Request) -> Result<NewInvocation> {
+    pub(super) async fn prepare(
+        &self,
+        tenant: TenantId,
+        target: &Target,
+        request: Request,
+    ) -> Result<NewInvocation> {
         let settings = &self.inner.settings;
         let now = Utc::now();
         let times = times(&request, now)?;
@@ -171,9 +176,11 @@ impl App {
         }
         let one = |error: FieldError| Error::InvalidFields(vec![error]);
         let limits = policy::limits(settings.limits, &target.limits)
+            .and_then(|limits| policy::limits(limits, &target.task_limits))
             .and_then(|limits| policy::limits(limits, &request.limits))
             .map_err(one)?;
         let retry = policy::retry(&RetryPolicy::default(), &target.retry)
+            .and_then(|retry| policy::retry(&retry, &target.task_retry))
             .and_then(|retry| policy::retry(&retry, &request.retry))
             .map_err(one)?;
         let (kind, part) = fit(target.kind, request.payload, settings.max_input_bytes)?;
@@ -190,7 +197,7 @@ impl App {
             version: target.number,
             priority: request.priority,
             input,
-            spec: Spec { input: kind, limits, retry },
+            spec: Spec { input: kind, limits, retry, retry_of: None },
             tags: request.tags.into(),
             run_at: times.run_at,
             expires_at: times.expires_at,
@@ -200,7 +207,7 @@ impl App {
 }
 
 /// False for the schema that allows everything.
-fn restricts(schema: &Value) -> bool {
+pub(super) fn restricts(schema: &Value) -> bool {
     match schema {
         Value::Bool(allowed) => !allowed,
         Value::Object(keywords) => !keywords.is_empty(),
@@ -248,7 +255,7 @@ fn write_canonical(out: &mut Vec<u8>, value: &Value) {
     }
 }
 
-fn invalid(pointer: &str, detail: impl Into<String>) -> Error {
+pub(super) fn invalid(pointer: &str, detail: impl Into<String>) -> Error {
     Error::InvalidFields(vec![FieldError::new(pointer, detail)])
 }
 
@@ -365,7 +372,7 @@ fn check_command(args: &[String], env: &BTreeMap<String, String>) -> Result<()> 
 }
 
 /// The invocation as it is when its row is durable, without asking for it.
-fn as_accepted(task: &TaskName, row: &NewInvocation) -> Invocation {
+pub(super) fn as_accepted(task: &TaskName, row: &NewInvocation) -> Invocation {
     let now = Utc::now();
     let later = row.run_at.filter(|at| *at > now);
     Invocation {
@@ -382,6 +389,7 @@ fn as_accepted(task: &TaskName, row: &NewInvocation) -> Invocation {
             expires_at: row.expires_at,
             due_at: later,
             finished_at: None,
+            retry_of: row.spec.retry_of,
         },
         cancelling: false,
         limits: row.spec.limits,
@@ -389,6 +397,7 @@ fn as_accepted(task: &TaskName, row: &NewInvocation) -> Invocation {
         attempts: Vec::new(),
         running: None,
         output: None,
+        progress: None,
     }
 }
 

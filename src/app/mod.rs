@@ -2,13 +2,16 @@
 //! comes in and goes out are types of this module, and `api` translates them).
 
 pub mod auth;
+pub mod batch;
 pub mod catalog;
 pub mod error;
 pub mod flush;
 pub mod invocation;
 pub mod invoke;
+pub mod log;
 pub mod operate;
 pub mod policy;
+pub mod retry;
 pub mod schema;
 pub mod signals;
 pub mod task;
@@ -80,6 +83,7 @@ struct Inner {
     inspections: Semaphore,
     upload_memory: Semaphore,
     draining: CancellationToken,
+    streams: log::Streams,
 }
 
 impl App {
@@ -104,6 +108,7 @@ impl App {
                         .min(Semaphore::MAX_PERMITS),
                 ),
                 draining: CancellationToken::new(),
+                streams: log::Streams::default(),
                 store,
                 signals,
                 settings,

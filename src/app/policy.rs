@@ -2,38 +2,11 @@
 //! replaces the earlier one, and the outcome is checked against the ranges.
 
 use sandbar_host::limits::{Limits, PartialLimits};
-use serde::{Deserialize, Serialize};
 
 use crate::app::FieldError;
-use crate::domain::retry::{Backoff, RetryPolicy};
+use crate::domain::retry::RetryPolicy;
 
-/// A retry policy with gaps: what is absent comes from the level above.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-#[allow(missing_docs)] // the fields of `RetryPolicy`
-pub struct PartialRetry {
-    pub max_attempts: Option<u16>,
-    pub backoff: Option<Backoff>,
-    pub initial_ms: Option<u64>,
-    pub factor: Option<f64>,
-    pub max_ms: Option<u64>,
-    pub jitter: Option<f64>,
-}
-
-impl PartialRetry {
-    /// `base` with what is named here in its place.
-    #[must_use]
-    pub fn over(&self, base: &RetryPolicy) -> RetryPolicy {
-        RetryPolicy {
-            max_attempts: self.max_attempts.unwrap_or(base.max_attempts),
-            backoff: self.backoff.unwrap_or(base.backoff),
-            initial_ms: self.initial_ms.unwrap_or(base.initial_ms),
-            factor: self.factor.unwrap_or(base.factor),
-            max_ms: self.max_ms.unwrap_or(base.max_ms),
-            jitter: self.jitter.unwrap_or(base.jitter),
-        }
-    }
-}
+pub use crate::domain::retry::PartialRetry;
 
 /// `base` with `wanted` in its place.
 ///

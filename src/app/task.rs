@@ -1,9 +1,23 @@
-//! Reading tasks and versions.
+//! Reading, changing and deleting tasks; reading versions and their modules.
 
-use crate::app::{App, Error, Result};
+use bytes::Bytes;
+use futures_util::stream::{self, Stream};
+use sandbar_host::ModuleHash;
+use sandbar_host::limits::Limits;
+
+use crate::app::policy::{self, PartialRetry};
+use crate::app::{App, Error, FieldError, Result};
 use crate::domain::ids::TenantId;
 use crate::domain::names::TaskName;
-use crate::store::task::{TaskRow, VersionRow};
+use crate::domain::retry::RetryPolicy;
+use crate::store::task::{Change, Deleted, Stopped, TaskChange, TaskRow, VersionRow, VersionState};
+
+/// Bytes of a task's description.
+const MAX_DESCRIPTION: usize = 4 << 10;
+/// Invocations that one statement of a deletion cancels.
+const CANCELS_PER_STATEMENT: i32 = 1_000;
+/// Bytes of a module read from the database at once.
+const MODULE_PIECE: i32 = 1 << 20;
 
 impl App {
     /// One task.
@@ -13,6 +27,87 @@ impl App {
     pub async fn task(&self, tenant: TenantId, name: &TaskName) -> Result<TaskRow> {
         let found = self.tenant(tenant).await?.task_get(name).await?;
         found.ok_or_else(|| Error::TaskNotFound(name.as_str().to_owned()))
+    }
+
+    /// Change a task. Fields of `limits` and `retry` that are null go back to what the module says.
+    ///
+    /// # Errors
+    /// There is no such task or version of this tenant; the version cannot be run; a value is out of range.
+    pub async fn change_task(
+        &self,
+        tenant: TenantId,
+        name: &TaskName,
+        change: &TaskChange,
+    ) -> Result<TaskRow> {
+        check(change).map_err(|error| Error::InvalidFields(vec![error]))?;
+        if let Change::Set(number) = change.version {
+            let task = || name.as_str().to_owned();
+            match self.version(tenant, name, number).await?.state {
+                VersionState::Ready => {}
+                VersionState::Compiling => {
+                    return Err(Error::VersionNotReady { task: task(), version: number });
+                }
+                VersionState::Rejected(rejection) => {
+                    return Err(Error::VersionRejected { task: task(), version: number, rejection });
+                }
+            }
+        }
+        let changed = self.tenant(tenant).await?.task_change(name, change).await?;
+        // Whatever this server remembers of the task is out of date.
+        self.inner.signals.version_changed();
+        changed.ok_or_else(|| Error::TaskNotFound(name.as_str().to_owned()))
+    }
+
+    /// Delete a task; with `cancel`, cancel its open invocations first. What ended stays readable.
+    ///
+    /// # Errors
+    /// There is no such task of this tenant; it has open invocations and they are not to be cancelled.
+    pub async fn delete_task(&self, tenant: TenantId, name: &TaskName, cancel: bool) -> Result<()> {
+        let mut connection = self.tenant(tenant).await?;
+        loop {
+            let deleted = connection.task_delete(name, cancel, CANCELS_PER_STATEMENT).await?;
+            self.inner.signals.version_changed();
+            match deleted {
+                Deleted::Unknown => return Err(Error::TaskNotFound(name.as_str().to_owned())),
+                Deleted::InUse => return Err(Error::TaskInUse(name.as_str().to_owned())),
+                Deleted::More(stopped) => self.stopped(&stopped),
+                Deleted::Done(stopped) => {
+                    self.stopped(&stopped);
+                    tracing::info!(%tenant, task = %name, "task deleted");
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn stopped(&self, stopped: &Stopped) {
+        self.inner.signals.done(&stopped.ended);
+        for id in &stopped.stopping {
+            self.inner.signals.cancelled(*id);
+        }
+    }
+
+    /// The bytes of a module, piece by piece.
+    pub fn module(
+        &self,
+        tenant: TenantId,
+        hash: ModuleHash,
+    ) -> impl Stream<Item = Result<Bytes>> + Send + 'static {
+        let app = self.clone();
+        stream::try_unfold(0i32, move |offset| {
+            let app = app.clone();
+            async move {
+                // No connection is held while the client reads.
+                let piece = app.tenant(tenant).await?.module_piece(&hash, offset, MODULE_PIECE).await?;
+                let piece =
+                    piece.ok_or_else(|| Error::Internal(anyhow::anyhow!("module {hash} is not stored")))?;
+                if piece.is_empty() {
+                    return Ok(None);
+                }
+                let next = offset.saturating_add(i32::try_from(piece.len()).unwrap_or(i32::MAX));
+                Ok(Some((Bytes::from(piece), next)))
+            }
+        })
     }
 
     /// Tasks in the order of their names, after the name `after`; and whether there are more.
@@ -65,6 +160,29 @@ impl App {
             connection.version_list(found.id, before.unwrap_or(i32::MAX), i64::from(limit) + 1).await?;
         Ok(page(rows, limit))
     }
+}
+
+/// Everything that can be said without the database. Ranges hold field by field, so what is merged holds them too.
+fn check(change: &TaskChange) -> std::result::Result<(), FieldError> {
+    if let Change::Set(text) = &change.description {
+        if text.len() > MAX_DESCRIPTION {
+            return Err(FieldError::new("/description", "may have at most 4096 bytes"));
+        }
+        if text.contains('\0') {
+            return Err(FieldError::new("/description", "may not contain NUL"));
+        }
+    }
+    if let Change::Set(patch) = &change.limits {
+        let wanted = serde_json::from_value(patch.clone())
+            .map_err(|error| FieldError::new("/limits", error.to_string()))?;
+        policy::limits(Limits::default(), &wanted)?;
+    }
+    if let Change::Set(patch) = &change.retry {
+        let wanted: PartialRetry = serde_json::from_value(patch.clone())
+            .map_err(|error| FieldError::new("/retry", error.to_string()))?;
+        policy::retry(&RetryPolicy::default(), &wanted)?;
+    }
+    Ok(())
 }
 
 /// A page of at most `limit` from one row more than that, and whether that row was there.

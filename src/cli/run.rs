@@ -87,6 +87,8 @@ pub async fn run(command: &Run) -> anyhow::Result<ExitCode> {
             event = events.recv() => match event {
                 Some(CellEvent::Finished { outcome, .. }) => break *outcome,
                 Some(CellEvent::Progress { progress, .. }) => show(&progress),
+                // The outcome has all of it.
+                Some(CellEvent::Log { .. }) => {}
                 Some(CellEvent::Gone { reason }) => bail!("the sandbox process died: {reason}"),
                 None => bail!("the sandbox process died"),
             },

@@ -94,6 +94,40 @@ impl RetryPolicy {
     }
 }
 
+/// A retry policy with gaps: what is absent comes from the level above.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[allow(missing_docs)] // the fields of `RetryPolicy`
+pub struct PartialRetry {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_attempts: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backoff: Option<Backoff>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub initial_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub factor: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jitter: Option<f64>,
+}
+
+impl PartialRetry {
+    /// `base` with what is named here in its place.
+    #[must_use]
+    pub fn over(&self, base: &RetryPolicy) -> RetryPolicy {
+        RetryPolicy {
+            max_attempts: self.max_attempts.unwrap_or(base.max_attempts),
+            backoff: self.backoff.unwrap_or(base.backoff),
+            initial_ms: self.initial_ms.unwrap_or(base.initial_ms),
+            factor: self.factor.unwrap_or(base.factor),
+            max_ms: self.max_ms.unwrap_or(base.max_ms),
+            jitter: self.jitter.unwrap_or(base.jitter),
+        }
+    }
+}
+
 /// How an attempt ended, as far as retrying cares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {

@@ -18,6 +18,11 @@ use crate::store::{Result, WorkerStore};
 
 /// Rows that one run of a duty handles; what is left comes in the next, at once.
 const BATCH: i32 = 1_000;
+/// How long the modules of a deleted task stay: servers remember tasks for a second, and what they accept meanwhile
+/// runs like any other.
+const FREE_AFTER: Duration = Duration::from_secs(600);
+/// Deleted tasks that one run looks at.
+const FREE_BATCH: i32 = 50;
 /// The shortest wait between promotions, however close the next is due.
 const PROMOTE_MIN: Duration = Duration::from_millis(5);
 
@@ -184,7 +189,12 @@ impl Duties {
                 self.signals.done(&ended);
                 Ok(Done::batch(ended.len() as u64))
             }
-            Duty::Tidy => Ok(Done::batch(store.tidy(i64::from(BATCH)).await?)),
+            Duty::Tidy => {
+                let tidied = store.tidy(i64::from(BATCH)).await?;
+                let settled = store.settle_live(BATCH).await?.unsigned_abs();
+                let freed = store.free_modules(FREE_AFTER, FREE_BATCH).await?.unsigned_abs();
+                Ok(Done { rows: tidied + settled + freed, ..Done::batch(tidied.max(settled)) })
+            }
         }
     }
 }

@@ -1,9 +1,10 @@
-//! Invocations as rows: the immutable part, where they stand, their attempts, results and logs. Reads only; every
-//! change is in `queue`.
+//! Invocations as rows: what was accepted, where they stand, their attempts and results. Reads, and the change of one
+//! that waits; every other change is in `queue`.
 
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
+use sandbar_host::cell::Progress;
 use sandbar_host::limits::Limits;
 use sandbar_host::outcome::{Frame, LogRecord, Termination};
 use serde::{Deserialize, Serialize};
@@ -13,7 +14,7 @@ use sqlx::{Postgres, QueryBuilder, Row};
 
 use crate::domain::ids::{InvocationId, WorkerId};
 use crate::domain::invocation::State;
-use crate::domain::names::TaskName;
+use crate::domain::names::{Tags, TaskName};
 use crate::domain::retry::RetryPolicy;
 use crate::store::{Error, Result, TenantConn};
 
@@ -27,6 +28,9 @@ pub struct Spec {
     pub limits: Limits,
     /// What happens after a failure.
     pub retry: RetryPolicy,
+    /// The invocation that this one repeats.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_of: Option<InvocationId>,
 }
 
 /// How the input reaches the guest.
@@ -87,6 +91,8 @@ pub struct Summary {
     pub due_at: Option<DateTime<Utc>>,
     /// When it ended.
     pub finished_at: Option<DateTime<Utc>>,
+    /// The invocation that it repeats.
+    pub retry_of: Option<InvocationId>,
 }
 
 /// One invocation with everything but its input.
@@ -106,6 +112,70 @@ pub struct Invocation {
     pub running: Option<RunningAttempt>,
     /// What came out, when it has ended with an output.
     pub output: Option<Output>,
+    /// What a guest of it reported last.
+    pub progress: Option<ProgressRow>,
+}
+
+/// A report of progress.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProgressRow {
+    /// Attempt that reported it.
+    pub attempt: i16,
+    /// The report.
+    pub report: Progress,
+    /// When it came.
+    pub at: DateTime<Utc>,
+}
+
+/// An invocation as a retry needs it.
+#[derive(Debug, Clone)]
+pub struct Repeatable {
+    /// Name of its task.
+    pub task: TaskName,
+    /// The task is gone; another may have its name.
+    pub task_deleted: bool,
+    /// Version that ran.
+    pub version: i32,
+    /// Where it stands, if it has ended.
+    pub ended: Option<State>,
+    /// −100 to 100.
+    pub priority: i16,
+    /// Input of a task, stdin of a command.
+    pub input: Vec<u8>,
+    /// The rest of what a worker needs.
+    pub spec: Spec,
+    /// Labels.
+    pub tags: BTreeMap<String, String>,
+}
+
+/// A change of an invocation, checked.
+#[derive(Debug, Clone, Default)]
+pub struct InvocationChange {
+    /// Its new priority.
+    pub priority: Option<i16>,
+    /// Its new time; inside, `None`: at once.
+    pub run_at: Option<Option<DateTime<Utc>>>,
+    /// The tags it has go first.
+    pub reset_tags: bool,
+    /// Tags to set; `None`: to remove.
+    pub tags: BTreeMap<String, Option<String>>,
+}
+
+/// What a change of an invocation met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Changed {
+    /// It was changed. True: it may be claimed now.
+    Done(bool),
+    /// There is no such invocation.
+    Unknown,
+    /// It runs.
+    Started,
+    /// It has ended.
+    Finished,
+    /// It would have too many tags.
+    TooManyTags,
+    /// Its new time is not before its expiry.
+    Expired,
 }
 
 /// An output, or word of one.
@@ -165,17 +235,6 @@ pub enum ResultRow {
     Output(Output),
 }
 
-/// One stored piece of a log.
-#[derive(Debug, Clone)]
-pub struct LogChunk {
-    /// Attempt that wrote it.
-    pub attempt: i16,
-    /// Its place in the attempt's log.
-    pub chunk: i32,
-    /// Records as JSON lines.
-    pub records: Vec<u8>,
-}
-
 /// Which invocations a list shows.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
@@ -197,7 +256,7 @@ pub(super) const STATE: &str =
 
 const COLUMNS: &str =
     "i.invocation_id, t.name, i.version, i.priority, i.tags, i.run_at, i.expires_at, i.created_at,
-  s.due_at, r.reason, r.finished_at";
+  s.due_at, r.reason, r.finished_at, i.spec ->> 'retry_of' AS retry_of";
 
 pub(super) const RESULT: &str =
     "results r ON r.tenant_id = i.tenant_id AND r.invocation_id = i.invocation_id";
@@ -225,6 +284,11 @@ fn summary(row: &PgRow) -> Result<Summary> {
         expires_at: row.try_get("expires_at")?,
         due_at: row.try_get("due_at")?,
         finished_at: row.try_get("finished_at")?,
+        retry_of: row
+            .try_get::<Option<&str>, _>("retry_of")?
+            .map(str::parse)
+            .transpose()
+            .map_err(|_| Error::Corrupt("retry_of is not an id".to_owned()))?,
     })
 }
 
@@ -247,10 +311,11 @@ impl TenantConn {
                  WHERE c.tenant_id = i.tenant_id AND c.invocation_id = i.invocation_id) AS cancelling,
                (SELECT jsonb_agg(to_jsonb(a) ORDER BY a.attempt) FROM attempts a
                  WHERE a.tenant_id = i.tenant_id AND a.invocation_id = i.invocation_id) AS attempts,
-               u.attempt AS running, u.worker_id, u.started_at
+               u.attempt AS running, u.worker_id, u.started_at, p.attempt AS progress_attempt, p.report, p.at AS progress_at
              FROM invocations i JOIN {TASK} LEFT JOIN {RESULT} LEFT JOIN {READY} LEFT JOIN {SCHEDULED}
              LEFT JOIN LATERAL (SELECT * FROM running_attempts(ARRAY[i.invocation_id])
                WHERE r.invocation_id IS NULL AND q.invocation_id IS NULL AND s.invocation_id IS NULL LIMIT 1) u ON true
+             LEFT JOIN progress p ON p.tenant_id = i.tenant_id AND p.invocation_id = i.invocation_id
              WHERE i.tenant_id = $1 AND i.invocation_id = $2"
         ))
         .bind(tenant)
@@ -283,7 +348,75 @@ impl TenantConn {
                 }),
                 None => None,
             },
+            progress: match row.try_get::<Option<Json<Progress>>, _>("report")? {
+                Some(Json(report)) => Some(ProgressRow {
+                    attempt: row.try_get("progress_attempt")?,
+                    report,
+                    at: row.try_get("progress_at")?,
+                }),
+                None => None,
+            },
         }))
+    }
+
+    /// What a retry of an invocation needs. `None`: no such invocation.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn invocation_repeatable(&mut self, id: InvocationId) -> Result<Option<Repeatable>> {
+        let tenant = self.tenant();
+        let row = sqlx::query(&format!(
+            "SELECT t.name, t.deleted_at IS NOT NULL AS deleted, i.version, i.priority, i.input, i.spec, i.tags, r.state
+             FROM invocations i JOIN {TASK} LEFT JOIN {RESULT} WHERE i.tenant_id = $1 AND i.invocation_id = $2"
+        ))
+        .bind(tenant)
+        .bind(id)
+        .fetch_optional(&mut **self)
+        .await?;
+        row.map(|row| {
+            Ok(Repeatable {
+                task: TaskName::try_from(row.try_get::<String, _>("name")?)
+                    .map_err(|error| Error::Corrupt(error.to_string()))?,
+                task_deleted: row.try_get("deleted")?,
+                version: row.try_get("version")?,
+                ended: row.try_get::<Option<&str>, _>("state")?.map(state).transpose()?,
+                priority: row.try_get("priority")?,
+                input: row.try_get("input")?,
+                spec: row.try_get::<Json<Spec>, _>("spec")?.0,
+                tags: row.try_get::<Json<_>, _>("tags")?.0,
+            })
+        })
+        .transpose()
+    }
+
+    /// Change an invocation while it waits; its tags at any time.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn invocation_change(
+        &mut self,
+        id: InvocationId,
+        change: &InvocationChange,
+    ) -> Result<Changed> {
+        let word: String = sqlx::query_scalar("SELECT change_invocation($1, $2, $3, $4, $5, $6, $7)")
+            .bind(id)
+            .bind(change.priority)
+            .bind(change.run_at.is_some())
+            .bind(change.run_at.flatten())
+            .bind(change.reset_tags)
+            .bind(Json(&change.tags))
+            .bind(i32::try_from(Tags::MAX_COUNT).unwrap_or(i32::MAX))
+            .fetch_one(&mut **self)
+            .await?;
+        Ok(match word.as_str() {
+            "ready" => Changed::Done(true),
+            "changed" => Changed::Done(false),
+            "started" => Changed::Started,
+            "finished" => Changed::Finished,
+            "tags" => Changed::TooManyTags,
+            "expiry" => Changed::Expired,
+            _ => Changed::Unknown,
+        })
     }
 
     /// Whether an invocation has ended.
@@ -331,56 +464,6 @@ impl TenantConn {
         }))
     }
 
-    /// Pieces of an invocation's log in order, after the piece `after` (attempt, chunk), of one attempt if `attempt`
-    /// is given: as many as begin within the first `max_bytes`. True: there are more. `None`: no such invocation.
-    ///
-    /// # Errors
-    /// Postgres does not answer.
-    pub async fn invocation_logs(
-        &mut self,
-        id: InvocationId,
-        attempt: Option<i16>,
-        after: Option<(i16, i32)>,
-        max_bytes: i64,
-    ) -> Result<Option<(Vec<LogChunk>, bool)>> {
-        let tenant = self.tenant();
-        let (after_attempt, after_chunk) = after.unwrap_or((0, -1));
-        let rows = sqlx::query(
-            "SELECT attempt, chunk, CASE WHEN before < $6 THEN records END AS records FROM (
-               SELECT l.attempt, l.chunk, l.records,
-                 sum(octet_length(l.records)) OVER (ORDER BY l.attempt, l.chunk) - octet_length(l.records) AS before
-               FROM logs l WHERE l.tenant_id = $1 AND l.invocation_id = $2
-                 AND (l.attempt, l.chunk) > ($3, $4) AND ($5::smallint IS NULL OR l.attempt = $5)
-             ) p ORDER BY attempt, chunk",
-        )
-        .bind(tenant)
-        .bind(id)
-        .bind(after_attempt)
-        .bind(after_chunk)
-        .bind(attempt)
-        .bind(max_bytes)
-        .fetch_all(&mut **self)
-        .await?;
-        if rows.is_empty() {
-            let known: bool = sqlx::query_scalar(
-                "SELECT EXISTS (SELECT 1 FROM invocations WHERE tenant_id = $1 AND invocation_id = $2)",
-            )
-            .bind(tenant)
-            .bind(id)
-            .fetch_one(&mut **self)
-            .await?;
-            return Ok(known.then(|| (Vec::new(), false)));
-        }
-        let mut chunks = Vec::new();
-        for row in &rows {
-            let Some(records) = row.try_get("records")? else {
-                return Ok(Some((chunks, true)));
-            };
-            chunks.push(LogChunk { attempt: row.try_get("attempt")?, chunk: row.try_get("chunk")?, records });
-        }
-        Ok(Some((chunks, false)))
-    }
-
     /// Invocations that pass the filter, newest first; at most `limit`.
     ///
     /// # Errors
@@ -416,7 +499,8 @@ impl TenantConn {
             _ => {}
         }
         if let Some(task) = &filter.task {
-            sql.push(" AND i.task_id = (SELECT n.task_id FROM tasks n WHERE n.tenant_id = ")
+            // Those of deleted tasks of the name too.
+            sql.push(" AND i.task_id IN (SELECT n.task_id FROM tasks n WHERE n.tenant_id = ")
                 .push_bind(tenant)
                 .push(" AND n.name = ")
                 .push_bind(task.as_str())

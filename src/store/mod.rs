@@ -6,6 +6,7 @@
 
 pub mod duty;
 pub mod invocation;
+pub mod log;
 pub mod queue;
 pub mod task;
 pub mod tenant;

@@ -227,6 +227,43 @@ pub struct Claimed {
     pub tags: std::collections::BTreeMap<String, String>,
 }
 
+/// The name of a claimed attempt, for what is said of it while it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claim {
+    /// The batch it came with.
+    pub(super) lease: LeaseId,
+    /// Its place in the batch, from 1.
+    pub(super) slot: i32,
+    /// Whose.
+    pub(super) tenant: TenantId,
+    /// Which invocation.
+    pub(super) invocation: InvocationId,
+    /// Number of the attempt.
+    pub(super) attempt: i16,
+}
+
+impl Claim {
+    /// Which invocation.
+    #[must_use]
+    pub fn invocation(&self) -> InvocationId {
+        self.invocation
+    }
+}
+
+impl Claimed {
+    /// Its name.
+    #[must_use]
+    pub fn claim(&self) -> Claim {
+        Claim {
+            lease: self.lease,
+            slot: self.slot,
+            tenant: self.tenant,
+            invocation: self.invocation,
+            attempt: self.attempt,
+        }
+    }
+}
+
 /// An attempt that ended, on its way into the database.
 #[derive(Debug)]
 pub struct Finished {

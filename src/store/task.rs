@@ -5,27 +5,38 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use sandbar_host::inspect::Rejection;
+use sandbar_host::limits::PartialLimits;
 use sandbar_host::manifest::Manifest;
 use sandbar_host::{ModuleHash, ModuleKind};
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 use sqlx::{Acquire, Row};
 
-use crate::domain::ids::{TaskId, TenantId};
+use crate::domain::ids::{InvocationId, TaskId, TenantId};
 use crate::domain::names::TaskName;
+use crate::domain::retry::PartialRetry;
+use crate::store::queue::CANCEL_CHANNEL;
 use crate::store::{Error, Result, TenantConn, WorkerStore};
 
 /// A task as its row has it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct TaskRow {
     /// Its id.
     pub id: TaskId,
     /// Its name, unique in the tenant.
     pub name: String,
-    /// What the first module said about itself.
+    /// What its newest module says about itself, or what a person wrote in its place.
     pub description: Option<String>,
-    /// The version that plain invocations use; `None` until one is ready.
+    /// The version that plain invocations use: the pinned one, or the newest that is ready.
     pub current_version: Option<i32>,
+    /// The version that somebody pinned.
+    pub pinned_version: Option<i32>,
+    /// False: nothing new is accepted.
+    pub active: bool,
+    /// Limits of its invocations, over the module's own.
+    pub limits: PartialLimits,
+    /// Retries of its invocations, over the module's own.
+    pub retry: PartialRetry,
     /// First upload.
     pub created_at: DateTime<Utc>,
     /// Last change of this row.
@@ -74,11 +85,71 @@ pub struct VersionRow {
     pub created_at: DateTime<Utc>,
 }
 
+/// What is to become of one value of a task.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Change<T> {
+    /// It stays as it is.
+    #[default]
+    Keep,
+    /// It goes back to its default.
+    Reset,
+    /// It becomes this. What has fields of its own keeps those that are not named.
+    Set(T),
+}
+
+impl<T> Change<T> {
+    /// Whether anything changes, and to what.
+    fn parts(&self) -> (bool, Option<&T>) {
+        match self {
+            Self::Keep => (false, None),
+            Self::Reset => (true, None),
+            Self::Set(value) => (true, Some(value)),
+        }
+    }
+}
+
+/// A change of a task, checked.
+#[derive(Debug, Clone, Default)]
+pub struct TaskChange {
+    /// For people. Reset: what the current module says about itself.
+    pub description: Change<String>,
+    /// Limits as a merge patch: a field that is null goes.
+    pub limits: Change<serde_json::Value>,
+    /// Retries as a merge patch: a field that is null goes.
+    pub retry: Change<serde_json::Value>,
+    /// Reset: active.
+    pub active: Change<bool>,
+    /// The pinned version. Reset: none.
+    pub version: Change<i32>,
+}
+
+/// How far the deletion of a task came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Deleted {
+    /// There is no such task.
+    Unknown,
+    /// It has open invocations, and they were not to be cancelled.
+    InUse,
+    /// Some were cancelled; there may be more.
+    More(Stopped),
+    /// It is gone.
+    Done(Stopped),
+}
+
+/// Invocations that a deletion cancelled.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stopped {
+    /// These waited, and have ended.
+    pub ended: Vec<InvocationId>,
+    /// These run, and are asked to stop.
+    pub stopping: Vec<InvocationId>,
+}
+
 /// A task together with one of its versions.
 #[derive(Debug, Clone)]
 pub struct Resolved {
     /// The task.
-    pub task: TaskId,
+    pub task: TaskRow,
     /// The version asked for, or the current one, or (when none is ready) the newest.
     pub version: Option<VersionRow>,
 }
@@ -110,6 +181,13 @@ pub struct ToCompile {
     /// Hash of the module.
     pub sha256: [u8; 32],
 }
+
+/// Cancellations of one notifying statement.
+const CANCEL_NOTIFICATIONS: usize = 500;
+
+const TASK_COLUMNS: &str =
+    "t.task_id, t.name, t.description, COALESCE(t.pinned_version, t.current_version) AS current_version,
+  t.pinned_version, t.active, t.limits, t.retry, t.created_at AS task_created_at, t.updated_at";
 
 const VERSION_COLUMNS: &str =
     "v.number, v.sha256, v.size_bytes, v.kind, v.state, v.rejection, v.manifest, v.created_at";
@@ -157,7 +235,11 @@ fn task(row: &PgRow) -> Result<TaskRow> {
         name: row.try_get("name")?,
         description: row.try_get("description")?,
         current_version: row.try_get("current_version")?,
-        created_at: row.try_get("created_at")?,
+        pinned_version: row.try_get("pinned_version")?,
+        active: row.try_get("active")?,
+        limits: row.try_get::<Option<Json<_>>, _>("limits")?.map(|json| json.0).unwrap_or_default(),
+        retry: row.try_get::<Option<Json<_>>, _>("retry")?.map(|json| json.0).unwrap_or_default(),
+        created_at: row.try_get("task_created_at")?,
         updated_at: row.try_get("updated_at")?,
     })
 }
@@ -169,10 +251,9 @@ impl TenantConn {
     /// Postgres does not answer.
     pub async fn task_get(&mut self, name: &TaskName) -> Result<Option<TaskRow>> {
         let tenant = self.tenant();
-        sqlx::query(
-            "SELECT task_id, name, description, current_version, created_at, updated_at FROM tasks
-             WHERE tenant_id = $1 AND name = $2",
-        )
+        sqlx::query(&format!(
+            "SELECT {TASK_COLUMNS} FROM tasks t WHERE t.tenant_id = $1 AND t.name = $2 AND t.deleted_at IS NULL"
+        ))
         .bind(tenant)
         .bind(name.as_str())
         .fetch_optional(&mut **self)
@@ -188,10 +269,10 @@ impl TenantConn {
     /// Postgres does not answer.
     pub async fn task_list(&mut self, after: &str, limit: i64) -> Result<Vec<TaskRow>> {
         let tenant = self.tenant();
-        sqlx::query(
-            "SELECT task_id, name, description, current_version, created_at, updated_at FROM tasks
-             WHERE tenant_id = $1 AND name > $2 ORDER BY name LIMIT $3",
-        )
+        sqlx::query(&format!(
+            "SELECT {TASK_COLUMNS} FROM tasks t WHERE t.tenant_id = $1 AND t.name > $2 AND t.deleted_at IS NULL
+             ORDER BY t.name LIMIT $3"
+        ))
         .bind(tenant)
         .bind(after)
         .bind(limit)
@@ -210,11 +291,11 @@ impl TenantConn {
     pub async fn task_resolve(&mut self, name: &TaskName, number: Option<i32>) -> Result<Option<Resolved>> {
         let tenant = self.tenant();
         let row = sqlx::query(&format!(
-            "SELECT t.task_id, {VERSION_COLUMNS} FROM tasks t
+            "SELECT {TASK_COLUMNS}, {VERSION_COLUMNS} FROM tasks t
              LEFT JOIN versions v ON v.tenant_id = t.tenant_id AND v.task_id = t.task_id
-               AND v.number = COALESCE($3, t.current_version,
+               AND v.number = COALESCE($3, t.pinned_version, t.current_version,
                  (SELECT max(n.number) FROM versions n WHERE n.tenant_id = t.tenant_id AND n.task_id = t.task_id))
-             WHERE t.tenant_id = $1 AND t.name = $2"
+             WHERE t.tenant_id = $1 AND t.name = $2 AND t.deleted_at IS NULL"
         ))
         .bind(tenant)
         .bind(name.as_str())
@@ -223,10 +304,7 @@ impl TenantConn {
         .await?;
         let Some(row) = row else { return Ok(None) };
         let found: Option<i32> = row.try_get("number")?;
-        Ok(Some(Resolved {
-            task: row.try_get("task_id")?,
-            version: found.map(|_| version(&row)).transpose()?,
-        }))
+        Ok(Some(Resolved { task: task(&row)?, version: found.map(|_| version(&row)).transpose()? }))
     }
 
     /// The version of a task with these bytes.
@@ -242,7 +320,7 @@ impl TenantConn {
         sqlx::query(&format!(
             "SELECT {VERSION_COLUMNS} FROM tasks t
              JOIN versions v ON v.tenant_id = t.tenant_id AND v.task_id = t.task_id AND v.sha256 = $3
-             WHERE t.tenant_id = $1 AND t.name = $2"
+             WHERE t.tenant_id = $1 AND t.name = $2 AND t.deleted_at IS NULL"
         ))
         .bind(tenant)
         .bind(name.as_str())
@@ -285,7 +363,7 @@ impl TenantConn {
         let mut tx = self.begin().await?;
         sqlx::query(
             "INSERT INTO tasks (tenant_id, task_id, name, description) VALUES ($1, $2, $3, $4)
-             ON CONFLICT (tenant_id, name) DO NOTHING",
+             ON CONFLICT (tenant_id, name) WHERE deleted_at IS NULL DO NOTHING",
         )
         .bind(tenant)
         .bind(TaskId::generate())
@@ -294,12 +372,13 @@ impl TenantConn {
         .execute(&mut *tx)
         .await?;
         // Two uploads to one task wait for each other here, so numbers have no gaps and bytes no second version.
-        let task: TaskId =
-            sqlx::query_scalar("SELECT task_id FROM tasks WHERE tenant_id = $1 AND name = $2 FOR UPDATE")
-                .bind(tenant)
-                .bind(new.task.as_str())
-                .fetch_one(&mut *tx)
-                .await?;
+        let task: TaskId = sqlx::query_scalar(
+            "SELECT task_id FROM tasks WHERE tenant_id = $1 AND name = $2 AND deleted_at IS NULL FOR UPDATE",
+        )
+        .bind(tenant)
+        .bind(new.task.as_str())
+        .fetch_one(&mut *tx)
+        .await?;
         let existing = sqlx::query(&format!(
             "SELECT {VERSION_COLUMNS} FROM versions v WHERE v.tenant_id = $1 AND v.task_id = $2 AND v.sha256 = $3"
         ))
@@ -313,16 +392,20 @@ impl TenantConn {
             tx.commit().await?;
             return Ok((found, false));
         }
-        // Another task of the tenant may have the bytes: then they need not travel again.
-        let stored: bool =
-            sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM blobs WHERE tenant_id = $1 AND sha256 = $2)")
-                .bind(tenant)
-                .bind(new.hash.as_bytes().as_slice())
-                .fetch_one(&mut *tx)
-                .await?;
-        if !stored {
+        // Another task of the tenant may have the bytes: then they need not travel again. The lock keeps them from being
+        // freed before the new version is there to need them.
+        let stored: Option<bool> = sqlx::query_scalar(
+            "SELECT freed_at IS NULL FROM blobs WHERE tenant_id = $1 AND sha256 = $2 FOR SHARE",
+        )
+        .bind(tenant)
+        .bind(new.hash.as_bytes().as_slice())
+        .fetch_optional(&mut *tx)
+        .await?;
+        if stored != Some(true) {
             sqlx::query(
-                "INSERT INTO blobs (tenant_id, sha256, bytes) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+                "INSERT INTO blobs AS b (tenant_id, sha256, bytes) VALUES ($1, $2, $3)
+                 ON CONFLICT (tenant_id, sha256) DO UPDATE SET bytes = EXCLUDED.bytes, freed_at = NULL
+                 WHERE b.freed_at IS NOT NULL",
             )
             .bind(tenant)
             .bind(new.hash.as_bytes().as_slice())
@@ -330,6 +413,16 @@ impl TenantConn {
             .execute(&mut *tx)
             .await?;
         }
+        // A new module describes the task anew, unless a person has.
+        sqlx::query(
+            "UPDATE tasks SET description = $3, updated_at = clock_timestamp()
+             WHERE tenant_id = $1 AND task_id = $2 AND NOT described AND $3 IS NOT NULL AND description IS DISTINCT FROM $3",
+        )
+        .bind(tenant)
+        .bind(task)
+        .bind(new.manifest.and_then(|m| m.description.as_deref()))
+        .execute(&mut *tx)
+        .await?;
         let row = sqlx::query(&format!(
             "INSERT INTO versions AS v (tenant_id, task_id, number, sha256, size_bytes, kind, state, manifest)
              SELECT $1, $2, COALESCE(max(n.number), 0) + 1, $3, $4, $5, 'compiling', $6
@@ -348,6 +441,102 @@ impl TenantConn {
         tx.commit().await?;
         Ok((created, true))
     }
+
+    /// Change a task. `None`: no such task.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn task_change(&mut self, name: &TaskName, change: &TaskChange) -> Result<Option<TaskRow>> {
+        let tenant = self.tenant();
+        let (describe, description) = change.description.parts();
+        let (limit, limits) = change.limits.parts();
+        let (retrying, retry) = change.retry.parts();
+        let (activate, active) = change.active.parts();
+        let (pin, pinned) = change.version.parts();
+        sqlx::query(&format!(
+            "UPDATE tasks t SET updated_at = clock_timestamp(),
+               described = CASE WHEN $3 THEN $4 IS NOT NULL ELSE described END,
+               description = CASE WHEN NOT $3 THEN description WHEN $4 IS NOT NULL THEN $4 ELSE
+                 (SELECT v.manifest ->> 'description' FROM versions v WHERE v.tenant_id = t.tenant_id
+                   AND v.task_id = t.task_id AND v.manifest ->> 'description' IS NOT NULL ORDER BY v.number DESC LIMIT 1) END,
+               limits = CASE WHEN NOT $5 THEN limits WHEN $6 IS NOT NULL
+                 THEN NULLIF(jsonb_strip_nulls(COALESCE(limits, '{{}}') || $6), '{{}}') END,
+               retry = CASE WHEN NOT $7 THEN retry WHEN $8 IS NOT NULL
+                 THEN NULLIF(jsonb_strip_nulls(COALESCE(retry, '{{}}') || $8), '{{}}') END,
+               active = CASE WHEN $9 THEN COALESCE($10, true) ELSE active END,
+               pinned_version = CASE WHEN $11 THEN $12 ELSE pinned_version END
+             WHERE t.tenant_id = $1 AND t.name = $2 AND t.deleted_at IS NULL
+             RETURNING {TASK_COLUMNS}"
+        ))
+        .bind(tenant)
+        .bind(name.as_str())
+        .bind(describe)
+        .bind(description)
+        .bind(limit)
+        .bind(limits.map(Json))
+        .bind(retrying)
+        .bind(retry.map(Json))
+        .bind(activate)
+        .bind(active)
+        .bind(pin)
+        .bind(pinned)
+        .fetch_optional(&mut **self)
+        .await?
+        .as_ref()
+        .map(task)
+        .transpose()
+    }
+
+    /// Delete a task, or with `cancel` cancel up to `limit` of its open invocations and delete it when that was all.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn task_delete(&mut self, name: &TaskName, cancel: bool, limit: i32) -> Result<Deleted> {
+        let row = sqlx::query("SELECT outcome, ended, stopping FROM delete_task($1, $2, $3)")
+            .bind(name.as_str())
+            .bind(cancel)
+            .bind(limit)
+            .fetch_one(&mut **self)
+            .await?;
+        let stopped = Stopped { ended: row.try_get("ended")?, stopping: row.try_get("stopping")? };
+        for ids in stopped.stopping.chunks(CANCEL_NOTIFICATIONS) {
+            // Heartbeats carry cancellations too; the notification only makes it quick.
+            sqlx::query("SELECT pg_notify($1, id::text) FROM unnest($2::uuid[]) id")
+                .bind(CANCEL_CHANNEL)
+                .bind(ids)
+                .execute(&mut **self)
+                .await?;
+        }
+        Ok(match row.try_get::<&str, _>("outcome")? {
+            "unknown" => Deleted::Unknown,
+            "in-use" => Deleted::InUse,
+            "more" => Deleted::More(stopped),
+            _ => Deleted::Done(stopped),
+        })
+    }
+
+    /// A piece of a module's bytes, from `offset` on; empty after the end. `None`: no such module of this tenant.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn module_piece(
+        &mut self,
+        hash: &ModuleHash,
+        offset: i32,
+        bytes: i32,
+    ) -> Result<Option<Vec<u8>>> {
+        let tenant = self.tenant();
+        Ok(sqlx::query_scalar(
+            "SELECT substring(bytes FROM $3 FOR $4) FROM blobs
+             WHERE tenant_id = $1 AND sha256 = $2 AND freed_at IS NULL",
+        )
+        .bind(tenant)
+        .bind(hash.as_bytes().as_slice())
+        .bind(offset.saturating_add(1))
+        .bind(bytes)
+        .fetch_optional(&mut **self)
+        .await?)
+    }
 }
 
 impl WorkerStore {
@@ -361,6 +550,8 @@ impl WorkerStore {
             "UPDATE versions v SET compile_after = clock_timestamp() + make_interval(secs => $1)
              FROM (SELECT tenant_id, task_id, number FROM versions
                    WHERE state = 'compiling' AND compile_after <= clock_timestamp()
+                     AND EXISTS (SELECT 1 FROM tasks t WHERE t.tenant_id = versions.tenant_id
+                       AND t.task_id = versions.task_id AND t.deleted_at IS NULL)
                    ORDER BY compile_after LIMIT 1 FOR UPDATE SKIP LOCKED) w
              WHERE v.tenant_id = w.tenant_id AND v.task_id = w.task_id AND v.number = w.number
              RETURNING v.tenant_id, v.task_id, v.number, v.sha256",
@@ -429,6 +620,21 @@ impl WorkerStore {
         .execute(&self.pool)
         .await?;
         Ok(done.rows_affected() == 1)
+    }
+
+    /// Empty the modules that only tasks deleted longer than `after` ago refer to; looks at up to `limit` tasks.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn free_modules(&self, after: Duration, limit: i32) -> Result<i64> {
+        let mut transaction = self.begin().await?;
+        let looked_at = sqlx::query_scalar("SELECT free_modules(make_interval(secs => $1), $2)")
+            .bind(after.as_secs_f64())
+            .bind(limit)
+            .fetch_one(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok(looked_at)
     }
 
     /// The bytes of a tenant's module.

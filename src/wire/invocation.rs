@@ -8,6 +8,9 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use crate::wire::patch::Field;
+use crate::wire::problem::Problem;
+
 /// A request to run a task. A task takes `input` or `input_base64`; a command takes `args`, `env` and `stdin` or
 /// `stdin_base64`.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
@@ -175,6 +178,9 @@ pub struct InvocationSummary {
     /// When it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<DateTime<Utc>>,
+    /// The invocation that it repeats.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_of: Option<Uuid>,
     /// Where to go from here.
     pub links: InvocationLinks,
 }
@@ -192,6 +198,9 @@ pub struct InvocationLinks {
     /// Where to cancel it; absent when it has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cancel: Option<String>,
+    /// Where to run it again; only when it is dead, cancelled or expired.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<String>,
 }
 
 /// One invocation.
@@ -206,9 +215,99 @@ pub struct Invocation {
     pub limits: Limits,
     /// What happens after a failed attempt.
     pub retry: Retry,
+    /// What its guest reported last; stays after the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
     /// What came out. Only in answers to `Prefer: wait=…`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<InlineResult>,
+}
+
+/// How far an attempt has come, in its guest's own words.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Progress {
+    /// Units done.
+    pub done: u64,
+    /// Units in all; 0 means unknown.
+    pub total: u64,
+    /// For people.
+    pub message: String,
+    /// Attempt that reported it.
+    pub attempt: i16,
+    /// When it reported it.
+    pub at: DateTime<Utc>,
+}
+
+/// A change of an invocation, as a JSON merge patch (RFC 7396): what is absent stays.
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct InvocationPatch {
+    /// −100 to 100; only while it is scheduled or queued. `null`: 0.
+    #[serde(skip_serializing_if = "Field::is_absent")]
+    #[schema(value_type = Option<i16>, minimum = -100, maximum = 100)]
+    pub priority: Field<i16>,
+    /// Not before this time, at most 366 days ahead; only while it is scheduled or queued. `null`: at once.
+    #[serde(skip_serializing_if = "Field::is_absent")]
+    #[schema(value_type = Option<DateTime<Utc>>)]
+    pub run_at: Field<DateTime<Utc>>,
+    /// Tags to set or, with `null` as value, to remove; at any time. `null`: remove all.
+    #[serde(skip_serializing_if = "Field::is_absent")]
+    #[schema(value_type = Option<BTreeMap<String, Option<String>>>)]
+    pub tags: Field<BTreeMap<String, Option<String>>>,
+}
+
+/// Many invocations. Each is accepted or refused by itself.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BatchRequest {
+    /// 1 to 1,000, queued in this order.
+    #[schema(value_type = Vec<BatchItem>, min_items = 1, max_items = 1000)]
+    pub invocations: Vec<Box<RawValue>>,
+}
+
+/// One invocation of many: an `InvokeRequest` and these.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct BatchItem {
+    /// Name of the task.
+    pub task: String,
+    /// As the header Idempotency-Key of a single request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idempotency_key: Option<String>,
+    /// The rest.
+    #[serde(flatten)]
+    pub request: InvokeRequest,
+}
+
+/// What became of many invocations.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct BatchResponse {
+    /// In the order of the request.
+    pub outcomes: Vec<BatchOutcome>,
+}
+
+/// What became of one of many.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct BatchOutcome {
+    /// 202: durable, and will run. 200: the same key and request were accepted before. Otherwise as a single request
+    /// would have been answered.
+    #[schema(example = 202)]
+    pub status: u16,
+    /// The invocation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<Uuid>,
+    /// Why it was refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<Problem>,
+}
+
+/// How to run an invocation again.
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetryInvocation {
+    /// Version to run. Default: the one that ran.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
+    pub version: Option<i32>,
 }
 
 /// Limits of each attempt.
@@ -382,15 +481,43 @@ pub struct InlineResult {
     pub base64: Option<String>,
 }
 
+/// One page of a log.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct LogPage {
+    /// Records in order.
+    pub items: Vec<LogRecord>,
+    /// `after` of the next page; absent when there is nothing more now. While the invocation runs, more may come after
+    /// the last record's `cursor`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// Severity of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)] // as everywhere
+pub enum Level {
+    Trace,
+    Debug,
+    Info,
+    Warn,
+    Error,
+}
+
 /// One record of a log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LogRecord {
+    /// Its place: `after` for what comes behind it. It stays the same when the attempt ends.
+    #[schema(example = "1.17")]
+    pub cursor: String,
     /// Attempt that wrote it.
     pub attempt: i16,
+    /// When it was written.
+    pub at: DateTime<Utc>,
     /// Microseconds since the attempt began.
     pub at_us: u64,
-    /// `trace`, `debug`, `info`, `warn` or `error`.
-    pub level: String,
+    /// Severity; lines of stdout and stderr are `info`.
+    pub level: Level,
     /// `stderr`, or the guest's own name for the place.
     pub target: String,
     /// The message, one line.
@@ -398,4 +525,13 @@ pub struct LogRecord {
     /// Structured fields.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub fields: BTreeMap<String, String>,
+}
+
+/// Event `state` of a stream: the invocation stands elsewhere now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StateEvent {
+    /// Where it stands.
+    pub state: State,
+    /// The attempt that runs, or the last one that ended; `null` before the first.
+    pub attempt: Option<i16>,
 }

@@ -3,6 +3,7 @@
 
 pub mod invocation;
 pub mod operate;
+pub mod patch;
 pub mod problem;
 pub mod task;
 pub mod why;

@@ -5,6 +5,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use crate::wire::invocation::{Backoff, LimitsRequest, RetryRequest};
+use crate::wire::patch::Field;
 use crate::wire::problem::Rejection;
 
 /// A named definition.
@@ -13,17 +15,110 @@ pub struct Task {
     /// Its name.
     #[schema(example = "word-count")]
     pub name: String,
-    /// What the first module said about itself.
+    /// What its newest module says about itself, or what was written in its place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// The version that plain invocations use: the newest that became ready. `null` until one has.
+    /// The version that plain invocations use: the pinned one, or the newest that became ready. `null` until one has.
     pub current_version: Option<i32>,
+    /// The version that plain invocations use although there may be a newer one. Absent: they follow the newest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pinned_version: Option<i32>,
+    /// False: new invocations are refused, and queued ones wait.
+    pub active: bool,
+    /// Limits of its invocations, in place of the module's own. Absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<LimitsRequest>,
+    /// Retries of its invocations, in place of the module's own. Absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<RetryRequest>,
     /// First upload.
     pub created_at: DateTime<Utc>,
     /// Last change.
     pub updated_at: DateTime<Utc>,
     /// Where to go from here.
     pub links: TaskLinks,
+}
+
+/// A change of a task, as a JSON merge patch (RFC 7396): what is absent stays, `null` goes back to its default.
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TaskPatch {
+    /// For people; at most 4,096 bytes. `null`: what its newest module says about itself.
+    #[serde(skip_serializing_if = "Field::is_absent")]
+    #[schema(value_type = Option<String>)]
+    pub description: Field<String>,
+    /// Limits of its invocations, over the module's own and under the request's.
+    #[serde(skip_serializing_if = "Field::is_absent")]
+    #[schema(value_type = Option<LimitsPatch>)]
+    pub limits: Field<LimitsPatch>,
+    /// Retries of its invocations, over the module's own and under the request's.
+    #[serde(skip_serializing_if = "Field::is_absent")]
+    #[schema(value_type = Option<RetryPatch>)]
+    pub retry: Field<RetryPatch>,
+    /// False: new invocations are refused, and queued ones wait. `null`: true.
+    #[serde(skip_serializing_if = "Field::is_absent")]
+    #[schema(value_type = Option<bool>)]
+    pub active: Field<bool>,
+    /// The version that plain invocations use; it must be ready. `null`: the newest that is.
+    #[serde(skip_serializing_if = "Field::is_absent")]
+    #[schema(value_type = Option<i32>, minimum = 1)]
+    pub version: Field<i32>,
+}
+
+/// A change of limits; `null`: the module's own, or the installation's.
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsPatch {
+    /// Fuel. 1 to 10¹³.
+    #[serde(skip_serializing_if = "Field::is_absent")]
+    #[schema(value_type = Option<u64>)]
+    pub fuel: Field<u64>,
+    /// Bytes of memory in all. 64 KiB to 4 GiB.
+    #[serde(skip_serializing_if = "Field::is_absent")]
+    #[schema(value_type = Option<u64>)]
+    pub memory_bytes: Field<u64>,
+    /// Milliseconds from start to end. 1 to 3,600,000.
+    #[serde(skip_serializing_if = "Field::is_absent")]
+    #[schema(value_type = Option<u64>)]
+    pub timeout_ms: Field<u64>,
+    /// Bytes of result. 0 to 16 MiB.
+    #[serde(skip_serializing_if = "Field::is_absent")]
+    #[schema(value_type = Option<u64>)]
+    pub output_bytes: Field<u64>,
+    /// Bytes of log. 0 to 4 MiB.
+    #[serde(skip_serializing_if = "Field::is_absent")]
+    #[schema(value_type = Option<u64>)]
+    pub log_bytes: Field<u64>,
+}
+
+/// A change of retries; `null`: the module's own, or the installation's.
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetryPatch {
+    /// Attempts in all. 1 to 100.
+    #[serde(skip_serializing_if = "Field::is_absent")]
+    #[schema(value_type = Option<u16>)]
+    pub max_attempts: Field<u16>,
+    /// Growth of the wait.
+    #[serde(skip_serializing_if = "Field::is_absent")]
+    #[schema(value_type = Option<Backoff>)]
+    pub backoff: Field<Backoff>,
+    /// First wait in milliseconds. 0 to 86,400,000.
+    #[serde(skip_serializing_if = "Field::is_absent")]
+    #[schema(value_type = Option<u64>)]
+    pub initial_ms: Field<u64>,
+    /// Growth per failure. 1 to 100.
+    #[serde(skip_serializing_if = "Field::is_absent")]
+    #[schema(value_type = Option<f64>)]
+    pub factor: Field<f64>,
+    /// Longest wait in milliseconds. 0 to 604,800,000.
+    #[serde(skip_serializing_if = "Field::is_absent")]
+    #[schema(value_type = Option<u64>)]
+    pub max_ms: Field<u64>,
+    /// Share of the wait that is random. 0 to 1.
+    #[serde(skip_serializing_if = "Field::is_absent")]
+    #[schema(value_type = Option<f64>)]
+    pub jitter: Field<f64>,
 }
 
 /// Where to go from a task.
@@ -87,4 +182,6 @@ pub struct VersionLinks {
     pub this: String,
     /// Its task.
     pub task: String,
+    /// The uploaded bytes.
+    pub module: String,
 }

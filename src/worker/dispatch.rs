@@ -14,7 +14,7 @@ use sandbar_host::run::{Attempt, Context, Input};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::app::signals::Signals;
 use crate::domain::fairness::{Candidate, FairShare};
@@ -27,6 +27,7 @@ use crate::store::{Error, WorkerStore};
 use crate::worker::ack;
 use crate::worker::cells::{Cells, Event, Place};
 use crate::worker::lease::Lease;
+use crate::worker::live::{self, Live};
 use crate::worker::modules::Modules;
 use crate::worker::{Settings, Stop};
 
@@ -54,6 +55,7 @@ struct InFlight {
     place: Option<Place>,
     started_at: DateTime<Utc>,
     cancelled: bool,
+    live: Live,
 }
 
 /// A report of a task that waited on the loop's behalf.
@@ -87,6 +89,7 @@ pub async fn run(
         warn!(%error, "could not say which walls stand; only this log does");
     }
     let (ends, acks) = mpsc::unbounded_channel();
+    let (live, said) = live::channel();
     let unacked = AtomicU64::new(0);
     let room = Notify::new();
     let counts = ack::Counts::default();
@@ -98,6 +101,7 @@ pub async fn run(
         lease,
         cells,
         ends: Some(ends),
+        live,
         unacked: &unacked,
         room: &room,
         reports,
@@ -111,7 +115,13 @@ pub async fn run(
         more: true,
         not_before: Instant::now(),
     };
-    let acking = ack::run(store, signals, lease, acks, &unacked, &room, &counts);
+    let acking = async {
+        tokio::select! {
+            () = ack::run(store, signals, lease, acks, &unacked, &room, &counts) => {}
+            // It goes with the acks: what attempts say comes once more with their outcomes.
+            never = live::run(store, lease, said) => match never {},
+        }
+    };
     let ended = {
         let looping = dispatch.run(signals, &mut events, &mut reported, stop);
         tokio::pin!(acking, looping);
@@ -148,6 +158,7 @@ struct Dispatch<'a> {
     cells: Cells,
     /// Unbounded, yet never longer than the bound in [`Dispatch::free_slots`].
     ends: Option<ack::Sender>,
+    live: live::Sender,
     unacked: &'a AtomicU64,
     /// Told after every ack: a full backlog has got shorter.
     room: &'a Notify,
@@ -365,8 +376,16 @@ impl Dispatch<'_> {
         let token = self.next_token;
         self.next_token += 1;
         self.tokens.insert(claimed.invocation, token);
-        self.in_flight
-            .insert(token, InFlight { claimed, place: None, started_at: Utc::now(), cancelled: false });
+        self.in_flight.insert(
+            token,
+            InFlight {
+                claimed,
+                place: None,
+                started_at: Utc::now(),
+                cancelled: false,
+                live: Live::default(),
+            },
+        );
         match self.cells.take() {
             Some((place, cell)) => self.submit(token, place, cell),
             None => self.end(token, host_fault("no cell is up")),
@@ -414,7 +433,14 @@ impl Dispatch<'_> {
             }
             Event::Cell(_, CellEvent::Finished { token, outcome }) => self.end(token, *outcome),
             Event::Cell(_, CellEvent::Progress { token, progress }) => {
-                debug!(token, done = progress.done, total = progress.total, "progress");
+                if let Some(flight) = self.in_flight.get(&token) {
+                    live::progress(&self.live, &flight.claimed, flight.started_at, progress);
+                }
+            }
+            Event::Cell(_, CellEvent::Log { token, first, records }) => {
+                if let Some(flight) = self.in_flight.get_mut(&token) {
+                    flight.live.log(&self.live, &flight.claimed, flight.started_at, first, &records);
+                }
             }
             Event::Cell(place, CellEvent::Gone { reason }) => {
                 self.cells.down(place);

@@ -1,11 +1,16 @@
 //! The API through HTTP on a real Postgres. The server runs in this process, and the test is its own worker and
 //! compiler: so every state between two steps can be looked at.
 
+mod batch;
 mod edge;
 mod flush;
+mod follow;
+mod invocation_changes;
 mod invoke;
+mod logs;
 mod operate;
 mod read;
+mod task_changes;
 mod upload;
 
 use std::sync::Arc;

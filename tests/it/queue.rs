@@ -71,7 +71,12 @@ impl Fixture {
             version: 1,
             priority: 0,
             input: b"1".to_vec(),
-            spec: Spec { input: InputKind::Task, limits: Limits::default(), retry: RetryPolicy::default() },
+            spec: Spec {
+                input: InputKind::Task,
+                limits: Limits::default(),
+                retry: RetryPolicy::default(),
+                retry_of: None,
+            },
             tags: BTreeMap::new(),
             run_at: None,
             expires_at: None,

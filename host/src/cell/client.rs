@@ -24,7 +24,7 @@ use super::{CellConfig, MAX_FRAME_BYTES, MAX_SLOTS, MIN_FRAME_BYTES, SUBCOMMAND}
 use crate::artifact::Artifact;
 use crate::control::{CancelReason, Progress};
 use crate::module::ModuleHash;
-use crate::outcome::Outcome;
+use crate::outcome::{LogRecord, Outcome};
 use crate::run::Attempt;
 use crate::walls::Walls;
 
@@ -55,6 +55,16 @@ pub enum CellEvent {
         token: u64,
         /// The latest report.
         progress: Progress,
+    },
+    /// A running attempt logged. Its outcome brings these records again. A cell that has been taken over may say
+    /// anything here.
+    Log {
+        /// The caller's name for the attempt.
+        token: u64,
+        /// Number of the first of them in the attempt's log, from 0.
+        first: u32,
+        /// In order.
+        records: Vec<LogRecord>,
     },
     /// The process ended or broke the protocol. The last event. Attempts without an outcome are
     /// lost.
@@ -512,6 +522,7 @@ async fn receive(shared: &Shared, mut input: Input, events: &mpsc::Sender<CellEv
             let event = match message {
                 FromCell::Finished { token, outcome } => CellEvent::Finished { token, outcome },
                 FromCell::Progress { token, progress } => CellEvent::Progress { token, progress },
+                FromCell::Log { token, first, records } => CellEvent::Log { token, first, records },
                 FromCell::Ready(_) | FromCell::Loaded(_) | FromCell::NotLoaded { .. } => continue,
             };
             if events.send(event).await.is_err() {
@@ -530,7 +541,7 @@ fn note(shared: &Shared, messages: &[FromCell], finished: &mut HashSet<u64>) -> 
         FromCell::NotLoaded { hash, message } => book.loaded(hash, &Err(LoadError::Refused(message.clone()))),
         FromCell::Finished { token, .. } => finished.insert(*token) && book.finished(*token),
         // A report may overtake nothing, so its attempt is still there.
-        FromCell::Progress { token, .. } => book.attempts.contains_key(token),
+        FromCell::Progress { token, .. } | FromCell::Log { token, .. } => book.attempts.contains_key(token),
     })
 }
 

@@ -1,6 +1,6 @@
 //! What a cell has to tell its parent, and the thread that tells it.
 //! Owns coalescing: whatever waits when the thread is free goes out in one write, at most one write
-//! every [`PAUSE`]; progress reports at most every [`PROGRESS_EVERY`].
+//! every [`PAUSE`]; what running attempts say at most every [`REPORTS_EVERY`].
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -10,10 +10,12 @@ use std::time::{Duration, Instant};
 use super::protocol::{FromCell, Packer};
 use crate::control::Control;
 use crate::outcome::Outcome;
-use crate::run::{ProgressSink, host_fault};
+use crate::run::{LiveSink, host_fault};
 
-/// Shortest time between two deliveries of progress.
-const PROGRESS_EVERY: Duration = Duration::from_millis(50);
+/// Bytes of log that one delivery takes of one attempt, and of all; what is more comes in the next.
+const LOG_BYTES: (usize, usize) = (64 << 10, 1 << 20);
+/// Shortest time between two deliveries of progress and logs.
+const REPORTS_EVERY: Duration = Duration::from_millis(50);
 /// Pause after a write. Short attempts end every few microseconds; told one by one, each would cost four context
 /// switches on the way to the parent and back, several times what the attempt itself costs. An outcome that comes
 /// after a quiet moment is not delayed.
@@ -27,7 +29,7 @@ pub(super) struct Outbox {
 
 struct State {
     packer: Packer,
-    /// Attempts with a progress report that was not sent.
+    /// Attempts with a report or log records that were not sent. One may be here twice.
     reports: Vec<Arc<Control>>,
     waiting: bool,
 }
@@ -96,11 +98,19 @@ impl Outbox {
         loop {
             let now = Instant::now();
             if !state.reports.is_empty() && now >= *next_reports {
-                *next_reports = now + PROGRESS_EVERY;
+                *next_reports = now + REPORTS_EVERY;
+                let mut room = LOG_BYTES.1;
                 for control in std::mem::take(&mut state.reports) {
+                    let token = control.token;
                     if let Some(progress) = control.take_progress() {
-                        let token = control.token;
                         let _ = state.packer.push(&FromCell::Progress { token, progress });
+                    }
+                    // Beyond the room of this delivery the ticker brings it again. Of an attempt that has ended there
+                    // is nothing left to take, so nothing can follow its outcome.
+                    if let Some((first, records)) = control.take_log(LOG_BYTES.0.min(room)) {
+                        let before = state.packer.len();
+                        let _ = state.packer.push(&FromCell::Log { token, first, records });
+                        room = room.saturating_sub(state.packer.len().saturating_sub(before));
                     }
                 }
             }
@@ -120,10 +130,20 @@ impl Outbox {
     }
 }
 
-impl ProgressSink for Outbox {
-    fn progress(&self, control: &Arc<Control>) {
+impl Outbox {
+    fn report(&self, control: &Arc<Control>) {
         let mut state = self.state();
         state.reports.push(control.clone());
         self.wake(&mut state);
+    }
+}
+
+impl LiveSink for Outbox {
+    fn progress(&self, control: &Arc<Control>) {
+        self.report(control);
+    }
+
+    fn log(&self, control: &Arc<Control>) {
+        self.report(control);
     }
 }

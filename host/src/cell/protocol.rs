@@ -11,7 +11,7 @@ use crate::run::Attempt;
 use crate::walls::Walls;
 
 /// Version of the protocol; the child refuses another.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Bytes of a frame's length.
 pub const HEADER_BYTES: usize = 4;
 /// A frame that has reached this size is closed and a new one begun.
@@ -109,6 +109,16 @@ pub enum FromCell {
         token: u64,
         /// The latest report.
         progress: Progress,
+    },
+    /// A running attempt logged. Its outcome brings these records again.
+    Log {
+        /// Which attempt.
+        token: u64,
+        /// Number of the first of them in the attempt's log, from 0.
+        first: u32,
+        /// In order.
+        #[serde(with = "records")]
+        records: Vec<LogRecord>,
     },
 }
 
@@ -303,12 +313,50 @@ enum TerminationDef {
     HostFault { message: String },
 }
 
+/// [`LogRecord`]s as postcard needs them: no skipped fields.
+mod records {
+    use super::*;
+
+    pub(super) type Out<'a> = (u64, LogLevel, &'a str, &'a str, &'a [(String, String)]);
+    pub(super) type In = (u64, LogLevel, String, String, Vec<(String, String)>);
+
+    pub(super) fn out(records: &[LogRecord]) -> Vec<Out<'_>> {
+        records
+            .iter()
+            .map(|log| {
+                (log.at_us, log.level, log.target.as_str(), log.message.as_str(), log.fields.as_slice())
+            })
+            .collect()
+    }
+
+    pub(super) fn read(records: Vec<In>) -> Vec<LogRecord> {
+        records
+            .into_iter()
+            .map(|(at_us, level, target, message, fields)| LogRecord {
+                at_us,
+                level,
+                target,
+                message,
+                fields,
+            })
+            .collect()
+    }
+
+    pub(super) fn serialize<S: Serializer>(records: &[LogRecord], serializer: S) -> Result<S::Ok, S::Error> {
+        out(records).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<LogRecord>, D::Error> {
+        Ok(read(Vec::deserialize(deserializer)?))
+    }
+}
+
 /// [`Outcome`] as postcard needs it: no skipped fields, byte runs.
 mod outcome {
     use super::*;
 
-    type LogOut<'a> = (u64, LogLevel, &'a str, &'a str, &'a [(String, String)]);
-    type LogIn = (u64, LogLevel, String, String, Vec<(String, String)>);
     type FrameOut<'a> = (&'a str, Option<&'a str>, Option<u32>, Option<u64>);
     type FrameIn = (String, Option<String>, Option<u32>, Option<u64>);
 
@@ -319,7 +367,7 @@ mod outcome {
         receipt: &'a Receipt,
         output: Bytes<'a>,
         content_type: &'a str,
-        logs: Vec<LogOut<'a>>,
+        logs: Vec<records::Out<'a>>,
         backtrace: Vec<FrameOut<'a>>,
     }
 
@@ -331,7 +379,7 @@ mod outcome {
         #[serde(with = "blob")]
         output: Vec<u8>,
         content_type: String,
-        logs: Vec<LogIn>,
+        logs: Vec<records::In>,
         backtrace: Vec<FrameIn>,
     }
 
@@ -341,13 +389,7 @@ mod outcome {
             receipt: &outcome.receipt,
             output: Bytes(&outcome.output),
             content_type: &outcome.content_type,
-            logs: outcome
-                .logs
-                .iter()
-                .map(|log| {
-                    (log.at_us, log.level, log.target.as_str(), log.message.as_str(), log.fields.as_slice())
-                })
-                .collect(),
+            logs: records::out(&outcome.logs),
             backtrace: outcome
                 .backtrace
                 .iter()
@@ -366,17 +408,7 @@ mod outcome {
             receipt: parts.receipt,
             output: parts.output,
             content_type: parts.content_type,
-            logs: parts
-                .logs
-                .into_iter()
-                .map(|(at_us, level, target, message, fields)| LogRecord {
-                    at_us,
-                    level,
-                    target,
-                    message,
-                    fields,
-                })
-                .collect(),
+            logs: records::read(parts.logs),
             backtrace: parts
                 .backtrace
                 .into_iter()
@@ -476,6 +508,17 @@ mod tests {
             unpack::<FromCell>(&bytes[4..], |message| got.push(message)).unwrap();
             assert_eq!(got, [message]);
         }
+    }
+
+    #[test]
+    fn records_survive() {
+        let message = FromCell::Log { token: 9, first: 7, records: full_outcome().logs };
+        let mut packer = Packer::new(1 << 20);
+        packer.push(&message).unwrap();
+        let bytes = packer.take(Vec::new());
+        let mut got = Vec::new();
+        unpack::<FromCell>(&bytes[4..], |message| got.push(message)).unwrap();
+        assert_eq!(got, [message]);
     }
 
     #[test]

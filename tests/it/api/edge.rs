@@ -154,3 +154,16 @@ async fn without_a_database_everything_answers_503_in_time_and_recovers_with_it(
     assert_eq!(refused.status, 503, "{}", refused.text());
     support::send(api.client.anonymous(Method::GET, "/livez")).await.expect(200);
 }
+
+#[tokio::test]
+async fn the_page_about_the_api_is_open_and_may_reach_nothing_but_this_server() {
+    let api = Api::start().await;
+    let page = support::send(api.client.anonymous(Method::GET, "/docs")).await.expect(200);
+    assert_eq!(page.headers["content-type"], "text/html; charset=utf-8");
+    let policy = page.headers["content-security-policy"].to_str().unwrap();
+    for part in ["default-src 'none'", "connect-src 'self'", "frame-ancestors 'none'", "script-src 'sha256-"]
+    {
+        assert!(policy.contains(part), "{policy}");
+    }
+    assert!(page.text().contains("fetch(\"/openapi.json\")"));
+}

@@ -21,7 +21,12 @@ fn row(api: &Api, task: TaskId) -> NewInvocation {
         version: 1,
         priority: 0,
         input: Vec::new(),
-        spec: Spec { input: InputKind::Task, limits: Limits::default(), retry: RetryPolicy::default() },
+        spec: Spec {
+            input: InputKind::Task,
+            limits: Limits::default(),
+            retry: RetryPolicy::default(),
+            retry_of: None,
+        },
         tags: Default::default(),
         run_at: None,
         expires_at: None,

@@ -214,6 +214,18 @@ impl Deployment {
         Process::spawn(&name, self.dir.path(), &["worker"], &variables)
     }
 
+    /// One more server on the same database, until the end of the deployment; a caller of it.
+    pub async fn spawn_server_too(&mut self) -> Client {
+        let mut variables = self.variables.clone();
+        variables.push(("SANDBAR_SERVER__LISTEN", "127.0.0.1:0".to_owned()));
+        variables.push(("SANDBAR_DATA_DIR", self.dir.path().join("server-too").display().to_string()));
+        let mut server = Process::spawn("server-too", self.dir.path(), &["server"], &variables);
+        let client = Client::new(format!("http://{}", server.address().await));
+        server.ready(&client).await;
+        self.workers.push(server);
+        client
+    }
+
     /// Kills the server with SIGKILL and starts another at the same address; returns when it is ready.
     pub async fn restart_server(&mut self) {
         let mut next = {

@@ -52,6 +52,13 @@ enum Mode {
         /// Bytes per record.
         bytes: usize,
     },
+    /// Logs a record and reports progress again and again, then succeeds.
+    Talk {
+        /// How often.
+        records: u32,
+        /// Pause after each, in milliseconds.
+        every_ms: u64,
+    },
     /// Fails fatally.
     Fatal {
         /// What the error says.
@@ -101,6 +108,14 @@ fn trap(ctx: &Context, mode: Mode) -> Result<Output, TaskError> {
             for record in 0..records {
                 log::info!(record; "{text}");
                 eprintln!("{text}");
+            }
+        }
+        Mode::Talk { records, every_ms } => {
+            for n in 0..records {
+                let level = if n % 2 == 0 { log::Level::Info } else { log::Level::Warn };
+                log::log!(level, n; "word {n}");
+                ctx.progress(u64::from(n + 1), u64::from(records), format!("said {}", n + 1));
+                std::thread::sleep(Duration::from_millis(every_ms));
             }
         }
         Mode::Fatal { message } => return Err(TaskError::fatal(message)),

@@ -1,0 +1,53 @@
+//! Many invocations in one request. Each has its own outcome; none depends on another. Owns their order: they are
+//! queued in the order in which they stand.
+
+use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt};
+
+use crate::app::invoke::Request;
+use crate::app::{App, Error, Result};
+use crate::domain::ids::{InvocationId, TenantId};
+use crate::domain::names::TaskName;
+use crate::store::queue::{Enqueued, NewInvocation};
+
+/// Invocations of one request.
+pub const MAX_BATCH: usize = 1_000;
+/// Requests of one batch that are resolved and checked at the same time.
+const PREPARING: usize = 16;
+
+/// What became of one of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accepted {
+    /// A new invocation.
+    New(InvocationId),
+    /// The same key and request were accepted before, as this one.
+    Before(InvocationId),
+}
+
+impl App {
+    /// Accept many invocations; durable on return. One that is refused has no effect on the others. They go through the flusher together, and are committed in as few statements as it takes.
+    pub async fn invoke_batch(
+        &self,
+        tenant: TenantId,
+        items: Vec<(TaskName, Request)>,
+    ) -> Vec<Result<Accepted>> {
+        let prepare = |(task, request): (TaskName, Request)| async move {
+            let target = self.target(tenant, &task, request.version).await?;
+            self.prepare(tenant, &target, request).await
+        };
+        let prepared: Vec<_> =
+            stream::iter(items.into_iter().map(prepare)).buffered(PREPARING).collect().await;
+        // Ids say the order of service: given here, one after the other, and not as the checks came to their ends.
+        let prepared = prepared
+            .into_iter()
+            .map(|row| row.map(|row| NewInvocation { id: InvocationId::generate(), ..row }));
+        join_all(prepared.map(|row| async move {
+            match self.inner.flusher.enqueue(row?).await? {
+                Enqueued::Accepted(id) => Ok(Accepted::New(id)),
+                Enqueued::Replayed(id) => Ok(Accepted::Before(id)),
+                Enqueued::Conflict => Err(Error::IdempotencyKeyReused),
+            }
+        }))
+        .await
+    }
+}
