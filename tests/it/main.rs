@@ -5,6 +5,7 @@
 mod api;
 mod dev_command;
 mod dev_postgres;
+mod examples;
 mod faults;
 mod guests;
 mod house;
