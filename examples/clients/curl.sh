@@ -49,7 +49,14 @@ value() {
 status=$(call "$work/version" -H 'content-type: application/wasm' -H 'prefer: wait=60' \
     --data-binary @"$module" "/v1/tasks/$task/versions")
 [[ $status == 20[01] ]] || fail "the upload was answered with $status" "$work/version"
-echo "$task version $(value "$work/version" version) is $(value "$work/version" state)" >&2
+number=$(value "$work/version" version)
+while state=$(value "$work/version" state) && [[ $state == compiling ]]; do
+    sleep 1
+    status=$(call "$work/version" "/v1/tasks/$task/versions/$number")
+    [[ $status == 200 ]] || fail "version $number was answered with $status" "$work/version"
+done
+echo "$task version $number is $state" >&2
+[[ $state == ready ]] || fail "it cannot run" "$work/version"
 
 # With a key of one's own, an invocation whose answer was lost is not made twice.
 key=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')

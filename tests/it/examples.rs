@@ -8,12 +8,18 @@ mod tables;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use crate::support::{self, Client, Deployment};
+
+/// Longest compilation of an example, on a machine with much else to do.
+const COMPILE: Duration = Duration::from_secs(300);
+/// Longest way of an invocation to its end, in addition to the 30 s of one answer.
+const RUN: Duration = Duration::from_secs(120);
 
 /// A pseudo-random sequence, the same on every machine.
 struct Sequence(u64);
@@ -32,17 +38,50 @@ fn file(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(path)
 }
 
-/// A server, a worker and one example on it, by the name of its directory.
+/// A server and a worker that leave compilations more time than the default: other tests may keep the processors busy.
+/// Their limit of CPU time stays as it is.
+async fn patient(settings: &[(&'static str, String)]) -> Deployment {
+    let mut all = vec![("SANDBAR_COMPILE__WALL_MS", COMPILE.as_millis().to_string())];
+    all.extend_from_slice(settings);
+    Deployment::on(support::database().await, 1, &all).await
+}
+
+/// Uploads a module and waits until it can run; returns the version.
+async fn push(client: &Client, task: &str, module: &Path) -> Value {
+    let uploaded = client.upload(task, module).await.expect(201).json();
+    let path = format!("/v1/tasks/{task}/versions/{}", uploaded["version"]);
+    support::eventually(COMPILE, "a module to be compiled", async || {
+        let version = client.get(&path).await.expect(200).json();
+        assert_ne!(version["state"], "rejected", "{version:#}");
+        (version["state"] == "ready").then_some(version)
+    })
+    .await
+}
+
+/// A deployment with one example on it, by the name of its directory.
 async fn deployed(example: &str) -> (Deployment, Client) {
-    let deployment = Deployment::start(1).await;
+    let deployment = patient(&[]).await;
     let client = deployment.client();
-    client.upload(example, &support::guest(example)).await.expect(201);
+    push(&client, example, &support::guest(example)).await;
     (deployment, client)
+}
+
+/// The end of an invocation, however it went. On a busy machine it may take longer than one answer waits.
+async fn end(client: &Client, task: &str, body: &Value) -> Value {
+    let answer = client.invoke(task, body).await;
+    assert!([200, 202].contains(&answer.status.as_u16()), "{}", answer.text());
+    let path = answer.json()["links"]["self"].as_str().unwrap().to_owned();
+    support::eventually(RUN, "an invocation to end", async || {
+        let invocation = client.get(&path).await.expect(200).json();
+        let open = ["scheduled", "queued", "running"].iter().any(|state| invocation["state"] == **state);
+        (!open).then_some(invocation)
+    })
+    .await
 }
 
 /// Invokes, waits for success, and returns the invocation and its result with the media type.
 async fn succeed(client: &Client, task: &str, body: &Value) -> (Value, String, Vec<u8>) {
-    let ended = client.invoke(task, body).await.expect(200).json();
+    let ended = end(client, task, body).await;
     assert_eq!(ended["state"], "succeeded", "{ended:#}");
     let result = client.get(ended["links"]["result"].as_str().unwrap()).await.expect(200);
     let media_type = result.headers["content-type"].to_str().unwrap().to_owned();
@@ -224,7 +263,7 @@ async fn a_thumbnail_is_the_photograph_only_smaller_and_upright() {
     }
 
     let cut = STANDARD.encode(&photo[..300]);
-    let ended = client.invoke("thumbnail", &json!({"input": {"photo": cut}})).await.expect(200).json();
+    let ended = end(&client, "thumbnail", &json!({"input": {"photo": cut}})).await;
     assert_eq!(ended["state"], "dead", "{ended:#}");
     assert_eq!(ended["attempts"][0]["termination"]["retryable"], false, "{ended:#}");
 }
@@ -265,7 +304,7 @@ async fn the_import_fails_twice_succeeds_and_says_what_it_did() {
     assert_eq!(said, expected);
 
     let free = json!({"input": {"orders": [{"id": "B-1", "cents": 0}]}});
-    let ended = client.invoke("order-import", &free).await.expect(200).json();
+    let ended = end(&client, "order-import", &free).await;
     assert_eq!(
         (&ended["state"], ended["attempts"].as_array().unwrap().len()),
         (&json!("dead"), 1),

@@ -1,7 +1,7 @@
 //! The clients of `examples/clients` against a real server: what they print, how they end, and that a lost answer makes
 //! no second invocation.
 
-use std::process::{Command, Output};
+use std::process::Output;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -9,8 +9,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::file;
-use crate::support::{self, ADMIN_KEY, Deployment};
+use super::{file, patient};
+use crate::support::{self, ADMIN_KEY};
 
 /// Longest run of a client.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -39,7 +39,7 @@ fn stderr(output: &Output) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_curl_script_goes_the_whole_way_and_its_exit_code_tells() {
-    let deployment = Deployment::start(1).await;
+    let deployment = patient(&[]).await;
     let url = deployment.client().base().to_owned();
     let module = support::guest("word-count").display().to_string();
     let dir = tempfile::tempdir().unwrap();
@@ -83,7 +83,7 @@ async fn the_curl_script_goes_the_whole_way_and_its_exit_code_tells() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_python_client_pushes_invokes_and_follows() {
-    let deployment = Deployment::start(1).await;
+    let deployment = patient(&[]).await;
     let url = deployment.client().base().to_owned();
     let module = support::guest("order-import").display().to_string();
     let pushed = python(&url, &["push", "order-import", &module]).await;
@@ -175,7 +175,7 @@ async fn troubled(server: String, first: u32) -> (String, AbortOnDropHandle<()>)
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn both_clients_come_back_after_retry_after_and_a_lost_answer_makes_no_second_invocation() {
-    let deployment = Deployment::start(1).await;
+    let deployment = patient(&[]).await;
     let api = deployment.client();
     let server = api.base().strip_prefix("http://").unwrap().to_owned();
     api.upload("word-count", &support::guest("word-count")).await.expect(201);
@@ -198,43 +198,35 @@ async fn both_clients_come_back_after_retry_after_and_a_lost_answer_makes_no_sec
     assert_eq!(made().await["items"].as_array().unwrap().len(), 2, "curl");
 }
 
-/// The request bodies in the READMEs of the examples are valid, and the results there are what comes out.
+/// What stands in a README in the block of code that begins with a line.
+fn block(readme: &str, first: &str) -> Option<String> {
+    let (_, rest) = readme.split_once(&format!("```{first}\n"))?;
+    Some(rest.split_once("\n```")?.0.to_owned())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_readmes_show_requests_that_work_and_their_real_results() {
-    let deployment = Deployment::start(1).await;
+    let deployment = patient(&[]).await;
     let url = deployment.client().base().to_owned();
     let dir = tempfile::tempdir().unwrap();
-    for example in ["word-count", "csv-report", "order-import", "markdown"] {
+    for example in ["word-count", "csv-report", "order-import", "markdown", "jaq"] {
         let readme = std::fs::read_to_string(file(example).join("README.md")).unwrap();
-        // The first block of JSON is a request; the block after `Result` is what comes of it.
-        let block = |from: &str| {
-            let (_, rest) = readme.split_once(from).unwrap_or_else(|| panic!("{example}: no {from}"));
-            let (_, rest) = rest.split_once('\n').unwrap();
-            rest.split_once("\n```").unwrap().0.to_owned()
-        };
         let request = dir.path().join("request.json");
-        std::fs::write(&request, block("```json request")).unwrap();
-        let module = support::guest(example).display().to_string();
-        let ran = Command::new("bash")
-            .arg(file("clients/curl.sh"))
-            .args([example, &module, request.to_str().unwrap()])
-            .env("SANDBAR_URL", &url)
-            .env("SANDBAR_KEY", ADMIN_KEY)
-            .output()
-            .unwrap();
+        std::fs::write(&request, block(&readme, "json request").expect(example)).unwrap();
+        let module = if example == "jaq" { support::jaq() } else { support::guest(example) };
+        let ran = curl(&url, &[example, module.to_str().unwrap(), request.to_str().unwrap()]).await;
         assert!(ran.status.success(), "{example}: {}", stderr(&ran));
-        let shown = block(if example == "markdown" { "```html result" } else { "```json result" });
-        if example == "markdown" {
-            assert_eq!(String::from_utf8(ran.stdout).unwrap().trim(), shown.trim());
-        } else {
-            let shown: Value =
-                serde_json::from_str(&shown).unwrap_or_else(|error| panic!("{example}: {error}"));
-            let mut result: Value = serde_json::from_slice(&ran.stdout).unwrap();
-            // Begins with the id of the invocation.
-            if let Some(result) = result.as_object_mut() {
-                result.remove("keys");
-            }
-            assert_eq!(result, shown, "{example}");
+        let Some(shown) = block(&readme, "json result") else {
+            let shown = block(&readme, "text result").or(block(&readme, "html result")).expect(example);
+            assert_eq!(String::from_utf8(ran.stdout).unwrap().trim(), shown.trim(), "{example}");
+            continue;
+        };
+        let shown: Value = serde_json::from_str(&shown).unwrap_or_else(|error| panic!("{example}: {error}"));
+        let mut result: Value = serde_json::from_slice(&ran.stdout).unwrap();
+        if example == "order-import" {
+            // They begin with the id of the invocation.
+            result.as_object_mut().unwrap().remove("keys");
         }
+        assert_eq!(result, shown, "{example}");
     }
 }

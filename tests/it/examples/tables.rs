@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use super::{Sequence, oracle, succeed};
-use crate::support::{self, Deployment};
+use super::{Sequence, end, oracle, patient, push, succeed};
+use crate::support;
 
 /// Room for the rest of the input beside the table, in bytes.
 const BESIDE: usize = 200;
@@ -61,9 +61,9 @@ fn agrees(ours: &Value, theirs: &Value, at: &str) {
 }
 
 async fn reports(settings: &[(&'static str, String)], bytes: usize) {
-    let deployment = Deployment::on(support::database().await, 1, settings).await;
+    let deployment = patient(settings).await;
     let client = deployment.client();
-    client.upload("csv-report", &support::guest("csv-report")).await.expect(201);
+    push(&client, "csv-report", &support::guest("csv-report")).await;
     let csv = orders(bytes);
     let group = json!({"by": "city", "sum": "price"});
     let body = json!({"input": {"csv": csv, "group": group}});
@@ -87,10 +87,10 @@ async fn a_table_of_thirty_two_megabytes_is_reported_where_the_installation_allo
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn jaq_from_crates_io_runs_unmodified_with_arguments_and_stdin() {
-    let deployment = Deployment::start(1).await;
+    let deployment = patient(&[]).await;
     let client = deployment.client();
-    let uploaded = client.upload("jaq", &support::jaq()).await.expect(201).json();
-    assert_eq!(uploaded["kind"], "command-p1", "{uploaded:#}");
+    let version = push(&client, "jaq", &support::jaq()).await;
+    assert_eq!(version["kind"], "command-p1", "{version:#}");
     let mut random = Sequence(3);
     let people: Vec<Value> = (0..20_000)
         .map(|n| json!({"name": format!("Zoë {n}"), "age": random.below(90), "tags": ["a", "b"]}))
@@ -104,7 +104,7 @@ async fn jaq_from_crates_io_runs_unmodified_with_arguments_and_stdin() {
 
     // What the program says of a mistake, and its own exit code, come back.
     let body = json!({"args": ["."], "stdin": "{\"cut", "retry": {"max_attempts": 1}});
-    let ended = client.invoke("jaq", &body).await.expect(200).json();
+    let ended = end(&client, "jaq", &body).await;
     assert_eq!(ended["attempts"][0]["termination"], json!({"reason": "exit-code", "code": 2}), "{ended:#}");
     let log = client.get(ended["links"]["logs"].as_str().unwrap()).await.expect(200).text();
     assert!(log.contains("Error") && log.contains("stderr"), "{log}");
