@@ -27,8 +27,16 @@ pub(super) fn allowed() -> Option<BTreeMap<i64, Vec<SeccompRule>>> {
     // Sent over the one connected socket: an address would name another.
     rules.insert(libc::SYS_sendto, vec![wide(4, SeccompCmpOp::Eq, 0)?]);
     rules.insert(libc::SYS_recvfrom, vec![wide(4, SeccompCmpOp::Eq, 0)?]);
-    // A build of the standard library with checks looks whether what it closes is open.
-    rules.insert(libc::SYS_fcntl, vec![rule(1, SeccompCmpOp::Eq, u64::try_from(libc::F_GETFD).ok()?)?]);
+    // The engine keeps the first contents of a guest's memory in a sealed anonymous file, which every instance maps
+    // copy-on-write. Refused, it runs no guest that has data.
+    let sealable = u64::from(libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING);
+    rules.insert(libc::SYS_memfd_create, vec![rule(1, SeccompCmpOp::Eq, sealable)?]);
+    // Seals, and a build of the standard library with checks looks whether what it closes is open.
+    let mut controls = Vec::new();
+    for command in [libc::F_ADD_SEALS, libc::F_GETFD] {
+        controls.push(rule(1, SeccompCmpOp::Eq, u64::try_from(command).ok()?)?);
+    }
+    rules.insert(libc::SYS_fcntl, controls);
     // Names of threads, and names of memory for debuggers.
     let (name, memory) = (u64::try_from(libc::PR_SET_NAME).ok()?, u64::try_from(libc::PR_SET_VMA).ok()?);
     rules.insert(libc::SYS_prctl, vec![rule(0, SeccompCmpOp::Eq, name)?, rule(0, SeccompCmpOp::Eq, memory)?]);
