@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what building, testing and `sandbar dev` need and this machine lacks. Says what it does; does and says
-# nothing when nothing is missing. Needs Rust; uses apt-get (as root or with sudo) and rustup.
+# nothing when nothing is missing. Needs Rust; uses apt-get (as root or with sudo) and rustup. With the argument `tests`
+# also what only the tests need: Python, whose programs judge the results of the examples.
 set -euo pipefail
 
 readonly MIN_POSTGRES=14
@@ -68,6 +69,10 @@ has_postgres || packages+=(postgresql)
 command -v curl >/dev/null || packages+=(curl ca-certificates)
 # The linker, and the C library to link with.
 command -v cc >/dev/null || packages+=(gcc libc6-dev)
+if [[ ${1:-} == tests ]]; then
+    command -v python3 >/dev/null || packages+=(python3)
+    python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip)
+fi
 ((${#packages[@]} == 0)) || install_packages "${packages[@]}"
 has_postgres || fail "there is still no PostgreSQL server; set SANDBAR_PG_BIN to the directory of postgres and initdb"
 

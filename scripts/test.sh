@@ -29,13 +29,14 @@ guests() {
         cargo build --locked --release --workspace --target wasm32-wasip2 --manifest-path "$manifest"
 }
 
-step "setup" scripts/setup.sh
+step "setup" scripts/setup.sh tests
 step "format" cargo fmt --all --check
 step "lints" cargo clippy --locked --workspace --all-targets -- -D warnings
 guests "examples" examples
 guests "test guests" tests/guests
 step "test guests: preview 1" env CARGO_TARGET_DIR="$GUESTS_TARGET" \
     cargo build --locked --release --package guest-command --target wasm32-wasip1 --manifest-path tests/guests/Cargo.toml
+step "examples: jaq from crates.io" examples/jaq/build.sh
 step "examples: native tests" env CARGO_TARGET_DIR="$GUESTS_TARGET" \
     cargo test --locked --quiet --workspace --manifest-path examples/Cargo.toml
 step "tests" cargo test --locked --workspace

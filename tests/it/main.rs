@@ -7,6 +7,7 @@ mod dev_command;
 mod dev_postgres;
 mod drain;
 mod duties;
+mod examples;
 mod faults;
 mod guests;
 mod house;

@@ -17,6 +17,23 @@ pub fn guest_p1(name: &str) -> PathBuf {
     find("wasm32-wasip1", name)
 }
 
+/// jaq as it is on crates.io, a preview 1 core module, built by the script of the example.
+pub fn jaq() -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT
+        .get_or_init(|| {
+            let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+            let output = Command::new(root.join("examples/jaq/build.sh")).output().unwrap();
+            assert!(
+                output.status.success(),
+                "jaq does not build:\n{}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+            PathBuf::from(String::from_utf8(output.stdout).unwrap().trim_end())
+        })
+        .clone()
+}
+
 fn find(target: &str, name: &str) -> PathBuf {
     let built = build_all().join(target).join("release");
     // Library crates have underscores in their file names, programs keep their hyphens.

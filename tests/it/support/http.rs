@@ -37,6 +37,11 @@ impl Client {
         Self { base: base.into(), http }
     }
 
+    /// `http://ADDR` of the server.
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
     /// A request to a path, with the key.
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.anonymous(method, path).header("x-api-key", ADMIN_KEY)

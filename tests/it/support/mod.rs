@@ -13,7 +13,7 @@ mod process;
 
 use std::time::{Duration, Instant};
 
-pub use guests::{guest, guest_p1};
+pub use guests::{guest, guest_p1, jaq};
 pub use http::{Answer, Client, send};
 pub use postgres::{Database, data_dir, database, own_postgres};
 pub use process::{Deployment, Process, kill};
