@@ -50,6 +50,17 @@ pub struct Request {
     repeatable: bool,
 }
 
+/// What came of opening a stream.
+#[derive(Debug)]
+pub enum Opened {
+    /// Events will come.
+    Stream(reqwest::Response),
+    /// There is no stream to be had: ask again and again instead.
+    NoStream,
+    /// Not this time; another try may help.
+    NotNow(Failure),
+}
+
 /// A good answer.
 #[derive(Debug, Clone)]
 pub struct Answer {
@@ -242,29 +253,29 @@ impl Client {
         Err(self.refusal(response).await.failure)
     }
 
-    /// Opens a stream of events, which has no end but its own. `Ok(Err(…))`: it did not come about, and another try may
-    /// help.
+    /// Opens a stream of events, which has no end but its own.
     ///
     /// # Errors
     /// The server refused for good.
-    pub async fn events(&self, request: &Request) -> Result<Result<reqwest::Response, Failure>, Failure> {
+    pub async fn events(&self, request: &Request) -> Result<Opened, Failure> {
         let built = self.build(request).header(ACCEPT, "text/event-stream");
         let sent = match tokio::time::timeout(STREAM_SILENCE, built.send()).await {
             Ok(Ok(response)) => response,
-            Ok(Err(error)) => return Ok(Err(self.unreachable(&error).failure)),
-            Err(_) => return Ok(Err(self.silent())),
+            Ok(Err(error)) => return Ok(Opened::NotNow(self.unreachable(&error).failure)),
+            Err(_) => return Ok(Opened::NotNow(self.silent())),
         };
         if sent.status().is_success() {
             let kind =
                 sent.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-            if kind.starts_with("text/event-stream") {
-                return Ok(Ok(sent));
-            }
-            return Err(Failure::new(Exit::Failed, format!("{} does not stream logs", self.server()))
-                .hint("without -f or --follow the log is printed as it is now"));
+            let streams = kind.starts_with("text/event-stream");
+            return Ok(if streams { Opened::Stream(sent) } else { Opened::NoStream });
+        }
+        if matches!(sent.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+            // All streams are taken, perhaps for long.
+            return Ok(Opened::NoStream);
         }
         let broken = self.refusal(sent).await;
-        if broken.again.is_some() { Ok(Err(broken.failure)) } else { Err(broken.failure) }
+        if broken.again.is_some() { Ok(Opened::NotNow(broken.failure)) } else { Err(broken.failure) }
     }
 
     /// The next piece of a stream; `None` at its end.

@@ -3,12 +3,13 @@
 
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::client::{Client, Request, with_query};
+use super::client::{Client, Opened, Request, with_query};
 use super::failure::{Exit, Failure};
+use super::poll;
 use crate::wire::invocation::State;
 
 /// Largest event: a log record of the largest message, with room for escapes.
@@ -31,7 +32,7 @@ pub struct Raw {
 }
 
 /// Latest report of progress.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Progress {
     /// Units done.
     pub done: u64,
@@ -80,8 +81,9 @@ pub async fn follow(
             request = request.header("last-event-id", last)?;
         }
         let failure = match client.events(&request).await? {
-            Err(failure) => failure,
-            Ok(mut stream) => {
+            Opened::NoStream => return poll::follow(client, id, filter, &mut show).await,
+            Opened::NotNow(failure) => failure,
+            Opened::Stream(mut stream) => {
                 let mut parser = Parser::default();
                 loop {
                     match client.piece(&mut stream).await {

@@ -1,15 +1,15 @@
 //! `sandbar logs`: what an invocation logged, or logs.
 
 use chrono::{DateTime, Utc};
-use serde::Deserialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::client::{Answer, Client, Request, with_query};
+use super::client::Client;
 use super::events::{self, Change, Filter, Progress};
 use super::failure::{Exit, Failure, Outcome};
 use super::list;
 use super::output::{self, Output};
+use super::poll::LogReader;
 use super::show::{self, Record};
 use super::target::Remote;
 use super::value;
@@ -36,29 +36,6 @@ pub struct Logs {
     remote: Remote,
 }
 
-/// One page of a log: `{items, next}`, or nothing but the records.
-#[derive(Debug)]
-struct Page {
-    items: Vec<Box<RawValue>>,
-    next: Option<String>,
-}
-
-impl Page {
-    fn parse(answer: &Answer) -> Result<Self, Failure> {
-        #[derive(Deserialize)]
-        struct Paged {
-            items: Vec<Box<RawValue>>,
-            #[serde(default)]
-            next: Option<String>,
-        }
-        if answer.body.first() == Some(&b'[') {
-            return Ok(Self { items: answer.json()?, next: None });
-        }
-        let Paged { items, next } = answer.json()?;
-        Ok(Self { items, next })
-    }
-}
-
 impl Logs {
     /// Whether it answers in JSON.
     pub fn json(&self) -> bool {
@@ -79,28 +56,18 @@ impl Logs {
                 }
             };
         }
-        let path = format!("/v1/invocations/{}/logs", self.id);
-        let mut after: Option<String> = None;
         let mut empty = true;
-        loop {
-            let mut pairs = self.filter().pairs;
-            if let Some(after) = after.take() {
-                pairs.push(("after", after));
-            }
-            let page = Page::parse(&client.send(Request::get(with_query(&path, &pairs))).await?)?;
-            empty &= page.items.is_empty();
+        let mut log = LogReader::new(self.id, self.filter());
+        while let Some(items) = log.next(&client).await? {
+            empty &= items.is_empty();
             if output.json {
-                for item in &page.items {
+                for item in &items {
                     output.line(item.get())?;
                 }
             } else {
-                for record in &list::parse::<Record>(&page.items)? {
+                for record in &list::parse::<Record>(&items)? {
                     output.line(show::log(record, |style, text| output.paint(style, text)))?;
                 }
-            }
-            match page.next.filter(|_| !page.items.is_empty()) {
-                Some(next) => after = Some(next),
-                None => break,
             }
         }
         if empty && !output.json {

@@ -17,6 +17,7 @@ mod logs;
 mod migrate;
 mod new;
 mod output;
+mod poll;
 mod profile;
 mod profiles;
 mod push;
