@@ -59,7 +59,7 @@ impl Build {
         let Inspection { hash, kind, manifest, .. } = &built.inspection;
         if self.json {
             output.document(&serde_json::json!({
-                "path": built.path,
+                "path": std::path::absolute(&built.path)?,
                 "size_bytes": built.size,
                 "sha256": hash.to_string(),
                 "kind": kind.as_str(),
@@ -157,7 +157,9 @@ fn build(dir: &Path, package: Option<&str>) -> Result<Built, Failure> {
         Failure::new(Exit::Refused, format!("{} was built, and cannot run in Sandbar", path.display()))
             .detail(rejection)
     })?;
-    Ok(Built { path, size: module.len() as u64, inspection })
+    // Short where it can be: people type it.
+    let short = std::env::current_dir().ok().and_then(|dir| Some(path.strip_prefix(dir).ok()?.to_owned()));
+    Ok(Built { path: short.unwrap_or(path), size: module.len() as u64, inspection })
 }
 
 /// The cargo that runs us, or the one on the path.

@@ -175,6 +175,11 @@ impl Parser {
 }
 
 impl Raw {
+    /// An event of ours, without a place in a stream.
+    pub fn new(event: &str, data: impl Into<String>) -> Self {
+        Self { event: event.to_owned(), data: data.into(), id: None }
+    }
+
     /// The data as one of our shapes; `None` when it is of a newer server and says nothing to us.
     pub fn data<'a, T: Deserialize<'a>>(&'a self) -> Option<T> {
         serde_json::from_str(&self.data).ok()

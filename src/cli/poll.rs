@@ -104,26 +104,22 @@ pub async fn follow(
         let now = invocation.summary.state;
         if state != Some((now, attempt)) {
             state = Some((now, attempt));
-            show(&event("state", &serde_json::json!({ "state": now, "attempt": attempt })))?;
+            show(&Raw::new("state", serde_json::json!({ "state": now, "attempt": attempt }).to_string()))?;
         }
         while let Some(items) = log.next(client).await? {
             for item in items {
-                show(&Raw { event: "log".to_owned(), data: item.get().to_owned(), ..Raw::default() })?;
+                show(&Raw::new("log", item.get()))?;
             }
         }
         let latest = answer.json::<WithProgress>().ok().and_then(|with| with.progress);
         if latest.is_some() && latest != progress {
-            show(&event("progress", &serde_json::json!(latest)))?;
+            show(&Raw::new("progress", serde_json::json!(latest).to_string()))?;
             progress = latest;
         }
         if output::is_final(now) {
-            show(&event("end", &serde_json::json!(invocation.summary)))?;
+            show(&Raw::new("end", serde_json::json!(invocation.summary).to_string()))?;
             return Ok(());
         }
         tokio::time::sleep(LOOK).await;
     }
-}
-
-fn event(name: &str, data: &serde_json::Value) -> Raw {
-    Raw { event: name.to_owned(), data: data.to_string(), ..Raw::default() }
 }

@@ -222,7 +222,6 @@ fn print_text(outcome: &Outcome) -> anyhow::Result<()> {
         };
         output.note(show::log(&record, |style, text| output.paint_err(style, text)));
     }
-    output.bytes(&outcome.output)?;
     // The same words as for an attempt on a server: both shapes are one on the wire.
     let end: wire::Termination = serde_json::from_value(serde_json::to_value(&outcome.termination)?)?;
     let cost: wire::Receipt = serde_json::from_value(serde_json::to_value(outcome.receipt)?)?;
@@ -238,6 +237,7 @@ fn print_text(outcome: &Outcome) -> anyhow::Result<()> {
     if let Some(text) = show::remedy(&end) {
         output.note(output.paint_err(DIM, format!("  {text}")));
     }
+    output.bytes(&outcome.output)?;
     Ok(())
 }
 

@@ -244,11 +244,12 @@ pub async fn ended(client: &Client, output: Output, answer: Answer, as_event: bo
         State::Succeeded => fetch_result(client, &invocation).await?,
         _ => None,
     };
-    if let Some(result) = result {
-        print_result(output, &invocation, &result.body)?;
-    }
     for line in show::end(output, &invocation) {
         output.note(line);
+    }
+    // Last, so that it stands alone also where both streams go to one place.
+    if let Some(result) = result {
+        print_result(output, &invocation, &result.body)?;
     }
     if exit == Exit::Failed {
         let id = invocation.summary.id;
