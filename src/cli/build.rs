@@ -118,7 +118,7 @@ fn build(dir: &Path, package: Option<&str>) -> Result<Built, Failure> {
     if let Some(package) = package {
         command.args(["--package", package]);
     }
-    let mut child = command.spawn().map_err(no_rust)?;
+    let mut child = command.spawn().map_err(|error| no_rust(&error))?;
     let mut modules = Vec::new();
     if let Some(stdout) = child.stdout.take() {
         for line in BufReader::new(stdout).lines() {
@@ -167,7 +167,7 @@ fn cargo() -> std::ffi::OsString {
     std::env::var_os("CARGO").filter(|path| !path.is_empty()).unwrap_or_else(|| "cargo".into())
 }
 
-fn no_rust(error: std::io::Error) -> Failure {
+fn no_rust(error: &std::io::Error) -> Failure {
     if error.kind() == std::io::ErrorKind::NotFound {
         Failure::new(Exit::Failed, "Rust is not installed, or not on the PATH")
             .hint("install it from https://rustup.rs, then: rustup target add wasm32-wasip2")
@@ -183,7 +183,7 @@ fn check_target(dir: &Path) -> Result<(), Failure> {
         .args(["--print", "target-libdir", "--target", TARGET])
         .stderr(Stdio::null())
         .output()
-        .map_err(no_rust)?;
+        .map_err(|error| no_rust(&error))?;
     let libdir = String::from_utf8_lossy(&asked.stdout).trim().to_owned();
     if asked.status.success() && !libdir.is_empty() && !Path::new(&libdir).is_dir() {
         return Err(Failure::new(Exit::Failed, format!("this Rust cannot compile to {TARGET} yet"))

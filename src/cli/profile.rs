@@ -1,7 +1,7 @@
 //! `sandbar profile`: which servers this user knows, and which one is meant when nothing is said.
 
 use std::io::{IsTerminal as _, Read as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::failure::{Exit, Failure, Outcome};
 use super::output::{self, BOLD, Cell, Output};
@@ -91,7 +91,7 @@ impl Profile {
                     // A key stays only with the server that it is for.
                     old.filter(|old| old.server == server).and_then(|old| old.key.clone())
                 } else {
-                    Some(key(key_file)?)
+                    Some(key(key_file.as_deref())?)
                 };
                 if !server.starts_with("https://") && !is_local(&server) {
                     output.note(format!(
@@ -157,9 +157,9 @@ fn list(output: Output, known: &Profiles) -> Result<(), Failure> {
 }
 
 /// Never from the command line itself: process lists and histories show that.
-fn key(file: Option<PathBuf>) -> Result<String, Failure> {
+fn key(file: Option<&Path>) -> Result<String, Failure> {
     let text = match file {
-        Some(path) => String::from_utf8_lossy(&value::file(&path, MAX_KEY)?).into_owned(),
+        Some(path) => String::from_utf8_lossy(&value::file(path, MAX_KEY)?).into_owned(),
         None if std::io::stdin().is_terminal() => {
             let terminal = console::Term::stderr();
             terminal.write_str("API key (not shown): ")?;

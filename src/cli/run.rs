@@ -18,6 +18,7 @@ use sandbar_host::outcome::{LogLevel, Outcome, Termination};
 use sandbar_host::run::{Attempt, Context as GuestContext, Input};
 use sandbar_host::{ArtifactError, Compiler};
 
+use super::events;
 use super::failure::{Exit, Failure};
 use super::invoke::{LimitArgs, millis};
 use super::output::{DIM, Output, printable};
@@ -110,7 +111,7 @@ pub async fn run(command: &Run) -> Result<ExitCode, Failure> {
         tokio::select! {
             event = events.recv() => match event {
                 Some(CellEvent::Finished { outcome, .. }) => break *outcome,
-                Some(CellEvent::Progress { progress, .. }) => show(&progress),
+                Some(CellEvent::Progress { progress, .. }) => report(&progress),
                 Some(CellEvent::Gone { reason }) => {
                     return Err(Failure::new(Exit::Failed, format!("the sandbox process died: {reason}")));
                 }
@@ -177,13 +178,11 @@ fn cache_dir() -> PathBuf {
     std::env::temp_dir().join(format!("sandbar-{}", rustix::process::getuid().as_raw()))
 }
 
-#[allow(clippy::print_stderr)] // for the person at the terminal
-fn show(Progress { done, total, message }: &Progress) {
-    if *total > 0 {
-        eprintln!("progress {done}/{total} {message}");
-    } else {
-        eprintln!("progress {done} {message}");
-    }
+/// A report of progress, in the words of `invoke --follow`.
+fn report(progress: &Progress) {
+    let Progress { done, total, message } = progress;
+    let progress = events::Progress { done: *done, total: *total, message: message.clone() };
+    Output::new(false).note(format!("progress {}", show::progress_line(&progress)));
 }
 
 fn print_json(outcome: &Outcome) -> anyhow::Result<()> {

@@ -190,13 +190,13 @@ impl Live {
         match event.event.as_str() {
             "log" => {
                 if let Some(record) = event.data::<Record>() {
-                    self.note(show::log(&record, |style, text| self.output.paint_err(style, text)));
+                    self.note(&show::log(&record, |style, text| self.output.paint_err(style, text)));
                 }
             }
             "progress" => {
                 if let Some(progress) = event.data::<Progress>() {
                     if self.bar.is_hidden() {
-                        self.note(format!("progress {}", show::progress_line(&progress)));
+                        self.note(&format!("progress {}", show::progress_line(&progress)));
                     }
                     move_bar(&self.bar, &self.head, Some(&progress));
                 }
@@ -208,7 +208,7 @@ impl Live {
                     self.head = format!("{}{attempt}", output::state_word(change.state));
                     self.bar.set_message(self.head.clone());
                     if self.bar.is_hidden() && !output::is_final(change.state) {
-                        self.note(self.head.clone());
+                        self.note(&self.head);
                     }
                 }
             }
@@ -218,7 +218,7 @@ impl Live {
     }
 
     /// A line above the bar, or just a line.
-    fn note(&self, line: String) {
+    fn note(&self, line: &str) {
         if self.bar.is_hidden() {
             self.output.note(line);
         } else {
