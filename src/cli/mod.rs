@@ -68,7 +68,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
             // A tool that prints a result is quiet unless something is wrong.
             let log = Log { filter: "warn".to_owned(), ..Log::default() };
             crate::telemetry::init(&log).map_err(|error| Failure::usage(error.to_string()))?;
-            return on_runtime(async { Ok(run::run(&command).await?) });
+            return on_runtime(run::run(&command));
         }
         Command::New(command) => command.run(),
         Command::Build(command) => command.run(),

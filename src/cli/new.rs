@@ -256,7 +256,7 @@ fn standalone(manifest: &str, workspace: &Table) -> Result<String, toml::de::Err
                 for (key, value) in own.iter().filter(|(key, _)| *key != "workspace") {
                     match (full.get_mut(key), value) {
                         (Some(Value::Array(features)), Value::Array(more)) => {
-                            features.extend(more.iter().cloned())
+                            features.extend(more.iter().cloned());
                         }
                         _ => _ = full.insert(key.clone(), value.clone()),
                     }

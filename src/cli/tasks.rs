@@ -359,7 +359,7 @@ async fn delete(name: &TaskName, cancel: bool, yes: bool, remote: &Remote) -> Ou
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
     use clap::Parser as _;
 
