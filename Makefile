@@ -1,10 +1,10 @@
 # What a person types. Each target explains itself in `make help`; the work is in scripts/.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench
+.PHONY: help setup demo test bench bench-first
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install what is missing: a PostgreSQL server, the wasm targets, a C compiler, curl
 	@scripts/setup.sh
@@ -18,3 +18,7 @@ test: ## Format, lints, unit, integration and documentation tests: what CI runs
 bench: ## Benchmarks, optimised build; figures of a quiet machine are in docs/performance.md
 	@scripts/setup.sh
 	cargo bench --locked --workspace --benches
+
+bench-first: ## How long a developer waits for a first result, optimised build
+	@scripts/setup.sh
+	@benches/first_result.sh

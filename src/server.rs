@@ -1,8 +1,9 @@
 //! Roles put together in one process, and taken apart in order. Owns start, stop and signals; no rule of any role.
 
 use std::io::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +26,9 @@ use crate::{api, scheduler, worker};
 
 /// How long open requests may take to finish once we are told to stop.
 const REQUEST_GRACE: Duration = Duration::from_secs(5);
+
+/// File in the data directory with the address of the API while it runs: how commands find it without being told.
+pub const ADDRESS_FILE: &str = "address";
 
 /// What this process does.
 #[derive(Debug, Clone, Copy)]
@@ -125,6 +129,7 @@ struct Http {
     listening: tokio::task::JoinHandle<()>,
     app: App,
     store: ApiStore,
+    address_file: PathBuf,
 }
 
 impl Http {
@@ -160,8 +165,13 @@ impl Http {
             };
             axum::serve(listener, router).with_graceful_shutdown(told).await
         });
+        let address_file = config.data_dir.join(ADDRESS_FILE);
+        if let Err(error) = std::fs::write(&address_file, format!("{}\n", local_url(address))) {
+            // Only the convenience is lost: commands have to be told the address.
+            warn!("cannot write {}: {error}", address_file.display());
+        }
         info!("listening on http://{address}");
-        Ok(Self { serving, listening, app, store })
+        Ok(Self { serving, listening, app, store, address_file })
     }
 
     /// Resolves when the API ends without having been told to; a drain of the worker must not be cut short by an API
@@ -175,6 +185,7 @@ impl Http {
     }
 
     async fn finish(mut self) {
+        let _ = std::fs::remove_file(&self.address_file);
         if !self.serving.is_finished()
             && tokio::time::timeout(REQUEST_GRACE, &mut self.serving).await.is_err()
         {
@@ -185,6 +196,16 @@ impl Http {
         self.app.shutdown().await;
         let _ = tokio::time::timeout(Duration::from_secs(5), self.store.close()).await;
     }
+}
+
+/// How the API is reached from this machine.
+fn local_url(address: SocketAddr) -> String {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    format!("http://{}", SocketAddr::new(ip, address.port()))
 }
 
 fn connect(config: &Config, url: &Secret) -> Connect {

@@ -1,38 +1,63 @@
-//! What may stand on the command line. Owns names and help texts only.
+//! What may stand on the command line: the list of commands and the options of the roles. Each other command has its
+//! options in its own file. Owns names and help texts only.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use super::build::Build;
+use super::cancel::Cancel;
+use super::completions::Completions;
+use super::get::Get;
+use super::invoke::Invoke;
+use super::list::List;
+use super::logs::Logs;
+use super::new::New;
+use super::profile::Profile;
+use super::push::Push;
+use super::reference::Reference;
+use super::retry::Retry;
+use super::run::Run;
+use super::tasks::Tasks;
+use super::versions::Versions;
 use crate::config::{LogFormat, Overrides, Secret};
 
-/// A fair, metered, durable host for WebAssembly background tasks.
+/// What stands below the commands in `sandbar --help`.
+const AFTER: &str = "\
+Start here:  sandbar dev                     everything on this machine, in the background of a terminal
+             sandbar new hello && cd hello   a task project
+             sandbar push                    build and upload it
+             sandbar invoke hello --input '{\"name\": \"Ada\"}' --follow
+
+Exit codes:  0 done · 1 failed · 2 usage · 3 not found · 4 denied · 5 server unreachable · 6 refused
+             7 time of --wait over · 130 Ctrl-C. Details: docs/cli.md";
+
+/// A fair, metered, durable host for WebAssembly background tasks
 #[derive(Debug, Parser)]
-#[command(name = "sandbar", version, about, max_term_width = 100)]
+#[command(name = "sandbar", version, about, max_term_width = 100, after_help = AFTER)]
+#[command(disable_help_subcommand = true, subcommand_value_name = "COMMAND")]
 pub struct Args {
-    /// Options of every command.
-    #[command(flatten)]
-    pub global: Global,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// Options of every command.
+/// Options of everything that has a configuration.
 #[derive(Debug, clap::Args)]
-pub struct Global {
+#[command(next_help_heading = "Configuration")]
+pub struct Settings {
     /// Configuration file [default: sandbar.toml, if there is one]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Directory for everything kept on this machine [default: .sandbar]
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// Log lines for people (text) or machines (json)
-    #[arg(long, global = true, value_name = "FORMAT", value_parser = log_format)]
+    #[arg(long, value_name = "FORMAT", value_parser = log_format)]
     log_format: Option<LogFormat>,
     /// What to log: a level, or a list such as `warn,sandbar::worker=debug`
-    #[arg(long, global = true, value_name = "FILTER")]
+    #[arg(long, value_name = "FILTER")]
     log: Option<String>,
 }
 
@@ -44,36 +69,49 @@ fn log_format(text: &str) -> Result<LogFormat, String> {
     }
 }
 
-impl Global {
-    /// These options and those of the command, as the configuration takes them.
-    pub fn overrides(&self, command: &Command) -> Overrides {
-        let mut overrides = Overrides {
+impl Settings {
+    /// As the configuration takes them.
+    pub fn overrides(&self) -> Overrides {
+        Overrides {
             config_file: self.config.clone(),
             data_dir: self.data_dir.clone(),
             log_format: self.log_format,
             log_filter: self.log.clone(),
             ..Overrides::default()
-        };
-        let role = match command {
-            Command::Dev(role) | Command::Server(role) | Command::Worker(role) => role,
-            Command::Migrate => return overrides,
-            // A tool that prints a result is quiet unless asked.
-            Command::Run(_) => {
-                overrides.log_filter.get_or_insert_with(|| "warn".to_owned());
-                return overrides;
-            }
-        };
-        overrides.database_url = role.database_url.clone().map(Secret::new);
-        overrides.listen = role.listen;
-        overrides.slots = role.slots;
-        overrides.cells = role.cells;
-        overrides
+        }
+    }
+}
+
+impl Role {
+    /// As the configuration takes them.
+    pub fn overrides(&self) -> Overrides {
+        Overrides {
+            database_url: self.database_url.clone().map(Secret::new),
+            listen: self.listen,
+            slots: self.slots,
+            cells: self.cells,
+            ..self.settings.overrides()
+        }
     }
 }
 
 /// The commands.
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant)] // one value per process
 pub enum Command {
+    New(New),
+    Build(Build),
+    Run(Run),
+    Push(Push),
+    Invoke(Invoke),
+    Get(Get),
+    List(List),
+    Logs(Logs),
+    Cancel(Cancel),
+    Retry(Retry),
+    Tasks(Tasks),
+    Versions(Versions),
+    Profile(Profile),
     /// Start everything on this machine: an embedded Postgres, the API, the scheduler and a worker
     Dev(Role),
     /// Start the API and the scheduler
@@ -81,9 +119,37 @@ pub enum Command {
     /// Start a worker
     Worker(Role),
     /// Bring the database schema up to date
-    Migrate,
-    /// Run a .wasm file once in the sandbox, without a server
-    Run(Run),
+    Migrate(Settings),
+    Completions(Completions),
+    #[command(hide = true)]
+    Reference(Reference),
+}
+
+impl Command {
+    /// Whether its failures are told in JSON.
+    pub fn json(&self) -> bool {
+        match self {
+            Self::New(c) => c.json(),
+            Self::Build(c) => c.json(),
+            Self::Run(c) => c.json,
+            Self::Push(c) => c.json(),
+            Self::Invoke(c) => c.json(),
+            Self::Get(c) => c.json(),
+            Self::List(c) => c.json(),
+            Self::Logs(c) => c.json(),
+            Self::Cancel(c) => c.json(),
+            Self::Retry(c) => c.json(),
+            Self::Tasks(c) => c.json(),
+            Self::Versions(c) => c.json(),
+            Self::Profile(c) => c.json(),
+            Self::Dev(_)
+            | Self::Server(_)
+            | Self::Worker(_)
+            | Self::Migrate(_)
+            | Self::Completions(_)
+            | Self::Reference(_) => false,
+        }
+    }
 }
 
 /// Options of a role.
@@ -101,33 +167,6 @@ pub struct Role {
     /// Sandbox processes of the worker
     #[arg(long, value_name = "N")]
     cells: Option<u32>,
-}
-
-/// `sandbar run`: one module, one input, the same sandbox and the same receipt as on a worker.
-#[derive(Debug, clap::Args)]
-pub struct Run {
-    /// The module: a task made with the SDK, or any WASI command
-    #[arg(value_name = "FILE")]
-    pub file: PathBuf,
-    /// Input of a task: JSON, or @FILE; stdin if neither is given and stdin is not a terminal
-    #[arg(long, short, value_name = "JSON|@FILE")]
-    pub input: Option<String>,
-    /// Variable of a command's environment, NAME=VALUE; may be repeated
-    #[arg(long, short, value_name = "NAME=VALUE")]
-    pub env: Vec<String>,
-    /// Fuel at most
-    #[arg(long, value_name = "N")]
-    pub fuel: Option<u64>,
-    /// Bytes of memory at most
-    #[arg(long, value_name = "BYTES")]
-    pub memory_bytes: Option<u64>,
-    /// Milliseconds at most
-    #[arg(long, value_name = "MS")]
-    pub timeout_ms: Option<u64>,
-    /// Print outcome, receipt, logs and output as one JSON object
-    #[arg(long)]
-    pub json: bool,
-    /// Arguments of a command
-    #[arg(last = true, value_name = "ARGS")]
-    pub args: Vec<String>,
+    #[command(flatten)]
+    settings: Settings,
 }

@@ -1,53 +1,106 @@
 //! The command line: arguments (`args`), then one file per command. Data goes to stdout, everything else to stderr.
-//! Owns exit codes; decides nothing about invocations.
+//! Owns exit codes; decides nothing about invocations. Commands that talk to a server share `client` (HTTP), `target`
+//! (which server, which key), `wait` and `events` (until an invocation ends), `output` and `show` (how things look).
 
 mod args;
+mod build;
+mod cancel;
+mod client;
+mod completions;
 mod dev;
+mod events;
+mod failure;
+mod get;
+mod invoke;
+mod list;
+mod logs;
 mod migrate;
+mod new;
+mod output;
+mod poll;
+mod profile;
+mod profiles;
+mod push;
+mod reference;
+mod retry;
 mod role;
 mod run;
+mod show;
+mod target;
+mod tasks;
+mod value;
+mod versions;
+mod wait;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 
-use crate::config::{Config, Overrides};
+use crate::config::{Config, Log, Overrides};
+use args::Command;
+use failure::{Exit, Failure, Outcome};
+use output::Output;
 
-/// Exit code when the command line or the configuration is wrong.
-const USAGE: u8 = 2;
+/// How long a blocking task that hangs may keep a process that has said goodbye.
+const SHUTDOWN: Duration = Duration::from_secs(2);
 
 /// Parse the command line and do what it says.
 #[must_use]
 pub fn main() -> ExitCode {
     let args = args::Args::parse();
-    let overrides: Overrides = args.global.overrides(&args.command);
-    let config = match Config::load(&overrides) {
-        Ok(config) => config,
-        Err(error) => return report(&anyhow::Error::new(error), USAGE),
-    };
-    if let Err(error) = crate::telemetry::init(&config.log) {
-        return report(&anyhow::Error::new(error), USAGE);
+    let json = args.command.json();
+    match dispatch(args.command) {
+        Ok(code) => code,
+        Err(failure) => failure.report(json, Output::new(json).colour_err()).into(),
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return report(&anyhow::Error::new(error).context("cannot start the runtime"), 1),
-    };
-    let result = runtime.block_on(async {
-        match args.command {
-            args::Command::Dev(_) => dev::run(config).await.map(|()| ExitCode::SUCCESS),
-            args::Command::Server(_) => role::server(config).await.map(|()| ExitCode::SUCCESS),
-            args::Command::Worker(_) => role::worker(config).await.map(|()| ExitCode::SUCCESS),
-            args::Command::Migrate => migrate::run(&config).await.map(|()| ExitCode::SUCCESS),
-            args::Command::Run(command) => run::run(&command).await,
-        }
-    });
-    // A blocking task that hangs must not keep a process that has said goodbye.
-    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
-    result.unwrap_or_else(|error| report(&error, 1))
 }
 
-#[allow(clippy::print_stderr)] // the command line's voice
-fn report(error: &anyhow::Error, code: u8) -> ExitCode {
-    eprintln!("sandbar: {error:#}");
-    ExitCode::from(code)
+fn dispatch(command: Command) -> Result<ExitCode, Failure> {
+    let outcome = match command {
+        Command::Dev(role) => serve(&role.overrides(), async |config| dev::run(config).await),
+        Command::Server(role) => serve(&role.overrides(), async |config| role::server(config).await),
+        Command::Worker(role) => serve(&role.overrides(), async |config| role::worker(config).await),
+        Command::Migrate(settings) => {
+            serve(&settings.overrides(), async |config| migrate::run(&config).await)
+        }
+        Command::Run(command) => {
+            // A tool that prints a result is quiet unless something is wrong.
+            let log = Log { filter: "warn".to_owned(), ..Log::default() };
+            crate::telemetry::init(&log).map_err(|error| Failure::usage(error.to_string()))?;
+            return on_runtime(run::run(&command));
+        }
+        Command::New(command) => command.run(),
+        Command::Build(command) => command.run(),
+        Command::Profile(command) => command.run(),
+        Command::Completions(command) => command.run(),
+        Command::Reference(command) => command.run(),
+        Command::Push(command) => on_runtime(command.run()),
+        Command::Invoke(command) => on_runtime(command.run()),
+        Command::Get(command) => on_runtime(command.run()),
+        Command::List(command) => on_runtime(command.run()),
+        Command::Logs(command) => on_runtime(command.run()),
+        Command::Cancel(command) => on_runtime(command.run()),
+        Command::Retry(command) => on_runtime(command.run()),
+        Command::Tasks(command) => on_runtime(command.run()),
+        Command::Versions(command) => on_runtime(command.run()),
+    };
+    outcome.map(ExitCode::from)
+}
+
+/// A role: with a configuration, with log lines, until it is told to stop.
+fn serve(overrides: &Overrides, role: impl AsyncFnOnce(Config) -> anyhow::Result<()>) -> Outcome {
+    let config = Config::load(overrides).map_err(|error| Failure::usage(error.to_string()))?;
+    crate::telemetry::init(&config.log).map_err(|error| Failure::usage(error.to_string()))?;
+    on_runtime(async { Ok(role(config).await.map(|()| Exit::Done)?) })
+}
+
+fn on_runtime<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Exit::Failed, format!("cannot start the runtime: {error}")))?;
+    let result = runtime.block_on(work);
+    runtime.shutdown_timeout(SHUTDOWN);
+    result
 }

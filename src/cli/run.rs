@@ -2,12 +2,12 @@
 //! limits), without a server. Result to stdout, logs and receipt to stderr.
 
 use std::collections::BTreeMap;
-use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use bytes::Bytes;
 use sandbar_host::ModuleKind;
 use sandbar_host::artifact::{ArtifactCache, ArtifactKey};
@@ -18,30 +18,57 @@ use sandbar_host::outcome::{LogLevel, Outcome, Termination};
 use sandbar_host::run::{Attempt, Context as GuestContext, Input};
 use sandbar_host::{ArtifactError, Compiler};
 
-use super::args::Run;
+use super::events;
+use super::failure::{Exit, Failure};
+use super::invoke::{LimitArgs, millis};
+use super::output::{DIM, Output, printable};
+use super::show::{self, Record};
+use super::value;
+use crate::wire::invocation as wire;
 
-/// Disk that compiled modules of `sandbar run` may take.
+/// Run a .wasm file once in the sandbox, without a server: same limits, same receipt
+#[derive(Debug, clap::Args)]
+pub struct Run {
+    /// The module: a task made with the SDK, or any WASI command
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Input of a task, or standard input of a command; standard input if absent and no terminal
+    #[arg(long, short, value_name = "JSON|@FILE|-")]
+    pub input: Option<String>,
+    /// Variable of a command's environment; may be repeated
+    #[arg(long, short, value_name = "NAME=VALUE", value_parser = value::pair)]
+    pub env: Vec<(String, String)>,
+    /// Limits of the attempt.
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    /// Print outcome, receipt, logs and output as one JSON document
+    #[arg(long)]
+    pub json: bool,
+    /// Arguments of a command
+    #[arg(last = true, value_name = "ARGS")]
+    pub args: Vec<String>,
+}
+
+/// Disk that compiled modules of `sandbar run` may take, in bytes.
 const CACHE_BYTES: u64 = 1 << 30;
-/// Input read from stdin or a file.
-const MAX_INPUT: u64 = 32 << 20;
-/// Module file.
-const MAX_MODULE: u64 = 256 << 20;
 
-pub async fn run(command: &Run) -> anyhow::Result<ExitCode> {
-    let module = read_file(&command.file, MAX_MODULE)?;
-    let inspection = match sandbar_host::inspect::inspect(&module) {
-        Ok(inspection) => inspection,
-        Err(rejection) => bail!("{} is refused: {rejection}", command.file.display()),
+/// Runs it. The exit code of a command is passed on: that is what a script around it wants to see.
+pub async fn run(command: &Run) -> Result<ExitCode, Failure> {
+    let module = value::file(&command.file, value::MAX_MODULE)?;
+    let refused = |rejection: &dyn std::fmt::Display| {
+        Failure::new(Exit::Refused, format!("{} cannot run in Sandbar", command.file.display()))
+            .detail(rejection)
     };
+    let inspection = sandbar_host::inspect::inspect(&module).map_err(|rejection| refused(&rejection))?;
     let manifest = inspection.manifest.unwrap_or_default();
     let limits = Limits::default().with(&manifest.limits).with(&PartialLimits {
-        fuel: command.fuel,
-        memory_bytes: command.memory_bytes,
-        timeout_ms: command.timeout_ms,
-        output_bytes: None,
-        log_bytes: None,
+        fuel: command.limits.fuel,
+        memory_bytes: command.limits.memory,
+        timeout_ms: command.limits.timeout.map(millis),
+        output_bytes: command.limits.output,
+        log_bytes: command.limits.log,
     });
-    limits.check()?;
+    limits.check().map_err(|error| Failure::usage(error.to_string()))?;
     let input = input(command, inspection.kind)?;
 
     let program = std::env::current_exe().context("cannot find this program's own file")?;
@@ -54,15 +81,13 @@ pub async fn run(command: &Run) -> anyhow::Result<ExitCode> {
     let bytes = Bytes::from(module);
     let artifact = match compiler.artifact(&inspection.hash, || async { anyhow::Ok(bytes) }).await {
         Ok(artifact) => artifact,
-        Err(ArtifactError::Rejected(rejection)) => {
-            bail!("{} is refused: {rejection}", command.file.display())
-        }
-        Err(error) => bail!("{error}"),
+        Err(ArtifactError::Rejected(rejection)) => return Err(refused(&rejection)),
+        Err(error) => return Err(Failure::new(Exit::Failed, error.to_string())),
     };
 
     let config = CellConfig { slots: 1, ..CellConfig::new(program) };
     let (cell, mut events) = Cell::spawn(&config).await.context("cannot start the sandbox process")?;
-    cell.load(&artifact).await?;
+    cell.load(&artifact).await.context("cannot load the module")?;
     let name = manifest.name.unwrap_or_else(|| {
         command.file.file_stem().map_or_else(|| "task".to_owned(), |s| s.to_string_lossy().into_owned())
     });
@@ -80,17 +105,19 @@ pub async fn run(command: &Run) -> anyhow::Result<ExitCode> {
             tags: Vec::new(),
         },
     };
-    cell.submit(0, &attempt)?;
+    cell.submit(0, &attempt).context("cannot start the attempt")?;
     let mut cancelled = false;
     let outcome = loop {
         tokio::select! {
             event = events.recv() => match event {
                 Some(CellEvent::Finished { outcome, .. }) => break *outcome,
-                Some(CellEvent::Progress { progress, .. }) => show(&progress),
+                Some(CellEvent::Progress { progress, .. }) => report(&progress),
                 // The outcome has all of it.
                 Some(CellEvent::Log { .. }) => {}
-                Some(CellEvent::Gone { reason }) => bail!("the sandbox process died: {reason}"),
-                None => bail!("the sandbox process died"),
+                Some(CellEvent::Gone { reason }) => {
+                    return Err(Failure::new(Exit::Failed, format!("the sandbox process died: {reason}")));
+                }
+                None => return Err(Failure::new(Exit::Failed, "the sandbox process died")),
             },
             _ = tokio::signal::ctrl_c(), if !cancelled => {
                 cancelled = true;
@@ -112,26 +139,18 @@ pub async fn run(command: &Run) -> anyhow::Result<ExitCode> {
     })
 }
 
-fn input(command: &Run, kind: ModuleKind) -> anyhow::Result<Input> {
+fn input(command: &Run, kind: ModuleKind) -> Result<Input, Failure> {
     let given = match &command.input {
-        Some(text) => match text.strip_prefix('@') {
-            Some(path) => Some(read_file(&PathBuf::from(path), MAX_INPUT)?),
-            None => Some(text.clone().into_bytes()),
-        },
+        Some(text) => Some(value::text_or_file(text, value::MAX_INPUT)?),
         None if std::io::stdin().is_terminal() => None,
-        None => {
-            let mut bytes = Vec::new();
-            std::io::stdin().lock().take(MAX_INPUT + 1).read_to_end(&mut bytes)?;
-            if bytes.len() as u64 > MAX_INPUT {
-                bail!("the input is larger than {MAX_INPUT} bytes");
-            }
-            Some(bytes)
-        }
+        None => Some(value::text_or_file("-", value::MAX_INPUT)?),
     };
     match kind {
         ModuleKind::Task => {
             if !command.args.is_empty() || !command.env.is_empty() {
-                bail!("this module is a task: it takes --input, not arguments or environment");
+                return Err(Failure::usage(
+                    "this module is a task: it takes --input, not arguments or environment",
+                ));
             }
             let bytes = match given {
                 Some(bytes) if !bytes.is_empty() => bytes,
@@ -140,12 +159,7 @@ fn input(command: &Run, kind: ModuleKind) -> anyhow::Result<Input> {
             Ok(Input::Task { bytes })
         }
         ModuleKind::CommandP1 | ModuleKind::CommandP2 => {
-            let mut env = BTreeMap::new();
-            for pair in &command.env {
-                let (name, value) =
-                    pair.split_once('=').with_context(|| format!("`{pair}` is not NAME=VALUE"))?;
-                env.insert(name.to_owned(), value.to_owned());
-            }
+            let env: BTreeMap<String, String> = command.env.iter().cloned().collect();
             Ok(Input::Command {
                 args: command.args.clone(),
                 env: env.into_iter().collect(),
@@ -153,16 +167,6 @@ fn input(command: &Run, kind: ModuleKind) -> anyhow::Result<Input> {
             })
         }
     }
-}
-
-fn read_file(path: &PathBuf, max: u64) -> anyhow::Result<Vec<u8>> {
-    let file = std::fs::File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    let mut bytes = Vec::new();
-    file.take(max + 1).read_to_end(&mut bytes).with_context(|| format!("cannot read {}", path.display()))?;
-    if bytes.len() as u64 > max {
-        bail!("{} is larger than {max} bytes", path.display());
-    }
-    Ok(bytes)
 }
 
 /// `$XDG_CACHE_HOME/sandbar`, `~/.cache/sandbar`, or a directory of this user under the temporary one.
@@ -176,13 +180,11 @@ fn cache_dir() -> PathBuf {
     std::env::temp_dir().join(format!("sandbar-{}", rustix::process::getuid().as_raw()))
 }
 
-#[allow(clippy::print_stderr)] // for the person at the terminal
-fn show(Progress { done, total, message }: &Progress) {
-    if *total > 0 {
-        eprintln!("progress {done}/{total} {message}");
-    } else {
-        eprintln!("progress {done} {message}");
-    }
+/// A report of progress, in the words of `invoke --follow`.
+fn report(progress: &Progress) {
+    let Progress { done, total, message } = progress;
+    let progress = events::Progress { done: *done, total: *total, message: message.clone() };
+    Output::new(false).note(format!("progress {}", show::progress_line(&progress)));
 }
 
 fn print_json(outcome: &Outcome) -> anyhow::Result<()> {
@@ -204,57 +206,48 @@ fn print_json(outcome: &Outcome) -> anyhow::Result<()> {
         }
     }
     let mut out = std::io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, &value)?;
+    serde_json::to_writer(&mut out, &value)?;
     writeln!(out)?;
     Ok(())
 }
 
-#[allow(clippy::cast_precision_loss)] // for people
 fn print_text(outcome: &Outcome) -> anyhow::Result<()> {
-    let mut err = std::io::stderr().lock();
+    let output = Output::new(false);
     for record in &outcome.logs {
-        let level = match record.level {
-            LogLevel::Trace => "trace",
-            LogLevel::Debug => "debug",
-            LogLevel::Info => "info",
-            LogLevel::Warn => "warn",
-            LogLevel::Error => "error",
+        let record = Record {
+            attempt: 1,
+            at_us: record.at_us,
+            level: level(record.level).to_owned(),
+            message: record.message.clone(),
+            fields: record.fields.iter().cloned().collect(),
         };
-        write!(err, "{:>9.3} ms  {level:<5} {}", record.at_us as f64 / 1e3, record.message)?;
-        for (key, value) in &record.fields {
-            write!(err, " {key}={value}")?;
-        }
-        writeln!(err)?;
+        output.note(show::log(&record, |style, text| output.paint_err(style, text)));
     }
-    let mut out = std::io::stdout().lock();
-    out.write_all(&outcome.output)?;
-    if !outcome.output.is_empty() && !outcome.output.ends_with(b"\n") && out.is_terminal() {
-        writeln!(out)?;
-    }
-    out.flush()?;
-    let r = &outcome.receipt;
-    writeln!(err, "{}", serde_json::to_string(&outcome.termination)?)?;
+    // The same words as for an attempt on a server: both shapes are one on the wire.
+    let end: wire::Termination = serde_json::from_value(serde_json::to_value(&outcome.termination)?)?;
+    let cost: wire::Receipt = serde_json::from_value(serde_json::to_value(outcome.receipt)?)?;
+    output.note(show::termination(&end));
     for frame in &outcome.backtrace {
-        write!(err, "    at {}", frame.function)?;
-        if let (Some(file), Some(line)) = (&frame.file, frame.line) {
-            write!(err, " ({file}:{line})")?;
+        let mut line = format!("    at {}", printable(&frame.function));
+        if let (Some(file), Some(number)) = (&frame.file, frame.line) {
+            line.push_str(&format!(" ({}:{number})", printable(file)));
         }
-        writeln!(err)?;
+        output.note(output.paint_err(DIM, line));
     }
-    writeln!(
-        err,
-        "fuel {}{}  cpu {:.3} ms  wall {:.3} ms  memory {:.1} MiB  in {} B  out {} B (dropped {})  log {} B (dropped {})  host calls {}",
-        r.fuel,
-        if r.fuel_exact { "" } else { " (at least)" },
-        r.cpu_ns as f64 / 1e6,
-        r.wall_ns as f64 / 1e6,
-        r.peak_memory_bytes as f64 / f64::from(1 << 20),
-        r.input_bytes,
-        r.output_bytes,
-        r.output_dropped_bytes,
-        r.log_bytes,
-        r.log_dropped_bytes,
-        r.host_calls,
-    )?;
+    output.note(output.paint_err(DIM, format!("  {}", show::receipt(&cost))));
+    if let Some(text) = show::remedy(&end) {
+        output.note(output.paint_err(DIM, format!("  {text}")));
+    }
+    output.bytes(&outcome.output)?;
     Ok(())
+}
+
+fn level(level: LogLevel) -> &'static str {
+    match level {
+        LogLevel::Trace => "trace",
+        LogLevel::Debug => "debug",
+        LogLevel::Info => "info",
+        LogLevel::Warn => "warn",
+        LogLevel::Error => "error",
+    }
 }

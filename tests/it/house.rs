@@ -15,7 +15,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("telemetry", &["telemetry", "config"]),
     ("dev", &["dev", "config"]),
     ("server", &["server", "api", "worker", "scheduler", "app", "store", "config"]),
-    ("cli", &["cli", "server", "dev", "telemetry", "store", "config"]),
+    ("cli", &["cli", "server", "dev", "telemetry", "store", "config", "wire", "domain"]),
 ];
 
 /// Which modules may name a library.

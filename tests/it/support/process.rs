@@ -205,6 +205,11 @@ impl Deployment {
         Client::new(format!("http://{}", self.address))
     }
 
+    /// Address of its API.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
     /// One more worker, with a data directory of its own.
     pub fn spawn_worker(&self) -> Process {
         static NEXT: AtomicU32 = AtomicU32::new(1);
