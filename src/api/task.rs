@@ -34,7 +34,7 @@ fn task(row: &TaskRow) -> wire::Task {
         current_version: row.current_version,
         pinned_version: row.pinned_version,
         active: row.active,
-        limits: (row.limits != PartialLimits::default()).then(|| invocation_wire::LimitsRequest {
+        limits: (row.limits != PartialLimits::default()).then_some(invocation_wire::LimitsRequest {
             fuel: row.limits.fuel,
             memory_bytes: row.limits.memory_bytes,
             timeout_ms: row.limits.timeout_ms,

@@ -434,7 +434,7 @@ impl Dispatch<'_> {
             Event::Cell(_, CellEvent::Finished { token, outcome }) => self.end(token, *outcome),
             Event::Cell(_, CellEvent::Progress { token, progress }) => {
                 if let Some(flight) = self.in_flight.get(&token) {
-                    live::progress(&self.live, &flight.claimed, flight.started_at, progress);
+                    live::progress(&self.live, &flight.claimed, flight.started_at, &progress);
                 }
             }
             Event::Cell(_, CellEvent::Log { token, first, records }) => {

@@ -97,7 +97,7 @@ impl Live {
 }
 
 /// Pass on a report. One that finds no room is lost; the next one comes soon.
-pub fn progress(sender: &Sender, claimed: &Claimed, started_at: DateTime<Utc>, report: Progress) {
+pub fn progress(sender: &Sender, claimed: &Claimed, started_at: DateTime<Utc>, report: &Progress) {
     let mut message: String = report
         .message
         .chars()
@@ -106,7 +106,7 @@ pub fn progress(sender: &Sender, claimed: &Claimed, started_at: DateTime<Utc>, r
     while message.len() > MAX_MESSAGE {
         message.pop();
     }
-    let report = Progress { message, ..report };
+    let report = Progress { done: report.done, total: report.total, message };
     let said = Said { claim: claimed.claim(), started_at, log: None, progress: Some((report, Utc::now())) };
     let _ = sender.try_send(said);
 }
@@ -133,7 +133,7 @@ pub async fn run(store: &WorkerStore, lease: &Lease, mut said: mpsc::Receiver<Sa
                 waiting.splice(0..0, batch);
             }
             Err(error) => {
-                warn!(%error, pieces = batch.len(), "live logs cannot be written")
+                warn!(%error, pieces = batch.len(), "live logs cannot be written");
             }
         }
         tokio::time::sleep(pause).await;
