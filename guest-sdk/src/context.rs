@@ -2,11 +2,32 @@
 //! view; the facts come from the host, or from [`testing`](crate::testing) in native tests.
 
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The attempt at hand. A task takes it as `ctx: &Context` before its input.
 ///
 /// In native tests make one with [`Context::test`].
+///
+/// ```
+/// use std::time::Duration;
+/// use sandbar_guest::{Context, TaskError, log, task};
+///
+/// /// Works through a list until its time is nearly up.
+/// #[task]
+/// fn work(ctx: &Context, items: Vec<String>) -> Result<usize, TaskError> {
+///     log::info!(invocation = ctx.invocation_id(), of = ctx.max_attempts(); "attempt {}", ctx.attempt());
+///     for (done, item) in items.iter().enumerate() {
+///         if ctx.cancelled() || ctx.remaining() < Duration::from_secs(1) {
+///             return Ok(done);
+///         }
+///         ctx.progress(done as u64, items.len() as u64, item);
+///     }
+///     Ok(items.len())
+/// }
+///
+/// let late = Context::test().remaining(Duration::from_millis(10)).build();
+/// assert_eq!(work(&late, vec!["a".to_owned()]), Ok(0));
+/// ```
 #[derive(Debug)]
 pub struct Context {
     /// Asked of the host when first needed: most tasks need none of it.
@@ -64,7 +85,27 @@ impl Context {
         self.host_remaining()
     }
 
+    /// When the attempt will be stopped.
+    ///
+    /// ```
+    /// # use std::time::{Duration, Instant};
+    /// # use sandbar_guest::Context;
+    /// let ctx = Context::test().timeout(Duration::from_secs(9)).build();
+    /// assert!(ctx.deadline() > Instant::now() + Duration::from_secs(8));
+    /// ```
+    #[must_use]
+    pub fn deadline(&self) -> Instant {
+        Instant::now() + self.remaining()
+    }
+
     /// Tags given at invocation, in the order of their keys.
+    ///
+    /// ```
+    /// # use sandbar_guest::Context;
+    /// let ctx = Context::test().tag("region", "eu").build();
+    /// assert_eq!((ctx.tag("region"), ctx.tag("colour")), (Some("eu"), None));
+    /// assert_eq!(ctx.tags().len(), 1);
+    /// ```
     #[must_use]
     pub fn tags(&self) -> &[(String, String)] {
         &self.facts().tags

@@ -28,6 +28,23 @@
 //!   as JSON: it needs [`serde::Serialize`] and [`Schema`]. For anything else return [`Output`].
 //! * An input that serde refuses is a fatal error with serde's message. A panic is logged as an error
 //!   and ends the attempt with a trap.
+//! * It is not `async`: each attempt has an instance of its own, so a call that blocks holds up nobody.
+//! * A component has one task; a crate with two does not link for WebAssembly.
+//!
+//! Pictures and other bytes are as easy as JSON:
+//!
+//! ```
+//! use sandbar_guest::{Bytes, Output, TaskError, task};
+//!
+//! /// Turns a black and white picture (PBM) into its negative.
+//! #[task]
+//! fn negative(picture: Bytes) -> Result<Output, TaskError> {
+//!     let header = picture.strip_prefix(b"P4\n8 1\n").ok_or_else(|| TaskError::fatal("not a PBM of 8 × 1"))?;
+//!     let pixels = header.iter().map(|byte| !byte);
+//!     Ok(Output::new("image/x-portable-bitmap", b"P4\n8 1\n".iter().copied().chain(pixels).collect::<Vec<_>>()))
+//! }
+//! # assert_eq!(negative(Bytes(b"P4\n8 1\n\x0f".to_vec())).unwrap().bytes, b"P4\n8 1\n\xf0");
+//! ```
 //!
 //! # The attribute
 //!
@@ -42,7 +59,7 @@
 //!     name = "fetch-page",
 //!     limits(memory = "128MiB", timeout = "30s", fuel = "20G", output = "4MiB", log = "64KiB"),
 //!     retry(max_attempts = 5, backoff = "exponential", initial = "1s", factor = 2, max = "5m", jitter = 0.2),
-//!     grants("http:example.com"),
+//!     grants(http = ["example.com", "*.example.org"], kv, secrets = ["API_TOKEN"], scratch = "16MiB"),
 //!     log = "debug"
 //! )]
 //! fn fetch(ctx: &Context, url: String) -> Result<String, TaskError> {
@@ -55,6 +72,7 @@
 //! }
 //! # let manifest: serde_json::Value = serde_json::from_str(sandbar_guest::manifest!(fetch)).unwrap();
 //! # assert_eq!(manifest["limits"]["timeout_ms"], 30_000);
+//! # assert_eq!(manifest["grants"]["scratch_bytes"], 16 << 20);
 //! # fetch(&Context::test().build(), String::new()).unwrap();
 //! ```
 //!
@@ -65,18 +83,68 @@
 //! * `retry`: `max_attempts`, `backoff` (`"fixed"` or `"exponential"`), `initial` or `initial_ms`,
 //!   `factor`, `max` or `max_ms`, `jitter` (0 to 1: the share of the delay that is random).
 //! * `grants`: capabilities that the task asks for. They take effect only when an admin of the tenant
-//!   grants them.
+//!   grants them. `http` lists the hosts it wants to reach: an exact name or `*.` for one label, with a
+//!   port if it is not the scheme's own, and with `http://` if it is not to be encrypted. `kv` is the
+//!   task's key-value store, `secrets` the names of secrets, `scratch` the size of a scratch directory.
 //! * `log`: the least severe level that is sent to the host; the default is `"info"`.
 //!
 //! # Logging
 //!
 //! The macros of the [`log`](mod@log) crate reach the host with their key-values; nothing needs to be
-//! set up. In native tests no logger is installed, unless the test asks for one with
+//! set up. With the feature `tracing` those of the `tracing` crate do too: the fields of an event, and
+//! those of the spans around it, whose names are in the field `span` (`outer:inner`).
+//!
+//! ```
+//! # #[cfg(feature = "tracing")] {
+//! use sandbar_guest::{Context, task, tracing};
+//!
+//! #[task]
+//! fn import(rows: Vec<u32>) -> u32 {
+//!     let _span = tracing::info_span!("import", rows = rows.len()).entered();
+//!     let sum = rows.iter().sum();
+//!     tracing::info!(sum, "added up");
+//!     sum
+//! }
+//!
+//! let ctx = Context::test().capture_logs().build();
+//! import(vec![1, 2]);
+//! let fields = [("span", "import"), ("rows", "2"), ("sum", "3")];
+//! assert_eq!(ctx.captured_logs()[0].fields, fields.map(|(k, v)| (k.to_owned(), v.to_owned())));
+//! # }
+//! ```
+//!
+//! In native tests no logger is installed, unless the test asks for one with
 //! [`TestContext::capture_logs`](testing::TestContext::capture_logs).
+//!
+//! # Tests
+//!
+//! The function is called as it stands, with a [`Context::test`] that says what the test wants: which
+//! attempt it is, how much time is left, that a cancellation came. It keeps what the task logged and
+//! reported. [`call!`] goes the whole way from bytes to bytes, and [`manifest!`] is what the component
+//! will say about itself.
+//!
+//! ```
+//! use std::time::Duration;
+//! use sandbar_guest::{Context, TaskError, call, task};
+//!
+//! #[task]
+//! fn patient(ctx: &Context, name: String) -> Result<String, TaskError> {
+//!     if ctx.attempt() < 3 {
+//!         return Err(TaskError::retryable("not yet").retry_after(Duration::from_secs(5)));
+//!     }
+//!     Ok(format!("{name} at last"))
+//! }
+//!
+//! let error = patient(&Context::test().build(), "Ada".to_owned()).unwrap_err();
+//! assert_eq!(error.delay(), Some(Duration::from_secs(5)));
+//!
+//! let third = Context::test().attempt(3).build();
+//! assert_eq!(call!(patient, &third, r#""Ada""#).unwrap().bytes, br#""Ada at last""#);
+//! ```
 //!
 //! # Requirements
 //!
-//! Rust 1.87 or newer with the target `wasm32-wasip2`. The crate must not `forbid(unsafe_code)`, since
+//! Rust 1.87 or newer (the `rust-version` of this crate) with the target `wasm32-wasip2`. The crate must not `forbid(unsafe_code)`, since
 //! exporting a function to WebAssembly counts as unsafe; `deny` is fine.
 
 mod context;
@@ -85,6 +153,8 @@ mod fields;
 mod manifest;
 mod payload;
 mod schema;
+#[cfg(feature = "tracing")]
+mod spans;
 #[cfg(not(target_family = "wasm"))]
 pub mod testing;
 #[cfg(target_family = "wasm")]
@@ -93,10 +163,68 @@ mod wasm;
 pub use context::Context;
 pub use error::TaskError;
 /// The logging facade whose records reach the host.
+///
+/// ```
+/// use sandbar_guest::{Context, log};
+///
+/// let ctx = Context::test().capture_logs().build();
+/// log::warn!(disk = "full", free = 0; "no room for {} rows", 7);
+/// assert_eq!(ctx.captured_logs()[0].message, "no room for 7 rows");
+/// ```
 pub use log;
 pub use payload::{Bytes, Output, TaskInput, TaskOutput, TaskReturn};
-pub use sandbar_guest_macros::{Schema, manifest, task};
+/// ```
+/// /// A point of a drawing.
+/// #[derive(serde::Serialize, sandbar_guest::Schema)]
+/// struct Point {
+///     /// From the left, in pixels.
+///     x: u32,
+/// }
+///
+/// let schema = sandbar_guest::schema_of::<Point>();
+/// assert_eq!(schema["properties"]["x"]["description"], "From the left, in pixels.");
+/// ```
+pub use sandbar_guest_macros::Schema;
+/// ```
+/// use sandbar_guest::{Context, call, task};
+///
+/// #[task]
+/// fn double(n: u32) -> u32 {
+///     2 * n
+/// }
+///
+/// let ctx = Context::test().build();
+/// assert_eq!(call!(double, &ctx, "21").unwrap().bytes, b"42");
+/// assert!(!call!(double, &ctx, "-1").unwrap_err().is_retryable());
+/// ```
+pub use sandbar_guest_macros::call;
+/// ```
+/// #[sandbar_guest::task(retry(max_attempts = 5))]
+/// fn count_words(text: String) -> usize {
+///     text.split_whitespace().count()
+/// }
+///
+/// let manifest: serde_json::Value = serde_json::from_str(sandbar_guest::manifest!(count_words)).unwrap();
+/// assert_eq!(manifest["retry"]["max_attempts"], 5);
+/// # assert_eq!(count_words("a b".to_owned()), 2);
+/// ```
+pub use sandbar_guest_macros::manifest;
+/// ```
+/// use sandbar_guest::{TaskError, task};
+///
+/// /// Says hello.
+/// #[task(limits(timeout = "5s"))]
+/// fn hello(name: String) -> Result<String, TaskError> {
+///     Ok(format!("Hello {name}"))
+/// }
+/// # assert_eq!(hello("Ada".to_owned()).unwrap(), "Hello Ada");
+/// ```
+pub use sandbar_guest_macros::task;
 pub use schema::{Field, Node, Schema, schema_of};
+/// The other logging facade whose events reach the host. For `#[tracing::instrument]` depend on the
+/// crate itself.
+#[cfg(feature = "tracing")]
+pub use tracing;
 
 /// What the macros need; no part of the API.
 #[doc(hidden)]

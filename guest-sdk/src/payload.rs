@@ -25,7 +25,38 @@ use crate::schema::{Node, Schema};
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Bytes(pub Vec<u8>);
 
+impl std::ops::Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl AsRef<[u8]> for Bytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl From<Vec<u8>> for Bytes {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+}
+
 /// An output with a media type of the task's choice.
+///
+/// ```
+/// use sandbar_guest::{Bytes, Output, task};
+///
+/// /// Draws a dot.
+/// #[task]
+/// fn dot(colour: String) -> Output {
+///     Output::new("image/svg+xml", format!(r#"<svg><circle r="1" fill="{colour}"/></svg>"#))
+/// }
+/// # assert_eq!(dot("red".to_owned()).content_type, "image/svg+xml");
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Output {
     /// Media type of `bytes`: ASCII, at most 255 bytes; the host puts `application/octet-stream` in
@@ -44,6 +75,30 @@ impl Output {
 
 /// What a task can take: [`Bytes`], or any type that serde can read and whose [`Schema`] is known.
 /// Empty input reads as `null`.
+///
+/// Implement it for a form of your own that is neither:
+///
+/// ```
+/// use sandbar_guest::{Node, TaskError, TaskInput, task};
+///
+/// struct Lines(Vec<String>);
+///
+/// impl TaskInput for Lines {
+///     const NODE: Option<&'static Node> = None;
+///
+///     fn from_bytes(bytes: Vec<u8>) -> Result<Self, TaskError> {
+///         let text = String::from_utf8(bytes).map_err(TaskError::fatal)?;
+///         Ok(Self(text.lines().map(str::to_owned).collect()))
+///     }
+/// }
+///
+/// #[task]
+/// fn count_lines(input: Lines) -> usize {
+///     input.0.len()
+/// }
+/// # let ctx = sandbar_guest::Context::test().build();
+/// # assert_eq!(sandbar_guest::call!(count_lines, &ctx, "a\nb").unwrap().bytes, b"2");
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be the input of a task",
     label = "neither `Bytes` nor `serde::Deserialize` + `sandbar_guest::Schema`",
@@ -80,6 +135,30 @@ impl<T: DeserializeOwned + Schema> TaskInput for T {
 
 /// What a task can give: [`Output`], [`Bytes`], or any type that serde can write and whose [`Schema`]
 /// is known.
+///
+/// Implement it for a form of your own:
+///
+/// ```
+/// use sandbar_guest::{Node, Output, TaskError, TaskOutput, task};
+///
+/// struct Csv(Vec<[u32; 2]>);
+///
+/// impl TaskOutput for Csv {
+///     const NODE: Option<&'static Node> = None;
+///
+///     fn into_output(self) -> Result<Output, TaskError> {
+///         let rows = self.0.iter().map(|[a, b]| format!("{a},{b}\n"));
+///         Ok(Output::new("text/csv", rows.collect::<String>()))
+///     }
+/// }
+///
+/// #[task]
+/// fn squares(to: u32) -> Csv {
+///     Csv((0..to).map(|n| [n, n * n]).collect())
+/// }
+/// # let ctx = sandbar_guest::Context::test().build();
+/// # assert_eq!(sandbar_guest::call!(squares, &ctx, "2").unwrap().bytes, b"0,0\n1,1\n");
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be the output of a task",
     label = "none of `Output`, `Bytes`, `serde::Serialize` + `sandbar_guest::Schema`",
@@ -124,11 +203,26 @@ impl<T: Serialize + Schema> TaskOutput for T {
 }
 
 /// What a task function can return: an output, or a `Result` of one with an error that is or becomes
-/// a [`TaskError`].
+/// a [`TaskError`]. Never implemented by hand: [`TaskOutput`] is enough.
+///
+/// ```
+/// use sandbar_guest::task;
+///
+/// #[task]
+/// fn nothing() {}
+///
+/// #[task]
+/// fn parsed(text: String) -> Result<u8, std::num::ParseIntError> {
+///     text.parse()
+/// }
+/// # nothing();
+/// # assert_eq!(parsed("7".to_owned()), Ok(7));
+/// ```
 #[diagnostic::on_unimplemented(
     message = "a task cannot return `{Self}`",
     label = "neither an output nor a `Result` of one",
-    note = "an output is `Output`, `Bytes`, or a type with `#[derive(serde::Serialize, sandbar_guest::Schema)]`"
+    note = "an output is `Output`, `Bytes`, or a type with `#[derive(serde::Serialize, sandbar_guest::Schema)]`",
+    note = "the error of a `Result` is `TaskError` or implements `std::error::Error`; make one of anything else with `.map_err(TaskError::fatal)`"
 )]
 pub trait TaskReturn {
     /// Schema of the output, if it is JSON.

@@ -89,6 +89,11 @@ pub trait Schema {
 
 /// The schema of a type as a JSON value, for tests.
 ///
+/// ```
+/// let schema = sandbar_guest::schema_of::<Option<bool>>();
+/// assert_eq!(schema, serde_json::json!({"type": ["boolean", "null"]}));
+/// ```
+///
 /// # Panics
 /// If a [`Node::Raw`] in it holds text that is not JSON.
 #[must_use]

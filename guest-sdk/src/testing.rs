@@ -2,6 +2,7 @@
 //! compiled into a component.
 
 use std::cell::RefCell;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -32,11 +33,18 @@ use crate::fields::fields;
 pub struct TestContext {
     facts: Facts,
     remaining: Duration,
-    cancelled: bool,
+    checks: Option<u32>,
     capture: bool,
 }
 
 /// One report of progress, as [`Context::reported_progress`] returns it.
+///
+/// ```
+/// let ctx = sandbar_guest::Context::test().build();
+/// ctx.progress(1, 4, "a quarter");
+/// let report = &ctx.reported_progress()[0];
+/// assert_eq!((report.done, report.total, report.message.as_str()), (1, 4, "a quarter"));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Progress {
     /// Units done.
@@ -48,6 +56,16 @@ pub struct Progress {
 }
 
 /// One log record, as [`Context::captured_logs`] returns it.
+///
+/// ```
+/// use sandbar_guest::{Context, log};
+///
+/// let ctx = Context::test().capture_logs().build();
+/// log::error!(target: "mail", code = 550; "bounced");
+/// let record = &ctx.captured_logs()[0];
+/// assert_eq!((record.level, record.target.as_str()), (log::Level::Error, "mail"));
+/// assert_eq!(record.fields, [("code".to_owned(), "550".to_owned())]);
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogRecord {
     /// How severe.
@@ -64,7 +82,8 @@ pub struct LogRecord {
 #[derive(Debug, Default)]
 pub(crate) struct State {
     remaining: Duration,
-    cancelled: bool,
+    /// How often [`Context::cancelled`] still says no; none: always.
+    checks: Option<AtomicU32>,
     progress: Mutex<Vec<Progress>>,
     logs: Captured,
 }
@@ -85,7 +104,7 @@ impl Context {
                 tags: Vec::new(),
             },
             remaining: Duration::from_secs(60),
-            cancelled: false,
+            checks: None,
             capture: false,
         }
     }
@@ -112,7 +131,8 @@ impl Context {
     }
 
     pub(crate) fn host_cancelled(&self) -> bool {
-        self.test.cancelled
+        let Some(checks) = &self.test.checks else { return false };
+        checks.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_err()
     }
 
     pub(crate) fn host_progress(&self, done: u64, total: u64, message: &str) {
@@ -167,12 +187,36 @@ impl TestContext {
     }
 
     /// Makes the context say that a cancellation has been asked for.
-    pub fn cancelled(mut self) -> Self {
-        self.cancelled = true;
+    pub fn cancelled(self) -> Self {
+        self.cancelled_after(0)
+    }
+
+    /// Makes the context say no to the first `checks` calls of [`Context::cancelled`] and yes to all
+    /// later ones: a cancellation in the midst of the work.
+    ///
+    /// ```
+    /// use sandbar_guest::{Context, TaskError, task};
+    ///
+    /// #[task]
+    /// fn count_up(ctx: &Context, to: u32) -> Result<u32, TaskError> {
+    ///     for n in 0..to {
+    ///         if ctx.cancelled() {
+    ///             return Err(TaskError::fatal(format!("cancelled at {n}")));
+    ///         }
+    ///     }
+    ///     Ok(to)
+    /// }
+    ///
+    /// let ctx = Context::test().cancelled_after(3).build();
+    /// assert_eq!(count_up(&ctx, 10).unwrap_err().message(), "cancelled at 3");
+    /// ```
+    pub fn cancelled_after(mut self, checks: u32) -> Self {
+        self.checks = Some(checks);
         self
     }
 
-    /// Keeps what the task logs, of every level, for [`Context::captured_logs`].
+    /// Keeps what the task logs, of every level, for [`Context::captured_logs`]; with the feature
+    /// `tracing`, what it says through those macros too.
     ///
     /// The first call installs a logger for the process; nothing is captured if the test has
     /// installed another before. Records go to the context that was built last on the same thread.
@@ -188,6 +232,8 @@ impl TestContext {
         if self.capture {
             if log::set_logger(&Capture).is_ok() {
                 log::set_max_level(log::LevelFilter::Trace);
+                #[cfg(feature = "tracing")]
+                crate::spans::install(log::LevelFilter::Trace, keep);
             }
             CAPTURED.set(Some(Arc::clone(&logs)));
         }
@@ -195,7 +241,7 @@ impl TestContext {
             facts: OnceLock::from(self.facts),
             test: State {
                 remaining: self.remaining,
-                cancelled: self.cancelled,
+                checks: self.checks.map(AtomicU32::new),
                 progress: Mutex::default(),
                 logs,
             },
@@ -216,20 +262,20 @@ impl log::Log for Capture {
     }
 
     fn log(&self, record: &log::Record<'_>) {
-        let record = LogRecord {
-            level: record.level(),
-            target: record.target().to_owned(),
-            message: record.args().to_string(),
-            fields: fields(record),
-        };
-        CAPTURED.with_borrow(|captured| {
-            if let Some(captured) = captured {
-                lock(captured).push(record);
-            }
-        });
+        keep(record.level(), record.target(), &record.args().to_string(), fields(record));
     }
 
     fn flush(&self) {}
+}
+
+/// Keeps one record for the test of this thread, if there is one.
+fn keep(level: log::Level, target: &str, message: &str, fields: Vec<(String, String)>) {
+    CAPTURED.with_borrow(|captured| {
+        if let Some(captured) = captured {
+            let (target, message) = (target.to_owned(), message.to_owned());
+            lock(captured).push(LogRecord { level, target, message, fields });
+        }
+    });
 }
 
 /// A panic in one test must not hide what another recorded.

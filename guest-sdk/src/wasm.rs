@@ -35,6 +35,8 @@ pub fn run(
     // A component may be called more than once; only the first call installs.
     if log::set_logger(&Logger).is_ok() {
         log::set_max_level(level);
+        #[cfg(feature = "tracing")]
+        crate::spans::install(level, emit);
         std::panic::set_hook(Box::new(report_panic));
     }
     let context = Context { facts: OnceLock::new() };
@@ -86,17 +88,23 @@ impl log::Log for Logger {
     }
 
     fn log(&self, record: &log::Record<'_>) {
-        let level = match record.level() {
-            log::Level::Error => sink::Level::Error,
-            log::Level::Warn => sink::Level::Warn,
-            log::Level::Info => sink::Level::Info,
-            log::Level::Debug => sink::Level::Debug,
-            log::Level::Trace => sink::Level::Trace,
-        };
-        sink::emit(level, record.target(), &record.args().to_string(), &fields(record));
+        emit(record.level(), record.target(), &record.args().to_string(), fields(record));
     }
 
     fn flush(&self) {}
+}
+
+/// One record to the host.
+#[allow(clippy::needless_pass_by_value)] // The shape that both logging facades share.
+fn emit(level: log::Level, target: &str, message: &str, fields: Vec<(String, String)>) {
+    let level = match level {
+        log::Level::Error => sink::Level::Error,
+        log::Level::Warn => sink::Level::Warn,
+        log::Level::Info => sink::Level::Info,
+        log::Level::Debug => sink::Level::Debug,
+        log::Level::Trace => sink::Level::Trace,
+    };
+    sink::emit(level, target, message, &fields);
 }
 
 /// Logs a panic as an error in place of std's text on stderr. The trap follows by itself.

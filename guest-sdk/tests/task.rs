@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use sandbar_guest::{Bytes, Context, Output, Schema, TaskError, manifest, task};
+use sandbar_guest::{Bytes, Context, Output, Schema, TaskError, call, manifest, task};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -42,7 +42,7 @@ mod elsewhere {
             max_ms = 9000,
             jitter = 0.25
         ),
-        grants("http:example.com", "key \"value\""),
+        grants(http = ["api.example.com", "http://*.example.org:8080"], kv, secrets = ["API_TOKEN"], scratch = "16MiB"),
         log = "trace"
     )]
     pub fn everything(ctx: &sandbar_guest::Context, input: Bytes) -> Output {
@@ -80,9 +80,10 @@ fn parsed(manifest: &str) -> Value {
     serde_json::from_str(manifest).unwrap()
 }
 
-macro_rules! call {
-    ($hidden:ident, $input:expr) => {
-        $hidden::call(&Context::test().build(), $input.to_vec())
+/// The way of the bytes, in a context that says nothing in particular.
+macro_rules! through {
+    ($task:path, $input:expr) => {
+        call!($task, &Context::test().build(), *$input)
     };
 }
 
@@ -139,7 +140,12 @@ fn the_manifest_carries_every_argument_in_base_units() {
                 "max_ms": 9000,
                 "jitter": 0.25,
             },
-            "grants": ["http:example.com", "key \"value\""],
+            "grants": {
+                "http": ["api.example.com", "http://*.example.org:8080"],
+                "kv": true,
+                "secrets": ["API_TOKEN"],
+                "scratch_bytes": 16 << 20,
+            },
         })
     );
 }
@@ -150,43 +156,43 @@ fn a_function_without_input_or_output_has_no_input_schema_and_returns_null() {
     assert_eq!(manifest["name"], "match");
     assert_eq!(manifest.get("input_schema"), None);
     assert_eq!(manifest["output_schema"], json!({"type": "null"}));
-    assert_eq!(call!(__sandbar_task_match, b"{}"), Ok(Output::new("application/json", *b"null")));
-    assert_eq!(call!(__sandbar_task_only_context, b"ignored").unwrap().bytes, b"1");
+    assert_eq!(through!(r#match, b"{}"), Ok(Output::new("application/json", *b"null")));
+    assert_eq!(through!(only_context, b"ignored").unwrap().bytes, b"1");
 }
 
 #[test]
 fn json_goes_in_and_out() {
     assert_eq!(
-        call!(__sandbar_task_double_it, br#"{"n": 21}"#),
+        through!(double_it, br#"{"n": 21}"#),
         Ok(Output::new("application/json", *br#"{"n":42}"#))
     );
 }
 
 #[test]
 fn an_input_that_serde_refuses_is_fatal_and_says_why() {
-    let error = call!(__sandbar_task_double_it, br#"{"m": 21}"#).unwrap_err();
+    let error = through!(double_it, br#"{"m": 21}"#).unwrap_err();
     assert!(!error.is_retryable());
     assert_eq!(error.message(), "input: missing field `n` at line 1 column 9");
-    assert!(!call!(__sandbar_task_double_it, b"\xff").unwrap_err().is_retryable());
-    assert!(!call!(__sandbar_task_double_it, br#"{"n": 1} x"#).unwrap_err().is_retryable());
+    assert!(!through!(double_it, b"\xff").unwrap_err().is_retryable());
+    assert!(!through!(double_it, br#"{"n": 1} x"#).unwrap_err().is_retryable());
 }
 
 #[test]
 fn empty_input_reads_as_null() {
-    assert_eq!(call!(__sandbar_task_bytes_out, b""), Ok(Output::new("application/octet-stream", [0])));
-    assert_eq!(call!(__sandbar_task_bytes_out, b"7").unwrap().bytes, [7]);
+    assert_eq!(through!(bytes_out, b""), Ok(Output::new("application/octet-stream", [0])));
+    assert_eq!(through!(bytes_out, b"7").unwrap().bytes, [7]);
 }
 
 #[test]
 fn errors_keep_their_kind_and_foreign_ones_are_retryable() {
-    let fatal = call!(__sandbar_task_double_it, br#"{"n": 4294967295}"#).unwrap_err();
+    let fatal = through!(double_it, br#"{"n": 4294967295}"#).unwrap_err();
     assert_eq!(fatal, TaskError::fatal("too large"));
-    assert!(call!(__sandbar_task_foreign_error, br#""seven""#).unwrap_err().is_retryable());
+    assert!(through!(foreign_error, br#""seven""#).unwrap_err().is_retryable());
 }
 
 #[test]
 fn an_output_that_is_not_json_is_fatal() {
-    let error = call!(__sandbar_task_not_json, b"").unwrap_err();
+    let error = through!(not_json, b"").unwrap_err();
     assert_eq!(error, TaskError::fatal("output: key must be a string"));
 }
 
@@ -232,4 +238,19 @@ fn a_test_context_keeps_progress_and_the_logs_of_its_thread() {
         (log::Level::Trace, "t", "said it")
     );
     assert_eq!(logs[0].fields, [("n".to_owned(), "1".to_owned()), ("text".to_owned(), "a".to_owned())]);
+}
+
+#[test]
+fn a_cancellation_may_come_after_some_checks() {
+    let ctx = Context::test().cancelled_after(2).build();
+    assert_eq!([ctx.cancelled(), ctx.cancelled(), ctx.cancelled(), ctx.cancelled()], [false, false, true, true]);
+    assert!(!Context::test().build().cancelled());
+}
+
+#[test]
+fn bytes_pass_untouched_and_keep_the_media_type_of_the_task() {
+    let every_byte: Vec<u8> = (0..=255).collect();
+    let ctx = Context::test().task("image/png").build();
+    let output = call!(elsewhere::everything, &ctx, every_byte.clone()).unwrap();
+    assert_eq!(output, Output::new("image/png", every_byte));
 }

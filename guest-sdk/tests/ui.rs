@@ -1,5 +1,6 @@
-//! Complaints of the macros stand at the author's own tokens. Each case is compiled by `rustc` against
-//! the build of this crate that the test itself is linked with.
+//! Complaints of the macros stand at the author's own tokens; what they look like to a person is in
+//! `guest-sdk/ui`. Each case is compiled by `rustc` against the build of this crate that the test
+//! itself is linked with.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use std::fs;
@@ -12,7 +13,7 @@ use serde_json::Value;
 /// Source, the token that must be underlined, and a part of the message.
 const CASES: &[(&str, &str, &str)] = &[
     // The function.
-    ("#[task] async fn f(x: String) {}", "async", "ordinary function"),
+    ("#[task] async fn f(x: String) {}", "async", "an ordinary function, not `async`"),
     ("#[task] unsafe fn f(x: String) {}", "unsafe", "safe to call"),
     ("#[task] extern \"C\" fn f(x: u8) {}", "extern \"C\"", "the macro makes the export"),
     ("#[task] fn f<T>(x: T) {}", "<T>", "cannot be generic"),
@@ -24,8 +25,18 @@ const CASES: &[(&str, &str, &str)] = &[
     ("#[task] fn f(c: &mut Context, x: u8) {}", "&mut Context", "`&Context`"),
     ("#[task] fn Shouting(x: u8) {}", "Shouting", "no name for a task"),
     ("#[task] struct S;", "struct", "expected"),
+    ("struct S; impl S { #[task] fn f(&self, x: u8) {} }", "&self", "without `self`"),
+    ("#[task] fn f(self, x: u8) {}", "self", "without `self`"),
+    ("#[task] fn f(x: u8) where u8: Copy {}", "where u8: Copy", "cannot be generic"),
+    ("#[task] fn f(x: Vec<u8>) {}", "Vec<u8>", "`Bytes`"),
+    ("#[task] fn f() -> std::vec::Vec<u8> { vec![] }", "std::vec::Vec<u8>", "`Bytes`"),
+    ("#[task] fn f() -> Result<Vec<u8>, TaskError> { Ok(vec![]) }", "Vec<u8>", "Output::new"),
     ("struct In; #[task] fn f(x: In) {}", "In", "`In` cannot be the input of a task"),
+    ("#[derive(Schema)] struct In { a: u8 } #[task] fn f(x: In) {}", "In", "`In` cannot be the input of a task"),
     ("struct Out; #[task] fn f() -> Out { Out }", "Out", "a task cannot return `Out`"),
+    ("#[derive(Schema)] struct Out { a: u8 } #[task] fn f() -> Out { todo!() }", "Out", "Out"),
+    ("#[task] fn f() -> Result<u8, String> { Ok(1) }", "Result<u8, String>", "a task cannot return"),
+    ("#[task] fn f() -> Option<fn()> { None }", "Option<fn()>", "fn()"),
     // The attribute.
     ("#[task(nme = \"a\")] fn f() {}", "nme", "unknown argument"),
     ("#[task(name = \"A b\")] fn f() {}", "\"A b\"", "no name for a task"),
@@ -43,8 +54,25 @@ const CASES: &[(&str, &str, &str)] = &[
     ("#[task(retry(jitter = 1.5))] fn f() {}", "1.5", "from 0 to 1"),
     ("#[task(retry(factor = 0.5))] fn f() {}", "0.5", "from 1 up"),
     ("#[task(retry(pause = 1))] fn f() {}", "pause", "max_attempts"),
-    ("#[task(grants(\"a\", \"a\"))] fn f() {}", "\"a\"", "named twice"),
-    ("#[task(grants(3))] fn f() {}", "3", "expected string"),
+    ("#[task(limits(memory = \"64MiB\"), limits(fuel = 1))] fn f() {}", "limits", "given twice"),
+    ("#[task(limits = \"64MiB\")] fn f() {}", "=", "expected `(`"),
+    ("#[task(limits(memory))] fn f() {}", "memory", "expected"),
+    ("#[task(name)] fn f() {}", "name", "expected"),
+    ("#[task(grants(disk))] fn f() {}", "disk", "unknown grant"),
+    ("#[task(grants(\"http:a\"))] fn f() {}", "\"http:a\"", "expected"),
+    ("#[task(grants(http = \"a\"))] fn f() {}", "\"a\"", "in brackets"),
+    ("#[task(grants(http = []))] fn f() {}", "[]", "asks for nothing"),
+    ("#[task(grants(http = [\"a\", 3]))] fn f() {}", "3", "expected a string"),
+    ("#[task(grants(http = [\"a\", \"a\"]))] fn f() {}", "\"a\"", "named twice"),
+    ("#[task(grants(http = [\"https://a/b\"]))] fn f() {}", "\"https://a/b\"", "without a path"),
+    ("#[task(grants(http = [\"*\"]))] fn f() {}", "\"*\"", "expected a host"),
+    ("#[task(grants(http = [\"a.*.b\"]))] fn f() {}", "\"a.*.b\"", "expected a host"),
+    ("#[task(grants(http = [\"a:0\"]))] fn f() {}", "\"a:0\"", "expected a host"),
+    ("#[task(grants(kv = true))] fn f() {}", "=", "unexpected"),
+    ("#[task(grants(kv, kv))] fn f() {}", "kv", "given twice"),
+    ("#[task(grants(secrets = [\"A-B\"]))] fn f() {}", "\"A-B\"", "letters, digits"),
+    ("#[task(grants(scratch = \"lots\"))] fn f() {}", "\"lots\"", "MiB"),
+    ("#[task(grants(scratch = 0))] fn f() {}", "0", "holds nothing"),
     ("#[task(log = \"loud\")] fn f() {}", "\"loud\"", "one of off"),
     // The derive.
     ("#[derive(Schema)] struct S { #[serde(flatten)] a: u8 }", "flatten", "cannot express"),
@@ -82,7 +110,7 @@ fn every_complaint_underlines_the_token_it_is_about() {
     let mut wrong = Vec::new();
     for (number, (source, token, part)) in CASES.iter().enumerate() {
         let file = scratch.join(format!("ui-{number}.rs"));
-        fs::write(&file, format!("use sandbar_guest::{{Context, Schema, task}};\n{source}\n")).unwrap();
+        fs::write(&file, format!("use sandbar_guest::{{Context, Schema, TaskError, task}};\n{source}\n")).unwrap();
         let output = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
             .args([
                 "--edition=2024",

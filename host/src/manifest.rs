@@ -10,8 +10,14 @@ use crate::limits::{Limits, PartialLimits};
 pub const SECTION: &str = "sandbar:task";
 /// Bytes of the section.
 pub const MAX_BYTES: usize = 256 << 10;
-/// Grants that one module may wish for.
-pub const MAX_GRANTS: usize = 64;
+/// Hosts, and secrets, that one module may wish for: a list that a person can still judge.
+pub const MAX_NAMED_GRANTS: usize = 32;
+/// Bytes of a host with scheme and port: a DNS name has at most 253.
+const MAX_HOST: usize = 253 + "https://".len() + ":65535".len();
+/// Bytes of a secret's name.
+const MAX_SECRET: usize = 64;
+/// Bytes of scratch that one module may wish for; what it gets is the grant's.
+pub const MAX_SCRATCH_BYTES: u64 = 64 << 30;
 
 /// The self-description of a module. Keys this version does not know are ignored, so that modules
 /// of newer SDKs can be uploaded.
@@ -38,16 +44,94 @@ pub struct Manifest {
     /// Default retry policy, as the control plane reads it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry: Option<Value>,
-    /// Capabilities the task wishes for.
-    pub grants: Vec<Value>,
+    /// Capabilities the task wishes for. None takes effect until an admin of the tenant grants it.
+    #[serde(skip_serializing_if = "Grants::is_empty")]
+    pub grants: Grants,
+}
+
+/// Capabilities that a module wishes for. Kinds this version does not know are ignored like other
+/// unknown keys: what nobody can grant is denied when it is used.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Grants {
+    /// Hosts to reach by HTTP: `[http://|https://][*.]name[:port]`; at most [`MAX_NAMED_GRANTS`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub http: Vec<String>,
+    /// The task's key-value store.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub kv: bool,
+    /// Names of secrets; at most [`MAX_NAMED_GRANTS`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<String>,
+    /// Bytes of a scratch directory; 1 to [`MAX_SCRATCH_BYTES`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scratch_bytes: Option<u64>,
+}
+
+impl Grants {
+    /// Whether nothing is wished for.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Refuses what no admin could sensibly be asked to grant.
+    fn check(&self) -> Result<(), String> {
+        for (what, names) in [("http", &self.http), ("secrets", &self.secrets)] {
+            if names.len() > MAX_NAMED_GRANTS {
+                let found = names.len();
+                return Err(format!("grants.{what} has {found} entries; at most {MAX_NAMED_GRANTS} are allowed"));
+            }
+        }
+        if let Some(host) = self.http.iter().find(|host| !is_host(host)) {
+            return Err(format!(
+                "grants.http holds {host:?}; expected a host such as \"api.example.com\", \"*.example.com\" or \
+                 \"http://example.com:8080\", without a path"
+            ));
+        }
+        if let Some(name) = self.secrets.iter().find(|name| !is_secret(name)) {
+            return Err(format!(
+                "grants.secrets holds {name:?}; expected 1 to {MAX_SECRET} letters, digits and _, no digit first"
+            ));
+        }
+        match self.scratch_bytes {
+            None | Some(1..=MAX_SCRATCH_BYTES) => Ok(()),
+            Some(bytes) => Err(format!(
+                "grants.scratch_bytes is {bytes}; it must be from 1 to {MAX_SCRATCH_BYTES}"
+            )),
+        }
+    }
+}
+
+/// `[http://|https://][*.]name[:port]`, in lower case.
+fn is_host(grant: &str) -> bool {
+    let rest = grant.strip_prefix("https://").or_else(|| grant.strip_prefix("http://")).unwrap_or(grant);
+    let (host, port) = rest.split_once(':').map_or((rest, None), |(host, port)| (host, Some(port)));
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    grant.len() <= MAX_HOST
+        && host.strip_prefix("*.").unwrap_or(host).split('.').all(label)
+        && port.is_none_or(|port| {
+            port.bytes().all(|b| b.is_ascii_digit()) && !port.starts_with('0') && port.parse::<u16>().is_ok()
+        })
+}
+
+fn is_secret(name: &str) -> bool {
+    (1..=MAX_SECRET).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+        && !name.starts_with(|c: char| c.is_ascii_digit())
 }
 
 impl Manifest {
     /// Reads the content of the section.
     ///
     /// # Errors
-    /// In words for the uploader: too large, not JSON of this shape, a limit out of range, too many
-    /// grants, or a NUL character in a string.
+    /// In words for the uploader: too large, not JSON of this shape, a limit or a grant out of range, or
+    /// a NUL character in a string.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
         if bytes.len() > MAX_BYTES {
             return Err(format!(
@@ -61,12 +145,10 @@ impl Manifest {
             .with(&manifest.limits)
             .check()
             .map_err(|err| format!("the section `{SECTION}` asks for too much: {err}"))?;
-        if manifest.grants.len() > MAX_GRANTS {
-            return Err(format!(
-                "the section `{SECTION}` wishes for {} grants; at most {MAX_GRANTS} are allowed",
-                manifest.grants.len()
-            ));
-        }
+        manifest
+            .grants
+            .check()
+            .map_err(|err| format!("the section `{SECTION}` wishes for what cannot be granted: {err}"))?;
         if manifest.has_nul() {
             return Err(format!("a string in the section `{SECTION}` contains a NUL character"));
         }
@@ -78,7 +160,6 @@ impl Manifest {
             || [&self.input_schema, &self.output_schema, &self.retry]
                 .into_iter()
                 .flatten()
-                .chain(&self.grants)
                 .any(value_has_nul)
     }
 }
@@ -101,11 +182,45 @@ mod tests {
     #[test]
     fn unknown_keys_are_ignored_and_known_ones_are_read() {
         let manifest =
-            Manifest::parse(br#"{"name":"resize","limits":{"fuel":5},"grants":[{"http":["a"]}],"shiny":1}"#)
+            Manifest::parse(br#"{"name":"resize","limits":{"fuel":5},"grants":{"http":["a"],"gpu":2},"shiny":1}"#)
                 .unwrap();
         assert_eq!(manifest.name.as_deref(), Some("resize"));
         assert_eq!(manifest.limits.fuel, Some(5));
-        assert_eq!(manifest.grants.len(), 1);
+        assert_eq!(manifest.grants, Grants { http: vec!["a".to_owned()], ..Grants::default() });
+    }
+
+    #[test]
+    fn grants_of_every_kind_are_read_and_shown_as_they_came() {
+        let json = r#"{"http":["api.example.com","http://*.a-b.example:8080"],"kv":true,"secrets":["API_TOKEN"],"scratch_bytes":1048576}"#;
+        let manifest = Manifest::parse(format!(r#"{{"grants":{json}}}"#).as_bytes()).unwrap();
+        assert_eq!(serde_json::to_string(&manifest.grants).unwrap(), json);
+        assert!(!serde_json::to_string(&Manifest::default()).unwrap().contains("grants"));
+    }
+
+    #[test]
+    fn grants_that_nobody_could_judge_are_refused_by_name() {
+        for (grants, part) in [
+            (r#"{"http":["https://a/b"]}"#, "grants.http"),
+            (r#"{"http":["Example.com"]}"#, "grants.http"),
+            (r#"{"http":["*"]}"#, "grants.http"),
+            (r#"{"http":["a.*.b"]}"#, "grants.http"),
+            (r#"{"http":["a:0"]}"#, "grants.http"),
+            (r#"{"http":["a:65536"]}"#, "grants.http"),
+            (r#"{"http":["a\u0000"]}"#, "grants.http"),
+            (r#"{"http":[""]}"#, "grants.http"),
+            (r#"{"secrets":["1A"]}"#, "grants.secrets"),
+            (r#"{"secrets":["A\u0000"]}"#, "grants.secrets"),
+            (r#"{"scratch_bytes":0}"#, "grants.scratch_bytes"),
+            (r#"{"scratch_bytes":99999999999}"#, "grants.scratch_bytes"),
+            (r#"{"kv":"yes"}"#, "cannot be read"),
+            (r#"["http:a"]"#, "cannot be read"),
+        ] {
+            let error = Manifest::parse(format!(r#"{{"grants":{grants}}}"#).as_bytes()).unwrap_err();
+            assert!(error.contains(part), "{grants}: {error}");
+        }
+        let many: Vec<String> = (0..=MAX_NAMED_GRANTS).map(|n| format!("h{n}")).collect();
+        let error = Manifest::parse(serde_json::json!({"grants": {"http": many}}).to_string().as_bytes()).unwrap_err();
+        assert!(error.contains("33 entries"), "{error}");
     }
 
     #[test]

@@ -6,6 +6,8 @@ use syn::parse::Parser;
 use syn::punctuated::Punctuated;
 use syn::{Error, Expr, ExprLit, Lit, LitStr, Meta, Result, Token};
 
+use crate::grants;
+
 /// Names of tasks are at most this long; the control plane refuses longer ones.
 const MAX_NAME: usize = 63;
 
@@ -17,7 +19,7 @@ pub(crate) struct Args {
     pub(crate) level: Option<&'static str>,
     limits: Vec<(&'static str, u64)>,
     retry: Vec<(&'static str, String)>,
-    grants: Vec<String>,
+    grants: Vec<(&'static str, String)>,
 }
 
 impl Args {
@@ -35,7 +37,7 @@ impl Args {
                 }
                 "limits" => args.limits = limits(&list(&meta)?)?,
                 "retry" => args.retry = retry(&list(&meta)?)?,
-                "grants" => args.grants = grants(&meta)?,
+                "grants" => args.grants = grants::parse(&list(&meta)?)?,
                 "log" => args.level = Some(level(text(value(&meta)?)?)?),
                 _ => {
                     return Err(Error::new_spanned(
@@ -48,20 +50,15 @@ impl Args {
         Ok(args)
     }
 
-    /// `,"limits":{…},"retry":{…},"grants":[…]`, without what the author has not named.
+    /// `,"limits":{…},"retry":{…},"grants":{…}`, without what the author has not named.
     pub(crate) fn json(&self) -> String {
+        let limits: Vec<_> = self.limits.iter().map(|(key, value)| (*key, value.to_string())).collect();
         let mut json = String::new();
-        if !self.limits.is_empty() {
-            let limits: Vec<_> = self.limits.iter().map(|(k, v)| format!("\"{k}\":{v}")).collect();
-            json.push_str(&format!(",\"limits\":{{{}}}", limits.join(",")));
-        }
-        if !self.retry.is_empty() {
-            let retry: Vec<_> = self.retry.iter().map(|(k, v)| format!("\"{k}\":{v}")).collect();
-            json.push_str(&format!(",\"retry\":{{{}}}", retry.join(",")));
-        }
-        if !self.grants.is_empty() {
-            let grants: Vec<_> = self.grants.iter().map(|grant| quoted(grant)).collect();
-            json.push_str(&format!(",\"grants\":[{}]", grants.join(",")));
+        for (name, members) in [("limits", &limits), ("retry", &self.retry), ("grants", &self.grants)] {
+            if !members.is_empty() {
+                let members: Vec<_> = members.iter().map(|(k, v)| format!("\"{k}\":{v}")).collect();
+                json.push_str(&format!(",\"{name}\":{{{}}}", members.join(",")));
+            }
         }
         json
     }
@@ -147,22 +144,6 @@ fn retry(metas: &Punctuated<Meta, Token![,]>) -> Result<Vec<(&'static str, Strin
     Ok(retry)
 }
 
-fn grants(meta: &Meta) -> Result<Vec<String>> {
-    let literals = meta.require_list()?.parse_args_with(Punctuated::<LitStr, Token![,]>::parse_terminated)?;
-    let mut grants = Vec::new();
-    for literal in literals {
-        let grant = literal.value();
-        if grant.trim().is_empty() {
-            return Err(Error::new_spanned(literal, "a grant has a name, for example \"http:example.com\""));
-        }
-        if grants.contains(&grant) {
-            return Err(Error::new_spanned(literal, "named twice"));
-        }
-        grants.push(grant);
-    }
-    Ok(grants)
-}
-
 fn level(literal: &LitStr) -> Result<&'static str> {
     Ok(match literal.value().as_str() {
         "off" => "Off",
@@ -177,14 +158,14 @@ fn level(literal: &LitStr) -> Result<&'static str> {
     })
 }
 
-fn key(meta: &Meta) -> Result<String> {
+pub(crate) fn key(meta: &Meta) -> Result<String> {
     match meta.path().get_ident() {
         Some(ident) => Ok(ident.to_string()),
         None => Err(Error::new_spanned(meta.path(), "expected one word")),
     }
 }
 
-fn once(seen: &mut Vec<String>, name: &str, meta: &Meta) -> Result<()> {
+pub(crate) fn once(seen: &mut Vec<String>, name: &str, meta: &Meta) -> Result<()> {
     if seen.iter().any(|earlier| earlier == name) {
         return Err(Error::new_spanned(meta.path(), format!("`{name}` is given twice")));
     }
@@ -192,7 +173,7 @@ fn once(seen: &mut Vec<String>, name: &str, meta: &Meta) -> Result<()> {
     Ok(())
 }
 
-fn value(meta: &Meta) -> Result<&Expr> {
+pub(crate) fn value(meta: &Meta) -> Result<&Expr> {
     Ok(&meta.require_name_value()?.value)
 }
 
@@ -200,14 +181,14 @@ fn list(meta: &Meta) -> Result<Punctuated<Meta, Token![,]>> {
     meta.require_list()?.parse_args_with(Punctuated::parse_terminated)
 }
 
-fn literal(expr: &Expr) -> Option<&Lit> {
+pub(crate) fn literal(expr: &Expr) -> Option<&Lit> {
     match expr {
         Expr::Lit(ExprLit { lit, .. }) => Some(lit),
         _ => None,
     }
 }
 
-fn text(expr: &Expr) -> Result<&LitStr> {
+pub(crate) fn text(expr: &Expr) -> Result<&LitStr> {
     match literal(expr) {
         Some(Lit::Str(literal)) => Ok(literal),
         _ => Err(Error::new_spanned(expr, "expected a string")),
@@ -241,7 +222,7 @@ fn count(expr: &Expr) -> Result<u64> {
     with_unit(expr, UNITS, "a number, or a string such as \"20G\" with K, M, G or T")
 }
 
-fn bytes(expr: &Expr) -> Result<u64> {
+pub(crate) fn bytes(expr: &Expr) -> Result<u64> {
     const UNITS: &[(&str, u64)] = &[
         ("", 1),
         ("B", 1),
@@ -287,7 +268,7 @@ fn with_unit(expr: &Expr, units: &[(&str, u64)], what: &str) -> Result<u64> {
 }
 
 /// A JSON string.
-fn quoted(value: &str) -> String {
+pub(crate) fn quoted(value: &str) -> String {
     let mut json = String::from("\"");
     for c in value.chars() {
         match c {

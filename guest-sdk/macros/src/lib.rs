@@ -3,7 +3,9 @@
 
 mod args;
 mod attrs;
+mod call;
 mod case;
+mod grants;
 mod manifest;
 mod schema;
 mod task;
@@ -31,9 +33,19 @@ pub fn derive_schema(item: TokenStream) -> TokenStream {
 }
 
 /// The self-description of a task function as JSON text, a `&'static str`: what the component will
-/// carry. For tests: `sandbar_guest::manifest!(count_words)`.
+/// carry. For tests.
 #[proc_macro]
 pub fn manifest(function: TokenStream) -> TokenStream {
     let path = parse_macro_input!(function as syn::Path);
     manifest::expand(path).into()
+}
+
+/// Calls a task function as the host does, with bytes: `call!(task, &context, input)`. For tests of
+/// what is between the bytes and the function: which inputs are refused, what comes out and with which
+/// content type.
+///
+/// `input` is whatever becomes a `Vec<u8>`. The value is a `Result<Output, TaskError>`.
+#[proc_macro]
+pub fn call(arguments: TokenStream) -> TokenStream {
+    call::expand(parse_macro_input!(arguments as call::Call)).into()
 }

@@ -4,7 +4,7 @@ use proc_macro2::TokenStream;
 use quote::{ToTokens, quote, quote_spanned};
 use syn::ext::IdentExt;
 use syn::spanned::Spanned;
-use syn::{Error, FnArg, ItemFn, Result, ReturnType, Type};
+use syn::{Error, FnArg, GenericArgument, ItemFn, PathArguments, Result, ReturnType, Type};
 
 use crate::args::{Args, check_name};
 use crate::attrs::description;
@@ -144,7 +144,7 @@ fn check_signature(function: &ItemFn) -> Result<()> {
     if let Some(token) = &sig.asyncness {
         return refuse(
             token,
-            "a task is an ordinary function: the host runs each attempt in its own instance, so blocking is fine",
+            "a task is an ordinary function, not `async`: the host runs each attempt in an instance of its own, so blocking holds up nobody",
         );
     }
     if let Some(token) = &sig.unsafety {
@@ -165,6 +165,13 @@ fn check_signature(function: &ItemFn) -> Result<()> {
     if let ReturnType::Type(_, ty) = &sig.output {
         if let Type::ImplTrait(_) = &**ty {
             return refuse(ty, "name the type, so that its schema can be known");
+        }
+        let output = generics(ty, "Result").and_then(|generics| generics.into_iter().next()).unwrap_or(ty);
+        if is_byte_vector(output) {
+            return refuse(
+                output,
+                "as JSON this is a list of numbers; return `Output::new(\"image/png\", bytes)` or `Bytes` for raw bytes",
+            );
         }
     }
     Ok(())
@@ -214,6 +221,28 @@ fn input(ty: &Type) -> Result<&Type> {
             Err(Error::new_spanned(ty, "a task owns its input: take it by value, for example `String`"))
         }
         Type::ImplTrait(_) => Err(Error::new_spanned(ty, "name the type, so that its schema can be known")),
+        _ if is_byte_vector(ty) => Err(Error::new_spanned(
+            ty,
+            "as JSON this is a list of numbers; take `Bytes` for raw bytes, or a struct with a list",
+        )),
         _ => Ok(ty),
     }
+}
+
+/// `Vec<u8>` by any path. Nobody who writes it means a JSON list of numbers.
+fn is_byte_vector(ty: &Type) -> bool {
+    let item = generics(ty, "Vec").and_then(|generics| generics.into_iter().next());
+    matches!(item, Some(Type::Path(path)) if path.path.is_ident("u8"))
+}
+
+/// The type arguments of a path that ends with `name<…>`.
+fn generics<'a>(ty: &'a Type, name: &str) -> Option<Vec<&'a Type>> {
+    let Type::Path(path) = ty else { return None };
+    let last = path.path.segments.last().filter(|segment| segment.ident == name)?;
+    let PathArguments::AngleBracketed(arguments) = &last.arguments else { return None };
+    let types = arguments.args.iter().filter_map(|argument| match argument {
+        GenericArgument::Type(ty) => Some(ty),
+        _ => None,
+    });
+    Some(types.collect())
 }

@@ -6,6 +6,18 @@
 ///
 /// `#[derive(Schema)]` builds these. By hand you will want [`Node::Raw`] for a type of your own that
 /// serialises as, say, a date.
+///
+/// ```
+/// use sandbar_guest::{Node, Schema, schema_of};
+///
+/// struct Date;
+///
+/// impl Schema for Date {
+///     const NODE: &'static Node = &Node::Raw { json: r#"{"type":"string","format":"date"}"# };
+/// }
+///
+/// assert_eq!(schema_of::<Vec<Date>>()["items"]["format"], "date");
+/// ```
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub enum Node {
@@ -84,6 +96,22 @@ pub enum Node {
 }
 
 /// One property of an [`Node::Object`].
+///
+/// ```
+/// use sandbar_guest::{Field, Node, Schema, schema_of};
+///
+/// /// What a foreign crate writes as `{"ms": 5}`.
+/// struct Pause;
+///
+/// impl Schema for Pause {
+///     const NODE: &'static Node = &Node::Object {
+///         fields: &[Field { name: "ms", aliases: &[], description: "", node: u64::NODE, required: true }],
+///         closed: true,
+///     };
+/// }
+///
+/// assert_eq!(schema_of::<Pause>()["required"][0], "ms");
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub struct Field {
     /// The key as it stands in JSON.
