@@ -23,6 +23,12 @@ pub const SUBCOMMAND: &str = "__compile";
 const MAX_STDERR: u64 = 8 << 10;
 /// Bytes of a rejection.
 const MAX_REJECTION: u64 = 64 << 10;
+/// CPU seconds that each whole MiB of a module adds to the limit: half as much again as the interpreters
+/// of scripting languages take, whose files are large because there is much code in them. What is small and
+/// expensive is an attack, and has the base alone.
+pub const CPU_SECONDS_PER_MIB: u64 = 4;
+/// Wall time that each whole MiB of a module adds: the CPU, on a machine that does other work as well.
+pub const WALL_PER_MIB: Duration = Duration::from_secs(8);
 /// Bytes that address space needs beyond the module: the program itself, its stacks.
 const MIN_ADDRESS_SPACE: u64 = 256 << 20;
 
@@ -38,9 +44,9 @@ pub(crate) const VERDICT_REJECTED: u8 = 2;
 pub struct CompileLimits {
     /// Address space of the child in bytes, at least 256 MiB.
     pub address_space_bytes: u64,
-    /// CPU seconds of the child, at least 1.
+    /// CPU seconds of the child, at least 1; [`CPU_SECONDS_PER_MIB`] comes on top.
     pub cpu_seconds: u64,
-    /// From start to verdict.
+    /// From start to verdict; [`WALL_PER_MIB`] comes on top.
     pub wall: Duration,
     /// Compiled code in bytes.
     pub max_artifact_bytes: u64,
@@ -49,7 +55,7 @@ pub struct CompileLimits {
 }
 
 impl Default for CompileLimits {
-    /// 2 GiB, 20 s CPU, 30 s wall, 256 MiB of code.
+    /// 2 GiB, 20 s CPU and 30 s wall for small modules, 256 MiB of code.
     fn default() -> Self {
         Self {
             address_space_bytes: 2 << 30,
@@ -57,6 +63,18 @@ impl Default for CompileLimits {
             wall: Duration::from_secs(30),
             max_artifact_bytes: 256 << 20,
             require_walls: Walls::default(),
+        }
+    }
+}
+
+impl CompileLimits {
+    /// What a module of `len` bytes may use.
+    fn of_module(&self, len: usize) -> Self {
+        let mib = u64::try_from(len >> 20).unwrap_or(u64::MAX);
+        Self {
+            cpu_seconds: self.cpu_seconds.max(1).saturating_add(mib.saturating_mul(CPU_SECONDS_PER_MIB)),
+            wall: self.wall.saturating_add(WALL_PER_MIB.saturating_mul(u32::try_from(mib).unwrap_or(u32::MAX))),
+            ..*self
         }
     }
 }
@@ -78,10 +96,11 @@ pub enum CompileError {
 /// [`CompileError::Rejected`] if the module is not acceptable, too expensive or kills the compiler;
 /// [`CompileError::Host`] if the child cannot be started or spoken to.
 pub async fn compile(program: &Path, bytes: Bytes, limits: &CompileLimits) -> Result<Vec<u8>, CompileError> {
+    let limits = &limits.of_module(bytes.len());
     let mut child = Command::new(program)
         .arg(SUBCOMMAND)
         .arg(limits.address_space_bytes.max(MIN_ADDRESS_SPACE).to_string())
-        .arg(limits.cpu_seconds.max(1).to_string())
+        .arg(limits.cpu_seconds.to_string())
         .args(Wall::ALL.iter().filter(|wall| limits.require_walls.has(**wall)).map(|wall| wall.as_str()))
         .env_clear()
         .current_dir("/")
@@ -205,4 +224,18 @@ fn died(status: std::process::ExitStatus, words: &[u8], limits: &CompileLimits) 
 
 fn rejected(code: RejectionCode, detail: impl Into<String>) -> CompileError {
     CompileError::Rejected(Rejection::new(code, detail))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_budget_grows_with_the_module_and_small_ones_get_no_more_than_the_base() {
+        let base = CompileLimits::default();
+        assert_eq!(base.of_module((1 << 20) - 1), base);
+        let python = base.of_module(18 << 20);
+        assert_eq!((python.cpu_seconds, python.wall), (20 + 18 * 4, Duration::from_secs(30 + 18 * 8)));
+        assert_eq!(python.address_space_bytes, base.address_space_bytes);
+    }
 }

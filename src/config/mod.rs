@@ -264,9 +264,10 @@ impl Scheduler {
 pub struct Compile {
     /// Address space of the compiling process, in bytes. Default 2 GiB; 256 MiB to 64 GiB.
     pub address_space_bytes: u64,
-    /// CPU time of one compilation, in seconds. Default 20, 1 to 600.
+    /// CPU time of one compilation, in seconds; each MiB of the module adds 4. Default 20, 1 to 600.
     pub cpu_seconds: u64,
-    /// Wall time of one compilation, in milliseconds. Default 30,000; 1,000 to 900,000.
+    /// Wall time of one compilation, in milliseconds; each MiB of the module adds 8,000. Default 30,000; 1,000 to
+    /// 900,000.
     pub wall_ms: u64,
     /// Disk space for compiled modules, in bytes. Default 2 GiB; 64 MiB to 1 TiB.
     pub cache_bytes: u64,

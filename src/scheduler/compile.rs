@@ -15,7 +15,8 @@ use crate::app::signals::Signals;
 use crate::store::task::ToCompile;
 use crate::store::{Result, WorkerStore};
 
-/// How long others leave a version alone that somebody compiles. More than a compilation may take in all.
+/// How long others leave a version alone that somebody compiles; the store adds what its size adds to the limits.
+/// More than a compilation may take in all by default.
 const LEASE: Duration = Duration::from_secs(120);
 /// How often to look when nothing was heard.
 const POLL: Duration = Duration::from_secs(2);

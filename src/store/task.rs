@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use sandbar_host::compile::WALL_PER_MIB;
 use sandbar_host::inspect::Rejection;
 use sandbar_host::manifest::Manifest;
 use sandbar_host::{ModuleHash, ModuleKind};
@@ -351,14 +352,15 @@ impl TenantConn {
 }
 
 impl WorkerStore {
-    /// The version that has waited longest for its compilation, leased for `lease`: nobody else gets it before that
-    /// has passed. `None`: nothing to do.
+    /// The version that has waited longest for its compilation, leased for `lease` and what its size adds to
+    /// the limits of compiling it: nobody else gets it before that has passed. `None`: nothing to do.
     ///
     /// # Errors
     /// Postgres does not answer.
     pub async fn version_to_compile(&self, lease: Duration) -> Result<Option<ToCompile>> {
         let row = sqlx::query(
-            "UPDATE versions v SET compile_after = clock_timestamp() + make_interval(secs => $1)
+            "UPDATE versions v
+             SET compile_after = clock_timestamp() + make_interval(secs => $1 + $2 * (v.size_bytes >> 20))
              FROM (SELECT tenant_id, task_id, number FROM versions
                    WHERE state = 'compiling' AND compile_after <= clock_timestamp()
                    ORDER BY compile_after LIMIT 1 FOR UPDATE SKIP LOCKED) w
@@ -366,6 +368,7 @@ impl WorkerStore {
              RETURNING v.tenant_id, v.task_id, v.number, v.sha256",
         )
         .bind(lease.as_secs_f64())
+        .bind(WALL_PER_MIB.as_secs_f64())
         .fetch_optional(&self.pool)
         .await?;
         row.map(|row| {

@@ -11,5 +11,6 @@ mod faults;
 mod guests;
 mod house;
 mod isolation;
+mod languages;
 mod queue;
 mod support;
