@@ -31,7 +31,7 @@ fresh() {
     local out=$OUT/$1.wasm
     shift
     [[ -f $out ]] || return 1
-    [[ -z $(find "$@" "$0" -type f -newer "$out" -print -quit) ]]
+    [[ -z $(find "$@" scripts/languages.sh -type f -newer "$out" -print -quit) ]]
 }
 
 # LANGUAGE COMMAND…: a build of ours; its failure is ours too.

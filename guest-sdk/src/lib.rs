@@ -233,3 +233,8 @@ pub mod __private {
     #[cfg(target_family = "wasm")]
     pub use crate::wasm::{bindings, run};
 }
+
+/// Keeps the examples of the README compiling.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
