@@ -2,6 +2,7 @@
 //! SDK says of itself and sends on the way. A language whose tools cannot be had is skipped, loudly.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -11,8 +12,7 @@ use serde_json::{Value, json};
 use crate::support::{self, Client, Deployment, Process};
 
 /// All languages, and whether they are tasks of our world (else WASI commands).
-const LANGUAGES: [(&str, bool); 4] =
-    [("rust", true), ("zig", false), ("python", true), ("javascript", true)];
+const LANGUAGES: [(&str, bool); 4] = [("rust", true), ("zig", false), ("python", true), ("javascript", true)];
 
 /// Longest compilation of an interpreter of 18 MiB on a busy machine.
 const COMPILATION: Duration = Duration::from_secs(240);
@@ -29,8 +29,7 @@ fn built(language: &str) -> Option<PathBuf> {
     assert!(output.status.success(), "{language} does not build:\n{said}");
     if said.contains("SKIPPED") {
         // Past the capture of the test harness: a skip must be seen.
-        use std::io::Write as _;
-        let _ = writeln!(std::io::stderr(), "\n==== {}====\n", said);
+        let _ = writeln!(std::io::stderr(), "\n==== {said}====\n");
         return None;
     }
     Some(root.join(format!("target/languages/{language}.wasm")))
@@ -126,7 +125,6 @@ async fn the_same_task_in_every_language_gives_the_same_answer() {
     process.terminate().await;
     // Two or more, unless nothing can be had: Rust is always here.
     assert!(ran.contains(&"rust"), "{ran:?}");
-    use std::io::Write as _;
     let _ = writeln!(std::io::stderr(), "\nlanguages: built and run through the API: {}\n", ran.join(", "));
 }
 
@@ -162,10 +160,7 @@ async fn what_a_module_says_of_itself_is_shown_and_a_wish_out_of_bounds_is_refus
     let version = client.get("/v1/tasks/text-stats/versions/1").await.expect(200).json();
     let manifest = &version["manifest"];
     assert_eq!(manifest["name"], "text-stats");
-    assert_eq!(
-        manifest["description"],
-        "Counts the lines and words of a text and finds its longest word."
-    );
+    assert_eq!(manifest["description"], "Counts the lines and words of a text and finds its longest word.");
     assert_eq!(manifest["limits"], json!({"timeout_ms": 10_000}));
     assert_eq!(manifest["retry"], json!({"max_attempts": 2}));
     assert_eq!(manifest["input_schema"]["properties"]["text"]["description"], "Any text.");
@@ -173,7 +168,8 @@ async fn what_a_module_says_of_itself_is_shown_and_a_wish_out_of_bounds_is_refus
     assert!(manifest["grants"].is_null(), "{manifest:#}");
 
     let module = std::fs::read(support::guest("echo")).unwrap();
-    let grants = json!({"http": ["api.example.com"], "kv": true, "secrets": ["TOKEN"], "scratch_bytes": 4096});
+    let grants =
+        json!({"http": ["api.example.com"], "kv": true, "secrets": ["TOKEN"], "scratch_bytes": 4096});
     let wishing = with_section(&module, &json!({"name": "wishes", "grants": grants}));
     client.upload_bytes("wishes", wishing).await.expect(201);
     let version = client.get("/v1/tasks/wishes/versions/1").await.expect(200).json();
