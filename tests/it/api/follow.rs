@@ -82,7 +82,7 @@ async fn a_running_guest_is_heard_while_it_talks_by_several_servers_and_by_who_c
     let mut deployment = Deployment::start(1).await;
     let client = deployment.client();
     client.upload("trap", &support::guest("trap")).await.expect(201);
-    let id = talk(&client, 30, 100).await;
+    let id = talk(&client, 80, 100).await;
     let mut events = Events::open(&client, &id, "", None).await;
     let mut heard = Vec::new();
     while words(&heard).len() < 3 {
@@ -100,7 +100,7 @@ async fn a_running_guest_is_heard_while_it_talks_by_several_servers_and_by_who_c
     let second = deployment.spawn_server_too().await;
     let mut events = Events::open(&second, &id, "", Some(&last)).await;
     let rest = events.rest().await;
-    let all: Vec<String> = (0..30).map(|n| format!("word {n}")).collect();
+    let all: Vec<String> = (0..80).map(|n| format!("word {n}")).collect();
     let both: Vec<&str> = words(&heard).into_iter().chain(words(&rest)).collect();
     assert_eq!(both, all);
     let names: Vec<&str> = rest.iter().map(|e| e.name.as_str()).collect();
@@ -113,13 +113,13 @@ async fn a_running_guest_is_heard_while_it_talks_by_several_servers_and_by_who_c
     let progress = client.get(&format!("/v1/invocations/{id}")).await.json()["progress"].clone();
     assert_eq!(
         (&progress["done"], &progress["total"], &progress["message"]),
-        (&json!(30), &json!(30), &json!("said 30"))
+        (&json!(80), &json!(80), &json!("said 80"))
     );
     // After the end: all of it, filtered, and closed at once.
     let asked = Instant::now();
     let mut events = Events::open(&client, &id, "level=warn", None).await;
     let after = events.rest().await;
-    assert_eq!(words(&after).len(), 15);
+    assert_eq!(words(&after).len(), 40);
     assert_eq!(after.last().unwrap().name, "end");
     assert!(asked.elapsed() < Duration::from_secs(20));
     deployment.server.signal(Signal::TERM);
