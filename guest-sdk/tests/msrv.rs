@@ -33,7 +33,10 @@ fn no_dependency_needs_a_newer_rust_than_the_sdk_states() {
         }
         let package = packages[id];
         if package["rust_version"].as_str().is_some_and(|needed| version(needed) > stated) {
-            newer.push(format!("{} {} needs {}", package["name"], package["version"], package["rust_version"]));
+            newer.push(format!(
+                "{} {} needs {}",
+                package["name"], package["version"], package["rust_version"]
+            ));
         }
         let deps = list(&nodes[id]["deps"]);
         // What only tests need is no concern of those who depend on the SDK.

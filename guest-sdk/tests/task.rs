@@ -162,10 +162,7 @@ fn a_function_without_input_or_output_has_no_input_schema_and_returns_null() {
 
 #[test]
 fn json_goes_in_and_out() {
-    assert_eq!(
-        through!(double_it, br#"{"n": 21}"#),
-        Ok(Output::new("application/json", *br#"{"n":42}"#))
-    );
+    assert_eq!(through!(double_it, br#"{"n": 21}"#), Ok(Output::new("application/json", *br#"{"n":42}"#)));
 }
 
 #[test]
@@ -243,7 +240,10 @@ fn a_test_context_keeps_progress_and_the_logs_of_its_thread() {
 #[test]
 fn a_cancellation_may_come_after_some_checks() {
     let ctx = Context::test().cancelled_after(2).build();
-    assert_eq!([ctx.cancelled(), ctx.cancelled(), ctx.cancelled(), ctx.cancelled()], [false, false, true, true]);
+    assert_eq!(
+        [ctx.cancelled(), ctx.cancelled(), ctx.cancelled(), ctx.cancelled()],
+        [false, false, true, true]
+    );
     assert!(!Context::test().build().cancelled());
 }
 

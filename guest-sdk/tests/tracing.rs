@@ -43,7 +43,8 @@ fn the_spans_around_an_event_are_named_and_their_fields_are_there_the_nearest_wi
     tracing::info!("outside");
 
     let logs = ctx.captured_logs();
-    let inside = fields(&[("span", "import:row"), ("file", "a.csv"), ("row", "7"), ("late", "set"), ("n", "1")]);
+    let inside =
+        fields(&[("span", "import:row"), ("file", "a.csv"), ("row", "7"), ("late", "set"), ("n", "1")]);
     assert_eq!(logs[0].fields, inside);
     let between = fields(&[("span", "import"), ("file", "a.csv"), ("row", "0"), ("late", "set")]);
     assert_eq!(logs[1].fields, between);

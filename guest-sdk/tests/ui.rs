@@ -32,7 +32,11 @@ const CASES: &[(&str, &str, &str)] = &[
     ("#[task] fn f() -> std::vec::Vec<u8> { vec![] }", "std::vec::Vec<u8>", "`Bytes`"),
     ("#[task] fn f() -> Result<Vec<u8>, TaskError> { Ok(vec![]) }", "Vec<u8>", "Output::new"),
     ("struct In; #[task] fn f(x: In) {}", "In", "`In` cannot be the input of a task"),
-    ("#[derive(Schema)] struct In { a: u8 } #[task] fn f(x: In) {}", "In", "`In` cannot be the input of a task"),
+    (
+        "#[derive(Schema)] struct In { a: u8 } #[task] fn f(x: In) {}",
+        "In",
+        "`In` cannot be the input of a task",
+    ),
     ("struct Out; #[task] fn f() -> Out { Out }", "Out", "a task cannot return `Out`"),
     ("#[derive(Schema)] struct Out { a: u8 } #[task] fn f() -> Out { todo!() }", "Out", "Out"),
     ("#[task] fn f() -> Result<u8, String> { Ok(1) }", "Result<u8, String>", "a task cannot return"),
@@ -110,7 +114,8 @@ fn every_complaint_underlines_the_token_it_is_about() {
     let mut wrong = Vec::new();
     for (number, (source, token, part)) in CASES.iter().enumerate() {
         let file = scratch.join(format!("ui-{number}.rs"));
-        fs::write(&file, format!("use sandbar_guest::{{Context, Schema, TaskError, task}};\n{source}\n")).unwrap();
+        fs::write(&file, format!("use sandbar_guest::{{Context, Schema, TaskError, task}};\n{source}\n"))
+            .unwrap();
         let output = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
             .args([
                 "--edition=2024",

@@ -73,7 +73,9 @@ impl CompileLimits {
         let mib = u64::try_from(len >> 20).unwrap_or(u64::MAX);
         Self {
             cpu_seconds: self.cpu_seconds.max(1).saturating_add(mib.saturating_mul(CPU_SECONDS_PER_MIB)),
-            wall: self.wall.saturating_add(WALL_PER_MIB.saturating_mul(u32::try_from(mib).unwrap_or(u32::MAX))),
+            wall: self
+                .wall
+                .saturating_add(WALL_PER_MIB.saturating_mul(u32::try_from(mib).unwrap_or(u32::MAX))),
             ..*self
         }
     }

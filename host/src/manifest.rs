@@ -80,7 +80,9 @@ impl Grants {
         for (what, names) in [("http", &self.http), ("secrets", &self.secrets)] {
             if names.len() > MAX_NAMED_GRANTS {
                 let found = names.len();
-                return Err(format!("grants.{what} has {found} entries; at most {MAX_NAMED_GRANTS} are allowed"));
+                return Err(format!(
+                    "grants.{what} has {found} entries; at most {MAX_NAMED_GRANTS} are allowed"
+                ));
             }
         }
         if let Some(host) = self.http.iter().find(|host| !is_host(host)) {
@@ -96,9 +98,9 @@ impl Grants {
         }
         match self.scratch_bytes {
             None | Some(1..=MAX_SCRATCH_BYTES) => Ok(()),
-            Some(bytes) => Err(format!(
-                "grants.scratch_bytes is {bytes}; it must be from 1 to {MAX_SCRATCH_BYTES}"
-            )),
+            Some(bytes) => {
+                Err(format!("grants.scratch_bytes is {bytes}; it must be from 1 to {MAX_SCRATCH_BYTES}"))
+            }
         }
     }
 }
@@ -157,10 +159,7 @@ impl Manifest {
 
     fn has_nul(&self) -> bool {
         [&self.name, &self.description, &self.sdk].into_iter().flatten().any(|text| text.contains('\0'))
-            || [&self.input_schema, &self.output_schema, &self.retry]
-                .into_iter()
-                .flatten()
-                .any(value_has_nul)
+            || [&self.input_schema, &self.output_schema, &self.retry].into_iter().flatten().any(value_has_nul)
     }
 }
 
@@ -181,9 +180,10 @@ mod tests {
 
     #[test]
     fn unknown_keys_are_ignored_and_known_ones_are_read() {
-        let manifest =
-            Manifest::parse(br#"{"name":"resize","limits":{"fuel":5},"grants":{"http":["a"],"gpu":2},"shiny":1}"#)
-                .unwrap();
+        let manifest = Manifest::parse(
+            br#"{"name":"resize","limits":{"fuel":5},"grants":{"http":["a"],"gpu":2},"shiny":1}"#,
+        )
+        .unwrap();
         assert_eq!(manifest.name.as_deref(), Some("resize"));
         assert_eq!(manifest.limits.fuel, Some(5));
         assert_eq!(manifest.grants, Grants { http: vec!["a".to_owned()], ..Grants::default() });
@@ -219,7 +219,8 @@ mod tests {
             assert!(error.contains(part), "{grants}: {error}");
         }
         let many: Vec<String> = (0..=MAX_NAMED_GRANTS).map(|n| format!("h{n}")).collect();
-        let error = Manifest::parse(serde_json::json!({"grants": {"http": many}}).to_string().as_bytes()).unwrap_err();
+        let error = Manifest::parse(serde_json::json!({"grants": {"http": many}}).to_string().as_bytes())
+            .unwrap_err();
         assert!(error.contains("33 entries"), "{error}");
     }
 

@@ -11,8 +11,7 @@ use serde_json::{Value, json};
 use crate::support::{self, Client, Deployment, Process};
 
 /// All languages, and whether they are tasks of our world (else WASI commands).
-const LANGUAGES: [(&str, bool); 4] =
-    [("rust", true), ("zig", false), ("python", true), ("javascript", true)];
+const LANGUAGES: [(&str, bool); 4] = [("rust", true), ("zig", false), ("python", true), ("javascript", true)];
 
 /// Longest compilation of an interpreter of 18 MiB on a busy machine.
 const COMPILATION: Duration = Duration::from_secs(240);
@@ -162,10 +161,7 @@ async fn what_a_module_says_of_itself_is_shown_and_a_wish_out_of_bounds_is_refus
     let version = client.get("/v1/tasks/text-stats/versions/1").await.expect(200).json();
     let manifest = &version["manifest"];
     assert_eq!(manifest["name"], "text-stats");
-    assert_eq!(
-        manifest["description"],
-        "Counts the lines and words of a text and finds its longest word."
-    );
+    assert_eq!(manifest["description"], "Counts the lines and words of a text and finds its longest word.");
     assert_eq!(manifest["limits"], json!({"timeout_ms": 10_000}));
     assert_eq!(manifest["retry"], json!({"max_attempts": 2}));
     assert_eq!(manifest["input_schema"]["properties"]["text"]["description"], "Any text.");
@@ -173,7 +169,8 @@ async fn what_a_module_says_of_itself_is_shown_and_a_wish_out_of_bounds_is_refus
     assert!(manifest["grants"].is_null(), "{manifest:#}");
 
     let module = std::fs::read(support::guest("echo")).unwrap();
-    let grants = json!({"http": ["api.example.com"], "kv": true, "secrets": ["TOKEN"], "scratch_bytes": 4096});
+    let grants =
+        json!({"http": ["api.example.com"], "kv": true, "secrets": ["TOKEN"], "scratch_bytes": 4096});
     let wishing = with_section(&module, &json!({"name": "wishes", "grants": grants}));
     client.upload_bytes("wishes", wishing).await.expect(201);
     let version = client.get("/v1/tasks/wishes/versions/1").await.expect(200).json();

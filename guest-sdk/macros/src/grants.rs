@@ -28,7 +28,10 @@ pub(crate) fn parse(metas: &Punctuated<Meta, Token![,]>) -> Result<Vec<(&'static
             "scratch" | "scratch_bytes" => {
                 let amount = bytes(value(meta)?)?;
                 if amount == 0 {
-                    return Err(Error::new_spanned(value(meta)?, "a scratch directory of 0 bytes holds nothing"));
+                    return Err(Error::new_spanned(
+                        value(meta)?,
+                        "a scratch directory of 0 bytes holds nothing",
+                    ));
                 }
                 ("scratch_bytes", amount.to_string())
             }
@@ -74,8 +77,7 @@ fn names(expr: &Expr, check: fn(&str) -> std::result::Result<(), &'static str>) 
 
 /// `[http://|https://][*.]name[:port]`.
 fn check_host(grant: &str) -> std::result::Result<(), &'static str> {
-    const WANTED: &str =
-        "expected a host such as \"api.example.com\", \"*.example.com\" or \"http://example.com:8080\", without a path";
+    const WANTED: &str = "expected a host such as \"api.example.com\", \"*.example.com\" or \"http://example.com:8080\", without a path";
     let rest = grant.strip_prefix("https://").or_else(|| grant.strip_prefix("http://")).unwrap_or(grant);
     let (host, port) = match rest.split_once(':') {
         Some((host, port)) => (host, Some(port)),
