@@ -284,10 +284,17 @@ async fn the_import_fails_twice_succeeds_and_says_what_it_did() {
     assert_eq!(result["attempt"], 3);
     assert_eq!(result["keys"][19], format!("{}/A-020", ended["id"].as_str().unwrap()));
 
+    // What it reported last stays.
+    let progress = &ended["progress"];
+    assert_eq!(
+        [&progress["attempt"], &progress["done"], &progress["total"], &progress["message"]],
+        [&json!(3), &json!(20), &json!(20), &json!("A-020")],
+        "{ended:#}"
+    );
+
     let log = client.get(ended["links"]["logs"].as_str().unwrap()).await.expect(200).json();
-    let said: Vec<(i64, &str)> = log
+    let said: Vec<(i64, &str)> = log["items"]
         .as_array()
-        .or(log["items"].as_array())
         .unwrap()
         .iter()
         .map(|record| (record["attempt"].as_i64().unwrap(), record["message"].as_str().unwrap()))

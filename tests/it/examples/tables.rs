@@ -105,7 +105,7 @@ async fn jaq_from_crates_io_runs_unmodified_with_arguments_and_stdin() {
     // What the program says of a mistake, and its own exit code, come back.
     let body = json!({"args": ["."], "stdin": "{\"cut", "retry": {"max_attempts": 1}});
     let ended = end(&client, "jaq", &body).await;
-    assert_eq!(ended["attempts"][0]["termination"], json!({"reason": "exit-code", "code": 2}), "{ended:#}");
+    assert_eq!(ended["attempts"][0]["termination"], json!({"reason": "exit-code", "code": 5}), "{ended:#}");
     let log = client.get(ended["links"]["logs"].as_str().unwrap()).await.expect(200).text();
     assert!(log.contains("Error") && log.contains("stderr"), "{log}");
 }
