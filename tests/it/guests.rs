@@ -175,6 +175,6 @@ fn sandbar_run_gives_the_result_on_stdout_the_receipt_on_stderr_and_the_code_of_
     let text = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(text.path(), "(module)").unwrap();
     let ran = run(&[&text.path().display().to_string()], "");
-    assert_eq!(ran.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&ran.stderr).contains("refused"), "{:?}", ran.stderr);
+    assert_eq!(ran.status.code(), Some(6));
+    assert!(String::from_utf8_lossy(&ran.stderr).contains("text-format"), "{:?}", ran.stderr);
 }

@@ -107,13 +107,7 @@ async fn the_python_client_pushes_invokes_and_follows() {
         for part in ["#1 guest-error: fuel ", "#2 guest-error: fuel ", "#3 succeeded: fuel "] {
             assert!(said.contains(part), "no {part} in {said}");
         }
-        let logged = [
-            "#1 warn  the supplier is down",
-            "#3 debug booked",
-            "order=ü",
-            "#3 info  imported",
-            "progress 2/2 ü",
-        ];
+        let logged = ["#1 warn  the supplier is down", "#3 debug booked", "order=ü", "#3 info  imported"];
         assert!(logged.iter().all(|part| said.contains(part) == follow), "{said}");
         let id = result["keys"][0].as_str().unwrap().split('/').next().unwrap();
         for args in [&["logs", id][..], &["logs", id, "--follow"]] {
