@@ -48,12 +48,14 @@ impl Logs {
         let client = Client::new(&self.remote.connection)?;
         if self.follow {
             return tokio::select! {
-                outcome = self.stream(&client, output) => outcome,
+                // Looked at first, so that the signal is caught before anything has been said.
+                biased;
                 result = tokio::signal::ctrl_c() => {
                     result?;
                     output.note(format!("\nThe invocation goes on. To come back: sandbar logs -f {}", self.id));
                     Ok(Exit::Interrupted)
                 }
+                outcome = self.stream(&client, output) => outcome,
             };
         }
         let mut empty = true;

@@ -86,7 +86,8 @@ impl WaitArgs {
 /// Ctrl-C ends the wait and says how to come back.
 async fn until_interrupted(output: Output, id: Uuid, work: impl Future<Output = Outcome>) -> Outcome {
     tokio::select! {
-        outcome = work => outcome,
+        // Looked at first, so that the signal is caught before anything has been said.
+        biased;
         result = tokio::signal::ctrl_c() => {
             result?;
             output.note(format!(
@@ -95,6 +96,7 @@ async fn until_interrupted(output: Output, id: Uuid, work: impl Future<Output = 
             ));
             Ok(Exit::Interrupted)
         }
+        outcome = work => outcome,
     }
 }
 
