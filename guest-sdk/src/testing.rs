@@ -3,7 +3,7 @@
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError};
 use std::time::Duration;
 
 use crate::context::{Context, Facts};
@@ -230,11 +230,16 @@ impl TestContext {
     pub fn build(self) -> Context {
         let logs = Captured::default();
         if self.capture {
-            if log::set_logger(&Capture).is_ok() {
-                log::set_max_level(log::LevelFilter::Trace);
-                #[cfg(feature = "tracing")]
-                crate::spans::install(log::LevelFilter::Trace, keep);
-            }
+            // Other tests' threads wait until both are there: an event between the two would come as
+            // a plain record.
+            static INSTALLED: Once = Once::new();
+            INSTALLED.call_once(|| {
+                if log::set_logger(&Capture).is_ok() {
+                    #[cfg(feature = "tracing")]
+                    crate::spans::install(log::LevelFilter::Trace, keep);
+                    log::set_max_level(log::LevelFilter::Trace);
+                }
+            });
             CAPTURED.set(Some(Arc::clone(&logs)));
         }
         Context {
