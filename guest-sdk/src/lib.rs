@@ -29,7 +29,8 @@
 //! * An input that serde refuses is a fatal error with serde's message. A panic is logged as an error
 //!   and ends the attempt with a trap.
 //! * It is not `async`: each attempt has an instance of its own, so a call that blocks holds up nobody.
-//! * A component has one task; a crate with two does not link for WebAssembly.
+//! * A component has one task: built for WebAssembly, a second one in a crate is an error at its
+//!   `#[task]` (`symbol … is already defined`). Natively there may be many, for tests.
 //!
 //! Pictures and other bytes are as easy as JSON:
 //!
