@@ -147,4 +147,11 @@ mod tests {
         let key = read(r#"{"task": "a", "idempotency_key": " "}"#).expect_err("key");
         assert_eq!(key.code(), Code::InvalidIdempotencyKey);
     }
+
+    #[test]
+    fn shape_of_the_outcomes() {
+        let accepted = wire::BatchOutcome { status: 202, id: Some(uuid::Uuid::from_u128(7)), problem: None };
+        let refused = refused(1, read(r#"{"task": "a", "priority": "high"}"#).expect_err("a word"));
+        insta::assert_json_snapshot!(wire::BatchResponse { outcomes: vec![accepted, refused] });
+    }
 }

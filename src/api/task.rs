@@ -385,3 +385,39 @@ pub(super) async fn upload(
     let status = if uploaded.created { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, headers, Json(body)).into_response())
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+    use crate::domain::ids::TaskId;
+    use crate::domain::retry::Backoff;
+
+    #[test]
+    fn shape_of_a_task_with_and_without_what_people_set() {
+        let at = chrono::DateTime::from_timestamp_millis(1_760_000_000_000).unwrap();
+        let plain = TaskRow {
+            id: TaskId(uuid::Uuid::from_u128(1)),
+            name: "word-count".to_owned(),
+            description: None,
+            current_version: None,
+            pinned_version: None,
+            active: true,
+            limits: PartialLimits::default(),
+            retry: PartialRetry::default(),
+            created_at: at,
+            updated_at: at,
+        };
+        insta::assert_json_snapshot!(task(&plain));
+        let set = TaskRow {
+            description: Some("Counts words".to_owned()),
+            current_version: Some(2),
+            pinned_version: Some(2),
+            active: false,
+            limits: PartialLimits { fuel: Some(5), ..PartialLimits::default() },
+            retry: PartialRetry { backoff: Some(Backoff::Fixed), ..PartialRetry::default() },
+            ..plain
+        };
+        insta::assert_json_snapshot!(task(&set));
+    }
+}

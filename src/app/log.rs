@@ -25,6 +25,9 @@ const STREAM_PAGE: usize = 500;
 const MAX_STREAMS: (usize, usize) = (512, 128);
 /// Longest stream; whoever wants more continues where it ended.
 const MAX_STREAM_TIME: Duration = Duration::from_secs(3_600);
+/// How long after the end of an invocation its last report of progress may come: workers write reports a few times per
+/// second.
+const LAST_REPORT: TimeDelta = TimeDelta::milliseconds(400);
 /// How long a stream goes on without an answer of the database.
 const MAX_SILENCE: Duration = Duration::from_secs(60);
 
@@ -202,6 +205,7 @@ impl App {
             progress: None,
             heard: VecDeque::new(),
             again: false,
+            waited: false,
             ended: false,
             until: Instant::now() + MAX_STREAM_TIME,
             silent_since: None,
@@ -229,6 +233,8 @@ struct Follower {
     heard: VecDeque<Heard>,
     /// There is more than one look brought.
     again: bool,
+    /// The last report has been waited for.
+    waited: bool,
     ended: bool,
     until: Instant,
     silent_since: Option<Instant>,
@@ -288,6 +294,13 @@ impl Follower {
         }
         self.again = more;
         if !more && now.summary.state.is_terminal() {
+            // The last report is written apart from the end, and may come a moment later.
+            let fresh = now.summary.finished_at.is_some_and(|at| Utc::now() - at < LAST_REPORT * 2);
+            if fresh && self.progress.is_some() && !std::mem::replace(&mut self.waited, true) {
+                tokio::time::sleep(LAST_REPORT.to_std().unwrap_or_default()).await;
+                self.again = true;
+                return Ok(());
+            }
             self.heard.push_back(Heard::End(Box::new(now.summary)));
             self.ended = true;
         }

@@ -1,11 +1,14 @@
 //! Invocations, attempts, receipts and logs on the wire.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
-use utoipa::ToSchema;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
+use utoipa::{PartialSchema, ToSchema};
 use uuid::Uuid;
 
 use crate::wire::patch::Field;
@@ -265,17 +268,37 @@ pub struct BatchRequest {
     pub invocations: Vec<Box<RawValue>>,
 }
 
-/// One invocation of many: an `InvokeRequest` and these.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct BatchItem {
-    /// Name of the task.
-    pub task: String,
-    /// As the header Idempotency-Key of a single request.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub idempotency_key: Option<String>,
-    /// The rest.
-    #[serde(flatten)]
-    pub request: InvokeRequest,
+/// One invocation of many: an [`InvokeRequest`] with the name of its task and its key. Never made: it is read in two
+/// parts, so that an input keeps its bytes, and only its schema is of use.
+#[derive(Debug)]
+pub enum BatchItem {}
+
+impl PartialSchema for BatchItem {
+    fn schema() -> RefOr<Schema> {
+        let mut schema = InvokeRequest::schema();
+        if let RefOr::T(Schema::Object(object)) = &mut schema {
+            let text = |description: &str| {
+                ObjectBuilder::new().schema_type(Type::String).description(Some(description)).build()
+            };
+            object.description =
+                Some("One invocation of many, as a request by itself would have it.".to_owned());
+            object.properties.insert("task".to_owned(), text("Name of the task.").into());
+            object.required.push("task".to_owned());
+            let key = text("As the header Idempotency-Key of a single request.");
+            object.properties.insert("idempotency_key".to_owned(), key.into());
+        }
+        schema
+    }
+}
+
+impl ToSchema for BatchItem {
+    fn name() -> Cow<'static, str> {
+        "BatchItem".into()
+    }
+
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        InvokeRequest::schemas(schemas);
+    }
 }
 
 /// What became of many invocations.

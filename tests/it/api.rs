@@ -2,6 +2,7 @@
 //! compiler: so every state between two steps can be looked at.
 
 mod batch;
+mod document;
 mod edge;
 mod flush;
 mod follow;

@@ -110,11 +110,15 @@ async fn a_running_guest_is_heard_while_it_talks_by_several_servers_and_by_who_c
         (end.name.as_str(), &end.data["state"], &end.data["id"]),
         ("end", &json!("succeeded"), &json!(id))
     );
-    let progress = client.get(&format!("/v1/invocations/{id}")).await.json()["progress"].clone();
-    assert_eq!(
-        (&progress["done"], &progress["total"], &progress["message"]),
-        (&json!(80), &json!(80), &json!("said 80"))
-    );
+    // The last report comes before the end of the stream, and stays.
+    let reported = rest.iter().rev().find(|e| e.name == "progress").unwrap();
+    assert_eq!(reported.data["done"], 80);
+    let progress = support::eventually(Duration::from_secs(5), "the last report", async || {
+        let progress = client.get(&format!("/v1/invocations/{id}")).await.json()["progress"].clone();
+        (progress["done"] == 80).then_some(progress)
+    })
+    .await;
+    assert_eq!((&progress["total"], &progress["message"]), (&json!(80), &json!("said 80")));
     // After the end: all of it, filtered, and closed at once.
     let asked = Instant::now();
     let mut events = Events::open(&client, &id, "level=warn", None).await;
