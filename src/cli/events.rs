@@ -3,14 +3,13 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::client::{Client, Opened, Request, with_query};
 use super::failure::{Exit, Failure};
 use super::poll;
-use crate::wire::invocation::State;
 
 /// Largest event: a log record of the largest message, with room for escapes.
 const MAX_EVENT: usize = 8 << 20;
@@ -29,29 +28,6 @@ pub struct Raw {
     /// JSON.
     pub data: String,
     id: Option<String>,
-}
-
-/// Latest report of progress.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
-pub struct Progress {
-    /// Units done.
-    pub done: u64,
-    /// Units in all; 0: unknown.
-    #[serde(default)]
-    pub total: u64,
-    /// What the task said with it.
-    #[serde(default)]
-    pub message: String,
-}
-
-/// A change of state.
-#[derive(Debug, Clone, Deserialize)]
-pub struct Change {
-    /// The new one.
-    pub state: State,
-    /// Which attempt; absent before the first.
-    #[serde(default)]
-    pub attempt: Option<i16>,
 }
 
 /// Which records a stream shows.

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::client::{Client, Request};
 use super::failure::{Exit, Failure, Outcome};
 use super::output::Output;
-use super::show::{self, WithProgress};
+use super::show;
 use super::target::Remote;
 use super::wait::{self, WaitArgs};
 use crate::wire::invocation::Invocation;
@@ -65,8 +65,7 @@ impl Get {
                 None => output.bytes(&result.body)?,
             }
         } else {
-            let progress = answer.json::<WithProgress>().ok().and_then(|with| with.progress);
-            for line in show::invocation(output, &invocation, progress.as_ref()) {
+            for line in show::invocation(output, &invocation) {
                 output.line(line)?;
             }
         }

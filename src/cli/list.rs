@@ -77,7 +77,7 @@ impl Pages {
             if left > 0 {
                 // Only paths of this server: the key goes nowhere else.
                 next = page.next.filter(|next| next.starts_with("/v1/"));
-            } else if more {
+            } else if more && !output.json {
                 output.note("there are more: --all shows them, --limit N as many as you like");
             }
         }

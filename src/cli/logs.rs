@@ -5,7 +5,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::client::Client;
-use super::events::{self, Change, Filter, Progress};
+use super::events::{self, Filter};
 use super::failure::{Exit, Failure, Outcome};
 use super::list;
 use super::output::{self, Output};
@@ -13,6 +13,7 @@ use super::poll::LogReader;
 use super::show::{self, Record};
 use super::target::Remote;
 use super::value;
+use crate::wire::invocation::{Progress, StateEvent};
 
 /// Print the log of an invocation
 #[derive(Debug, clap::Args)]
@@ -116,10 +117,11 @@ fn show_event(output: Output, event: &events::Raw) -> Result<(), Failure> {
     if event.event == "progress"
         && let Some(progress) = event.data::<Progress>()
     {
-        output.note(output.paint_err(output::DIM, format!("progress {}", show::progress_line(&progress))));
+        let line = show::progress_line(progress.done, progress.total, &progress.message);
+        output.note(output.paint_err(output::DIM, format!("progress {line}")));
     }
     if event.event == "state"
-        && let Some(change) = event.data::<Change>()
+        && let Some(change) = event.data::<StateEvent>()
     {
         let attempt = change.attempt.map_or_else(String::new, |n| format!(", attempt {n}"));
         let word = output.paint_err(output::state_style(change.state), output::state_word(change.state));

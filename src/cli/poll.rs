@@ -8,11 +8,10 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::client::{Client, Request, with_query};
-use super::events::{Filter, Progress, Raw};
+use super::events::{Filter, Raw};
 use super::failure::Failure;
 use super::output;
-use super::show::WithProgress;
-use crate::wire::invocation::Invocation;
+use crate::wire::invocation::{Invocation, Progress};
 
 /// Pause between two looks.
 const LOOK: Duration = Duration::from_millis(500);
@@ -24,8 +23,6 @@ pub struct LogReader {
     filter: Filter,
     /// The place of the last record that was read.
     cursor: Option<String>,
-    /// How many records were read from a server that knows no places.
-    read: usize,
     /// Whether the page before was the last.
     done: bool,
 }
@@ -38,16 +35,16 @@ struct Page {
     next: Option<String>,
 }
 
+/// Where a record is.
 #[derive(Debug, Deserialize)]
 struct Place {
-    #[serde(default)]
-    cursor: Option<String>,
+    cursor: String,
 }
 
 impl LogReader {
     /// From the beginning.
     pub fn new(id: Uuid, filter: Filter) -> Self {
-        Self { id, filter, cursor: None, read: 0, done: false }
+        Self { id, filter, cursor: None, done: false }
     }
 
     /// The next page; `None` when all that there is has been read. Asked again after that, it looks for more.
@@ -63,20 +60,11 @@ impl LogReader {
             pairs.push(("after", cursor.clone()));
         }
         let path = with_query(&format!("/v1/invocations/{}/logs", self.id), &pairs);
-        let answer = client.send(Request::get(path)).await?;
-        if answer.body.first() == Some(&b'[') {
-            // Older servers give all records at once, without places in between.
-            let mut items: Vec<Box<RawValue>> = answer.json()?;
-            let new = items.split_off(self.read.min(items.len()));
-            self.read += new.len();
-            self.done = true;
-            return Ok(Some(new));
-        }
-        let page: Page = answer.json()?;
+        let page: Page = client.fetch(Request::get(path)).await?;
         let last = page.items.last().and_then(|item| serde_json::from_str::<Place>(item.get()).ok());
         let more = page.next.is_some() && !page.items.is_empty();
-        if let Some(cursor) = last.and_then(|place| place.cursor).or(page.next) {
-            self.cursor = Some(cursor);
+        if let Some(place) = last {
+            self.cursor = Some(place.cursor);
         }
         self.done = !more;
         Ok(Some(page.items))
@@ -98,8 +86,7 @@ pub async fn follow(
     let mut progress: Option<Progress> = None;
     loop {
         // First the state, then the log: what was logged before the end is then seen before it.
-        let answer = client.send(Request::get(format!("/v1/invocations/{id}"))).await?;
-        let invocation: Invocation = answer.json()?;
+        let invocation: Invocation = client.fetch(Request::get(format!("/v1/invocations/{id}"))).await?;
         let attempt = invocation.attempts.last().map(|attempt| attempt.attempt);
         let now = invocation.summary.state;
         if state != Some((now, attempt)) {
@@ -111,7 +98,7 @@ pub async fn follow(
                 show(&Raw::new("log", item.get()))?;
             }
         }
-        let latest = answer.json::<WithProgress>().ok().and_then(|with| with.progress);
+        let latest = invocation.progress;
         if latest.is_some() && latest != progress {
             show(&Raw::new("progress", serde_json::json!(latest).to_string()))?;
             progress = latest;

@@ -18,7 +18,6 @@ use sandbar_host::outcome::{LogLevel, Outcome, Termination};
 use sandbar_host::run::{Attempt, Context as GuestContext, Input};
 use sandbar_host::{ArtifactError, Compiler};
 
-use super::events;
 use super::failure::{Exit, Failure};
 use super::invoke::{LimitArgs, millis};
 use super::output::{DIM, Output, printable};
@@ -183,8 +182,7 @@ fn cache_dir() -> PathBuf {
 /// A report of progress, in the words of `invoke --follow`.
 fn report(progress: &Progress) {
     let Progress { done, total, message } = progress;
-    let progress = events::Progress { done: *done, total: *total, message: message.clone() };
-    Output::new(false).note(format!("progress {}", show::progress_line(&progress)));
+    Output::new(false).note(format!("progress {}", show::progress_line(*done, *total, message)));
 }
 
 fn print_json(outcome: &Outcome) -> anyhow::Result<()> {

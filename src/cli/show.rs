@@ -5,20 +5,11 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 
-use super::events::Progress;
 use super::output::{self, BOLD, Cell, DIM, Output, printable};
 use crate::wire::invocation::{Attempt, Invocation, InvocationSummary, Receipt, State, Termination};
 
 /// Frames of a backtrace that are shown.
 const MAX_FRAMES: usize = 20;
-
-/// What an answer says about progress besides the invocation.
-#[derive(Debug, Deserialize)]
-pub struct WithProgress {
-    /// The latest report.
-    #[serde(default)]
-    pub progress: Option<Progress>,
-}
 
 /// One record of a log, as far as it is shown.
 #[derive(Debug, Clone, Deserialize)]
@@ -139,7 +130,7 @@ pub fn end(output: Output, invocation: &Invocation) -> Vec<String> {
 }
 
 /// All about an invocation, for standard output.
-pub fn invocation(output: Output, invocation: &Invocation, progress: Option<&Progress>) -> Vec<String> {
+pub fn invocation(output: Output, invocation: &Invocation) -> Vec<String> {
     let s = &invocation.summary;
     let row = |name: &str, value: String| format!("{} {value}", output.paint(DIM, format!("{name:<11}")));
     let time = |at: DateTime<Utc>| format!("{} ({})", output::moment(at), output::age(at, Utc::now()));
@@ -164,8 +155,11 @@ pub fn invocation(output: Output, invocation: &Invocation, progress: Option<&Pro
     if !s.tags.is_empty() {
         lines.push(row("tags", tags(s)));
     }
-    if let Some(progress) = progress {
-        lines.push(row("progress", progress_line(progress)));
+    if let Some(first) = s.retry_of {
+        lines.push(row("retry of", first.to_string()));
+    }
+    if let Some(progress) = &invocation.progress {
+        lines.push(row("progress", progress_line(progress.done, progress.total, &progress.message)));
     }
     let (l, r) = (&invocation.limits, &invocation.retry);
     lines.push(row(
@@ -241,12 +235,12 @@ pub fn log(record: &Record, paint: impl Fn(anstyle::Style, String) -> String) ->
 }
 
 /// Progress in one line.
-pub fn progress_line(progress: &Progress) -> String {
-    let message = printable(&progress.message).replace('\n', " ");
-    let counts = if progress.total > 0 {
-        format!("{}/{}", output::count(progress.done), output::count(progress.total))
+pub fn progress_line(done: u64, total: u64, message: &str) -> String {
+    let message = printable(message).replace('\n', " ");
+    let counts = if total > 0 {
+        format!("{}/{}", output::count(done), output::count(total))
     } else {
-        output::count(progress.done)
+        output::count(done)
     };
     format!("{counts} {message}").trim_end().to_owned()
 }

@@ -4,7 +4,6 @@ use std::io::{BufRead as _, IsTerminal as _};
 use std::time::Duration;
 
 use chrono::Utc;
-use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
@@ -144,23 +143,6 @@ fn setting_duration(text: &str) -> Result<Setting<Duration>, String> {
     setting_by(text, value::duration)
 }
 
-/// Fields of a task that its list does not need.
-#[derive(Debug, Deserialize)]
-struct Settings {
-    #[serde(default = "yes")]
-    active: bool,
-    #[serde(default)]
-    pinned_version: Option<i32>,
-    #[serde(default)]
-    limits: Option<Map<String, Value>>,
-    #[serde(default)]
-    retry: Option<Map<String, Value>>,
-}
-
-fn yes() -> bool {
-    true
-}
-
 impl Tasks {
     /// Whether it answers in JSON.
     pub fn json(&self) -> bool {
@@ -229,7 +211,6 @@ async fn show(name: &TaskName, remote: &Remote) -> Outcome {
         return Ok(Exit::Done);
     }
     let task: Task = answer.json()?;
-    let settings: Settings = answer.json()?;
     let row = |name: &str, value: String| {
         output.line(format!("{} {value}", output.paint(DIM, format!("{name:<11}"))))
     };
@@ -237,15 +218,17 @@ async fn show(name: &TaskName, remote: &Remote) -> Outcome {
     if let Some(text) = &task.description {
         row("about", printable(text.trim()).replace('\n', "\n            "))?;
     }
-    let current = match (task.current_version, settings.pinned_version) {
+    let current = match (task.current_version, task.pinned_version) {
         (None, _) => "none is ready yet".to_owned(),
         (Some(n), Some(_)) => format!("{n} (pinned)"),
         (Some(n), None) => format!("{n} (the newest that is ready)"),
     };
     row("version", current)?;
-    row("active", if settings.active { "yes" } else { "no: new invocations are refused" }.to_owned())?;
-    for (what, values) in [("limits", &settings.limits), ("retry", &settings.retry)] {
-        if let Some(values) = values.as_ref().filter(|values| !values.is_empty()) {
+    row("active", if task.active { "yes" } else { "no: new invocations are refused" }.to_owned())?;
+    for (what, values) in
+        [("limits", serde_json::to_value(task.limits)), ("retry", serde_json::to_value(task.retry))]
+    {
+        if let Ok(Value::Object(values)) = values {
             let text: Vec<String> = values.iter().map(|(key, value)| format!("{key} {value}")).collect();
             row(what, printable(&text.join(" · ")))?;
         }

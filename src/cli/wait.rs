@@ -10,11 +10,11 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::client::{Answer, Client, Request};
-use super::events::{self, Change, Filter, Progress};
+use super::events::{self, Filter};
 use super::failure::{Exit, Failure, Outcome};
 use super::output::{self, Output};
-use super::show::{self, Record, WithProgress};
-use crate::wire::invocation::{InlineResult, Invocation, State};
+use super::show::{self, Record};
+use crate::wire::invocation::{InlineResult, Invocation, Progress, State, StateEvent};
 
 /// First pause between two looks; grows by half each time.
 const LOOK: Duration = Duration::from_millis(100);
@@ -117,8 +117,11 @@ async fn until_end(
             bar.finish_and_clear();
             return Ok(answer);
         }
-        let progress = answer.json::<WithProgress>().ok().and_then(|with| with.progress);
-        move_bar(&bar, &format!("{} {}", summary.task, output::state_word(summary.state)), progress.as_ref());
+        move_bar(
+            &bar,
+            &format!("{} {}", summary.task, output::state_word(summary.state)),
+            invocation.progress.as_ref(),
+        );
         let left = limit.map(|limit| limit.saturating_sub(began.elapsed()));
         if left.is_some_and(|left| left.is_zero()) {
             bar.finish_and_clear();
@@ -163,11 +166,19 @@ async fn follow(client: &Client, output: Output, answer: Answer, id: Uuid) -> Ou
         output.note(format!("{} version {}  {id}", invocation.summary.task, invocation.summary.version));
     }
     let bar = output.spinner(output::state_word(invocation.summary.state));
-    let mut live = Live { output, bar: bar.clone(), head: String::new() };
+    let mut live = Live { output, bar: bar.clone(), head: String::new(), progress: None };
     let followed = events::follow(client, id, &Filter::default(), |event| live.show(event)).await;
-    bar.finish_and_clear();
+    if followed.is_err() {
+        bar.finish_and_clear();
+    }
     followed?;
     let answer = client.send(Request::get(this)).await?;
+    // What came last may have come too late for the stream.
+    let last = answer.json::<Invocation>()?.progress.filter(|last| live.progress.as_ref() != Some(last));
+    if let Some(last) = last {
+        live.show(&events::Raw::new("progress", serde_json::json!(last).to_string()))?;
+    }
+    bar.finish_and_clear();
     ended(client, output, answer, true).await
 }
 
@@ -176,10 +187,15 @@ struct Live {
     output: Output,
     bar: ProgressBar,
     head: String,
+    /// The report that was shown last.
+    progress: Option<Progress>,
 }
 
 impl Live {
     fn show(&mut self, event: &events::Raw) -> Result<(), Failure> {
+        if event.event == "progress" {
+            self.progress = event.data::<Progress>();
+        }
         if self.output.json {
             // The end comes later, with the result.
             if event.event != "end"
@@ -196,15 +212,18 @@ impl Live {
                 }
             }
             "progress" => {
-                if let Some(progress) = event.data::<Progress>() {
+                if let Some(progress) = &self.progress {
                     if self.bar.is_hidden() {
-                        self.note(&format!("progress {}", show::progress_line(&progress)));
+                        self.note(&format!(
+                            "progress {}",
+                            show::progress_line(progress.done, progress.total, &progress.message)
+                        ));
                     }
-                    move_bar(&self.bar, &self.head, Some(&progress));
+                    move_bar(&self.bar, &self.head, Some(progress));
                 }
             }
             "state" => {
-                if let Some(change) = event.data::<Change>() {
+                if let Some(change) = event.data::<StateEvent>() {
                     let attempt = change.attempt.filter(|n| *n > 1);
                     let attempt = attempt.map_or_else(String::new, |n| format!(", attempt {n}"));
                     self.head = format!("{}{attempt}", output::state_word(change.state));

@@ -4,6 +4,7 @@ mod follow;
 mod project;
 mod remote;
 mod settings;
+mod streams;
 
 use std::path::Path;
 use std::process::{Command, Stdio};
