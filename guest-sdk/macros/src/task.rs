@@ -4,7 +4,7 @@ use proc_macro2::TokenStream;
 use quote::{ToTokens, quote, quote_spanned};
 use syn::ext::IdentExt;
 use syn::spanned::Spanned;
-use syn::{Error, FnArg, GenericArgument, ItemFn, PathArguments, Result, ReturnType, Type};
+use syn::{Error, FnArg, GenericArgument, ItemFn, PathArguments, Result, ReturnType, Safety, Type};
 
 use crate::args::{Args, check_name};
 use crate::attrs::description;
@@ -147,7 +147,7 @@ fn check_signature(function: &ItemFn) -> Result<()> {
             "a task is an ordinary function, not `async`: the host runs each attempt in an instance of its own, so blocking holds up nobody",
         );
     }
-    if let Some(token) = &sig.unsafety {
+    if let Safety::Unsafe(token) = &sig.safety {
         return refuse(token, "a task must be safe to call");
     }
     if let Some(token) = &sig.abi {
