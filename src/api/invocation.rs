@@ -18,8 +18,10 @@ use crate::api::problem::{Code, Problem};
 use crate::api::shape;
 use crate::api::{Api, PAGE, limit, preference_applied, unknown_parameter};
 use crate::app::FieldError;
-use crate::app::invoke::{Part, Payload, Request, fingerprint};
+use crate::app::invoke::{Invoked, Part, Payload, Request, fingerprint};
 use crate::app::policy::PartialRetry;
+use crate::domain::admission::{Admission, Concurrency, Condition, Dependency, Key, Unique, UniquePolicy};
+use crate::domain::ids::InvocationId;
 use crate::domain::invocation::State as Stand;
 use crate::domain::names::{Tags, TaskName};
 use crate::domain::retry::Backoff;
@@ -95,7 +97,64 @@ pub(super) fn request(mut body: wire::InvokeRequest) -> Result<Request, Problem>
             jitter: retry.jitter,
         },
         idempotency: None,
+        admission: admission(
+            body.unique_key,
+            body.unique_policy,
+            body.concurrency_key,
+            body.concurrency_limit,
+            &body.depends_on,
+            body.on_unmet,
+        )?,
     })
+}
+
+fn key(pointer: &'static str, text: String) -> Result<Key, Problem> {
+    Key::try_from(text).map_err(|error| invalid(pointer, error.problem))
+}
+
+fn admission(
+    unique_key: Option<String>,
+    unique_policy: Option<wire::UniquePolicy>,
+    concurrency_key: Option<String>,
+    concurrency_limit: Option<u32>,
+    depends_on: &[wire::DependsOn],
+    on_unmet: Option<wire::OnUnmet>,
+) -> Result<Admission, Problem> {
+    let unique = match (unique_key, unique_policy) {
+        (Some(text), policy) => Some(Unique {
+            key: key("/unique_key", text)?,
+            policy: match policy.unwrap_or(wire::UniquePolicy::Reject) {
+                wire::UniquePolicy::Reject => UniquePolicy::Reject,
+                wire::UniquePolicy::Return => UniquePolicy::Return,
+                wire::UniquePolicy::Replace => UniquePolicy::Replace,
+                wire::UniquePolicy::Debounce => UniquePolicy::Debounce,
+            },
+        }),
+        (None, Some(_)) => return Err(invalid("/unique_policy", "needs a `unique_key`")),
+        (None, None) => None,
+    };
+    let concurrency = match (concurrency_key, concurrency_limit) {
+        (Some(text), limit) => {
+            Some(Concurrency { key: key("/concurrency_key", text)?, limit: limit.unwrap_or(1) })
+        }
+        (None, Some(_)) => return Err(invalid("/concurrency_limit", "needs a `concurrency_key`")),
+        (None, None) => None,
+    };
+    if on_unmet.is_some() && depends_on.is_empty() {
+        return Err(invalid("/on_unmet", "needs `depends_on`"));
+    }
+    let depends_on = depends_on
+        .iter()
+        .map(|d| Dependency {
+            id: InvocationId(d.id),
+            condition: match d.condition {
+                wire::Condition::Succeeded => Condition::Succeeded,
+                wire::Condition::Finished => Condition::Finished,
+                wire::Condition::Failed => Condition::Failed,
+            },
+        })
+        .collect();
+    Ok(Admission { unique, concurrency, depends_on, run_unmet: on_unmet == Some(wire::OnUnmet::Run) })
 }
 
 /// Run a task. Answers 202 when the invocation is durable; with `Prefer: wait=N` 200 when it has ended within N
@@ -115,10 +174,10 @@ pub(super) fn request(mut body: wire::InvokeRequest) -> Result<Request, Problem>
         (status = 401, description = "unauthenticated", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 404, description = "task-not-found, version-not-found", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 408, description = "request-too-slow", body = problem_wire::Problem, content_type = "application/problem+json"),
-        (status = 409, description = "task-inactive, version-not-ready, version-rejected", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 409, description = "task-inactive, version-not-ready, version-rejected, unique-key-taken", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 413, description = "body-too-large, input-too-large", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 415, description = "unsupported-media-type", body = problem_wire::Problem, content_type = "application/problem+json"),
-        (status = 422, description = "invalid-body, wrong-input-kind, input-mismatch, idempotency-key-reused", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 422, description = "invalid-body, wrong-input-kind, input-mismatch, idempotency-key-reused, dependency-not-found", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 503, description = "overloaded, database-unavailable, timeout", body = problem_wire::Problem, content_type = "application/problem+json"),
     )
 )]
@@ -141,7 +200,7 @@ pub(super) async fn invoke(
     let invoked = api.app.invoke(tenant, &name, request, wait).await?;
     let ended = invoked.invocation.summary.state.is_terminal();
     let body = shape::invocation(&invoked.invocation, wait.is_some() && ended);
-    let mut headers = accepted(&body, invoked.replayed);
+    let mut headers = accepted(&body, &invoked);
     if let Some(wait) = wait {
         preference_applied(&mut headers, wait);
     }
@@ -257,17 +316,20 @@ pub(super) async fn retry(
 ) -> Result<Response, Problem> {
     let invoked = api.app.retry(tenant, id, body.version, key).await?;
     let body = shape::invocation(&invoked.invocation, false);
-    Ok((StatusCode::ACCEPTED, accepted(&body, invoked.replayed), Json(body)).into_response())
+    Ok((StatusCode::ACCEPTED, accepted(&body, &invoked), Json(body)).into_response())
 }
 
 /// What the answer to an accepted invocation says besides its body.
-fn accepted(body: &wire::Invocation, replayed: bool) -> HeaderMap {
+fn accepted(body: &wire::Invocation, invoked: &Invoked) -> HeaderMap {
     let mut headers = HeaderMap::new();
     if let Ok(location) = HeaderValue::from_str(&body.summary.links.this) {
         headers.insert(LOCATION, location);
     }
-    if replayed {
+    if invoked.replayed {
         headers.insert("idempotency-replayed", HeaderValue::from_static("true"));
+    }
+    if invoked.existing {
+        headers.insert("unique-key-existing", HeaderValue::from_static("true"));
     }
     headers
 }

@@ -53,6 +53,8 @@ fn worker(row: &WorkerRow) -> wire::Worker {
 fn description(name: &str) -> &'static str {
     match name {
         "promote" => "Moves what is due from scheduled to the queue",
+        "settle" => "Tells those who wait for an end that came",
+        "unpark" => "Brings parked invocations back whose cap has room",
         "reap" => "Declares silent workers dead and hands their work on",
         "expire" => "Ends what waits past its expiry",
         "tidy" => "Forgets old idempotency keys, spent cancellations and workers long gone",

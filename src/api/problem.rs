@@ -72,6 +72,7 @@ codes! {
     NotRetryable "not-retryable" 409 "The invocation cannot be retried";
     TaskInactive "task-inactive" 409 "The task is inactive";
     TaskInUse "task-in-use" 409 "The task has open invocations";
+    UniqueKeyTaken "unique-key-taken" 409 "The unique_key is taken";
     VersionNotReady "version-not-ready" 409 "The version is still being compiled";
     VersionRejected "version-rejected" 409 "The version was rejected";
     BodyTooLarge "body-too-large" 413 "The request body is too large";
@@ -82,6 +83,7 @@ codes! {
     InvalidTaskName "invalid-task-name" 422 "This cannot be the name of a task";
     WrongInputKind "wrong-input-kind" 422 "The input does not fit the kind of module";
     InputMismatch "input-mismatch" 422 "The input does not match the task's schema";
+    DependencyNotFound "dependency-not-found" 422 "There is no such invocation to depend on";
     IdempotencyKeyReused "idempotency-key-reused" 422 "The Idempotency-Key belongs to another request";
     ModuleNotWasm "module-not-wasm" 422 "The upload is not WebAssembly";
     ModuleTextFormat "module-text-format" 422 "The upload is WebAssembly text";
@@ -223,6 +225,8 @@ impl From<Error> for Problem {
             Error::InputMismatch(errors) => plain(Code::InputMismatch).with_errors(errors),
             Error::InvalidFields(errors) => plain(Code::InvalidBody).with_errors(errors),
             Error::InputTooLarge { .. } => plain(Code::InputTooLarge),
+            Error::UniqueKeyTaken { .. } => plain(Code::UniqueKeyTaken),
+            Error::DependencyNotFound(_) => plain(Code::DependencyNotFound),
             Error::IdempotencyKeyReused => plain(Code::IdempotencyKeyReused),
             Error::Overloaded(_) => plain(Code::Overloaded),
             // The causes are for the log: they name hosts, statements and constraints.

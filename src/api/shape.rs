@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use sandbar_host::outcome::{Frame, LogLevel, Termination, TrapKind};
 
 use crate::app::log::Record;
+use crate::domain::admission::Condition;
 use crate::domain::ids::InvocationId;
 use crate::domain::invocation::State;
 use crate::domain::retry::Backoff;
@@ -45,6 +46,18 @@ pub(super) fn invocation(row: &Invocation, with_result: bool) -> wire::Invocatio
             jitter: row.retry.jitter,
         },
         progress: row.progress.as_ref().map(progress),
+        waiting_on: row
+            .waiting_on
+            .iter()
+            .map(|d| wire::DependsOn {
+                id: d.id.0,
+                condition: match d.condition {
+                    Condition::Succeeded => wire::Condition::Succeeded,
+                    Condition::Finished => wire::Condition::Finished,
+                    Condition::Failed => wire::Condition::Failed,
+                },
+            })
+            .collect(),
         result: row
             .output
             .as_ref()
@@ -240,6 +253,7 @@ pub(super) fn record(row: &Record) -> wire::LogRecord {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
+    use crate::domain::admission::Dependency;
     use crate::domain::ids::WorkerId;
     use crate::domain::retry::RetryPolicy;
     use crate::store::invocation::RunningAttempt;
@@ -279,6 +293,7 @@ mod tests {
             retry: RetryPolicy::default(),
             attempts: Vec::new(),
             running: None,
+            waiting_on: Vec::new(),
             output: None,
             progress: None,
         }
@@ -324,6 +339,13 @@ mod tests {
         let mut row = row(State::Scheduled);
         row.summary.due_at = Some(at(60_000));
         row.summary.run_at = Some(at(60_000));
+        insta::assert_json_snapshot!(json(&invocation(&row, true)));
+    }
+
+    #[test]
+    fn shape_of_an_invocation_that_waits_for_another() {
+        let mut row = row(State::Scheduled);
+        row.waiting_on = vec![Dependency { id: id(), condition: Condition::Finished }];
         insta::assert_json_snapshot!(json(&invocation(&row, true)));
     }
 

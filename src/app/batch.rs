@@ -43,9 +43,11 @@ impl App {
             .map(|row| row.map(|row| NewInvocation { id: InvocationId::generate(), ..row }));
         join_all(prepared.map(|row| async move {
             match self.inner.flusher.enqueue(row?).await? {
-                Enqueued::Accepted(id) => Ok(Accepted::New(id)),
-                Enqueued::Replayed(id) => Ok(Accepted::Before(id)),
+                Enqueued::Accepted(id) | Enqueued::Waiting(id) => Ok(Accepted::New(id)),
+                Enqueued::Replayed(id) | Enqueued::Existing(id) => Ok(Accepted::Before(id)),
                 Enqueued::Conflict => Err(Error::IdempotencyKeyReused),
+                Enqueued::Duplicate(holder) => Err(Error::UniqueKeyTaken { holder }),
+                Enqueued::UnknownDependency(id) => Err(Error::DependencyNotFound(id)),
             }
         }))
         .await

@@ -135,6 +135,15 @@ pub enum Error {
     /// The key belongs to another request.
     #[error("this Idempotency-Key was used with another request; use a new key for a new request")]
     IdempotencyKeyReused,
+    /// An unfinished invocation of the task holds the unique key. Nothing was queued.
+    #[error("invocation {holder} holds this unique_key and has not ended; nothing was queued")]
+    UniqueKeyTaken {
+        /// The one that holds it.
+        holder: InvocationId,
+    },
+    /// No such invocation of this tenant to depend on. Nothing was queued.
+    #[error("there is no invocation {0} to depend on; nothing was queued")]
+    DependencyNotFound(InvocationId),
     /// Too much at once. Nothing was done.
     #[error("the server is overloaded: {0}; nothing was done")]
     Overloaded(&'static str),

@@ -64,6 +64,7 @@ pub struct Flusher {
 
 #[derive(Debug)]
 struct Shared {
+    store: ApiStore,
     backlog: Mutex<Backlog<Waiting>>,
     more: Notify,
     stop: CancellationToken,
@@ -81,6 +82,7 @@ impl Flusher {
     #[must_use]
     pub fn start(store: &ApiStore, signals: &Arc<Signals>, key_ttl: Duration) -> Self {
         let shared = Arc::new(Shared {
+            store: store.clone(),
             backlog: Mutex::default(),
             more: Notify::new(),
             stop: CancellationToken::new(),
@@ -106,6 +108,10 @@ impl Flusher {
     /// # Errors
     /// See [`Refused`].
     pub async fn enqueue(&self, row: NewInvocation) -> Result<Enqueued, Refused> {
+        // Within HOLD rows are held over a restart of Postgres; beyond it nobody is kept waiting.
+        if self.shared.store.away_for() > HOLD {
+            return Err(Refused::Unavailable("it has not answered for some time".to_owned()));
+        }
         let (answer, answered) = oneshot::channel();
         let (tenant, bytes) = (row.tenant, size(&row));
         let pushed = {

@@ -15,6 +15,7 @@ use crate::app::catalog::Target;
 use crate::app::policy::{self, PartialRetry};
 use crate::app::signals::Waiter;
 use crate::app::{App, Error, FieldError, Result};
+use crate::domain::admission::{Admission, MAX_CONCURRENCY, MAX_DEPENDENCIES, UniquePolicy};
 use crate::domain::ids::{InvocationId, TenantId};
 use crate::domain::invocation::State;
 use crate::domain::names::{IdempotencyKey, Tags, TaskName};
@@ -54,6 +55,8 @@ pub struct Request {
     pub retry: PartialRetry,
     /// The client's key for this request, and the fingerprint of the request.
     pub idempotency: Option<(IdempotencyKey, [u8; 32])>,
+    /// Its place among others.
+    pub admission: Admission,
 }
 
 /// Input in the words of the request: which of them are allowed depends on the module.
@@ -85,6 +88,8 @@ pub struct Invoked {
     pub invocation: Invocation,
     /// The same request was accepted before; this is what it made.
     pub replayed: bool,
+    /// Nothing was queued: this one holds the unique key.
+    pub existing: bool,
 }
 
 impl App {
@@ -102,16 +107,27 @@ impl App {
     ) -> Result<Invoked> {
         let target = self.target(tenant, task, request.version).await?;
         let row = self.prepare(tenant, &target, request).await?;
-        let accepted = as_accepted(task, &row);
+        let mut accepted = as_accepted(task, &row);
         // Registered before the row exists: an end cannot be missed.
         let waiter = wait.map(|_| self.inner.signals.wait_for(row.id));
-        let (id, replayed) = match self.inner.flusher.enqueue(row).await? {
-            Enqueued::Accepted(id) => (id, false),
-            Enqueued::Replayed(id) => (id, true),
+        let (id, replayed, existing) = match self.inner.flusher.enqueue(row).await? {
+            Enqueued::Accepted(id) => {
+                accepted.waiting_on.clear();
+                (id, false, false)
+            }
+            Enqueued::Waiting(id) => {
+                accepted.summary.state = State::Scheduled;
+                accepted.summary.due_at = None;
+                (id, false, false)
+            }
+            Enqueued::Replayed(id) => (id, true, false),
+            Enqueued::Existing(id) => (id, false, true),
             Enqueued::Conflict => return Err(Error::IdempotencyKeyReused),
+            Enqueued::Duplicate(holder) => return Err(Error::UniqueKeyTaken { holder }),
+            Enqueued::UnknownDependency(id) => return Err(Error::DependencyNotFound(id)),
         };
         let deadline = wait.map(|wait| Instant::now() + wait);
-        let invocation = match (deadline, waiter, replayed) {
+        let invocation = match (deadline, waiter, replayed || existing) {
             (Some(deadline), Some(waiter), false) => {
                 let ended = self.ended(tenant, id, &waiter, deadline).await;
                 // It is accepted, whatever happens to the waiting.
@@ -133,7 +149,7 @@ impl App {
                 }
             }
         };
-        Ok(Invoked { invocation, replayed })
+        Ok(Invoked { invocation, replayed, existing })
     }
 
     /// The invocation when it has ended, or as it is at `deadline` or when the server drains.
@@ -174,6 +190,7 @@ impl App {
         if !(-100..=100).contains(&request.priority) {
             return Err(invalid("/priority", "must be from -100 to 100"));
         }
+        check_admission(&request.admission, times.run_at)?;
         let one = |error: FieldError| Error::InvalidFields(vec![error]);
         let limits = policy::limits(settings.limits, &target.limits)
             .and_then(|limits| policy::limits(limits, &target.task_limits))
@@ -202,6 +219,7 @@ impl App {
             run_at: times.run_at,
             expires_at: times.expires_at,
             idempotency: request.idempotency.map(|(key, fingerprint)| (key.as_str().to_owned(), fingerprint)),
+            admission: request.admission,
         })
     }
 }
@@ -295,6 +313,24 @@ fn times(request: &Request, now: DateTime<Utc>) -> Result<Times> {
         }
     }
     Ok(Times { run_at, expires_at: request.expires_at })
+}
+
+fn check_admission(admission: &Admission, run_at: Option<DateTime<Utc>>) -> Result<()> {
+    if admission.unique.as_ref().is_some_and(|u| u.policy == UniquePolicy::Debounce) && run_at.is_none() {
+        return Err(invalid("/unique_policy", "debounce needs `delay_ms` or `run_at`: until then it waits"));
+    }
+    if admission.concurrency.as_ref().is_some_and(|c| !(1..=MAX_CONCURRENCY).contains(&c.limit)) {
+        return Err(invalid("/concurrency_limit", format!("must be from 1 to {MAX_CONCURRENCY}")));
+    }
+    if admission.depends_on.len() > MAX_DEPENDENCIES {
+        return Err(invalid("/depends_on", format!("may be at most {MAX_DEPENDENCIES}")));
+    }
+    let mut ids: Vec<_> = admission.depends_on.iter().map(|d| d.id).collect();
+    ids.sort_unstable();
+    if ids.windows(2).any(|pair| pair[0] == pair[1]) {
+        return Err(invalid("/depends_on", "may name an invocation once"));
+    }
+    Ok(())
 }
 
 /// The payload in the form that a module of this kind takes.
@@ -396,6 +432,7 @@ pub(super) fn as_accepted(task: &TaskName, row: &NewInvocation) -> Invocation {
         retry: row.spec.retry.clone(),
         attempts: Vec::new(),
         running: None,
+        waiting_on: row.admission.depends_on.clone(),
         output: None,
         progress: None,
     }

@@ -3,6 +3,7 @@
 
 use crate::app::invoke::{Invoked, as_accepted, restricts};
 use crate::app::{App, Error, Result};
+use crate::domain::admission::Admission;
 use crate::domain::ids::{InvocationId, TenantId};
 use crate::domain::invocation::State;
 use crate::domain::names::{IdempotencyKey, TaskName};
@@ -67,14 +68,21 @@ impl App {
             run_at: None,
             expires_at: None,
             idempotency: key.map(|key| (key.as_str().to_owned(), fingerprint(&old.task, id, version))),
+            admission: Admission::default(),
         };
         let accepted = as_accepted(&old.task, &row);
         match self.inner.flusher.enqueue(row).await? {
-            Enqueued::Accepted(_) => Ok(Invoked { invocation: accepted, replayed: false }),
-            Enqueued::Replayed(id) => {
-                Ok(Invoked { invocation: self.invocation(tenant, id, 0).await?, replayed: true })
+            Enqueued::Accepted(_) | Enqueued::Waiting(_) => {
+                Ok(Invoked { invocation: accepted, replayed: false, existing: false })
+            }
+            Enqueued::Replayed(id) | Enqueued::Existing(id) => {
+                let invocation = self.invocation(tenant, id, 0).await?;
+                Ok(Invoked { invocation, replayed: true, existing: false })
             }
             Enqueued::Conflict => Err(Error::IdempotencyKeyReused),
+            // It asks for neither; should it one day, these are the answers.
+            Enqueued::Duplicate(holder) => Err(Error::UniqueKeyTaken { holder }),
+            Enqueued::UnknownDependency(id) => Err(Error::DependencyNotFound(id)),
         }
     }
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
-    /// Its time has not come: `run_at` ahead, or backing off.
+    /// Its time has not come: `run_at` ahead, backing off, or waiting for others.
     Scheduled,
     /// Waiting for a free slot.
     Queued,

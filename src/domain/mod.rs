@@ -1,6 +1,8 @@
 //! Pure decisions: ids, names, states, retry, fair shares. No I/O, no clock of its own, nothing of ours imported.
 //! (Deriving `sqlx::Type` on ids is the one exception: the alternative is a second id type per table.)
 
+pub mod admission;
+pub mod breaker;
 pub mod fairness;
 pub mod ids;
 pub mod invocation;

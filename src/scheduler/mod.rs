@@ -1,6 +1,7 @@
-//! Background duties: promotion, reaping, expiry, tidying, compilation. Each of the first four runs under a fenced lease
-//! in Postgres, so that one process of many does it, and can be seen, paused, run and set through the API; compilation is
-//! leased per version. Owns when a duty runs; the work itself is in `store`, and the fence is explained in `store::duty`.
+//! Background duties: promotion, dependants, parked rows, reaping, expiry, tidying, compilation. Each but the last runs
+//! under a fenced lease in Postgres, so that one process of many does it, and can be seen, paused, run and set through
+//! the API; compilation is leased per version. Owns when a duty runs; the work itself is in `store`, and the fence is
+//! explained in `store::duty`.
 
 mod compile;
 
@@ -23,6 +24,8 @@ const BATCH: i32 = 1_000;
 const FREE_AFTER: Duration = Duration::from_secs(600);
 /// Deleted tasks that one run looks at.
 const FREE_BATCH: i32 = 50;
+/// Longest run of a duty.
+const LONGEST: Duration = Duration::from_secs(120);
 /// The shortest wait between promotions, however close the next is due.
 const PROMOTE_MIN: Duration = Duration::from_millis(5);
 
@@ -52,21 +55,27 @@ pub async fn run(settings: Settings, store: WorkerStore, signals: Arc<Signals>, 
 enum Duty {
     /// What is due becomes ready.
     Promote,
+    /// Who waits for an end that came hears of it, where the end itself could not tell all.
+    Settle,
+    /// What is parked at a gate that has room comes back.
+    Unpark,
     /// Silent workers are declared dead, and their work handed on.
     Reap,
     /// What waits past its expiry ends.
     Expire,
-    /// Old idempotency keys, spent cancellations and workers long gone are forgotten.
+    /// Old idempotency keys, spent cancellations and workers long gone are forgotten, and usage is added up.
     Tidy,
 }
 
 impl Duty {
-    const ALL: [Self; 4] = [Self::Promote, Self::Reap, Self::Expire, Self::Tidy];
+    const ALL: [Self; 6] = [Self::Promote, Self::Settle, Self::Unpark, Self::Reap, Self::Expire, Self::Tidy];
 
     /// The name of its lease. The API describes each (`api::duty`).
     fn name(self) -> &'static str {
         match self {
             Self::Promote => "promote",
+            Self::Settle => "settle",
+            Self::Unpark => "unpark",
             Self::Reap => "reap",
             Self::Expire => "expire",
             Self::Tidy => "tidy",
@@ -78,12 +87,13 @@ impl Duty {
         match self {
             // A worker dies at any time; looking more often than it may be silent finds it in time.
             Self::Reap => settings.dead_after / 6,
-            Self::Promote | Self::Expire | Self::Tidy => settings.tick,
+            Self::Promote | Self::Settle | Self::Unpark | Self::Expire | Self::Tidy => settings.tick,
         }
     }
 }
 
 /// What a run did.
+#[derive(Debug, Default)]
 struct Done {
     rows: u64,
     /// When it should run again, if sooner than its interval says.
@@ -155,7 +165,12 @@ impl Duties {
             return Ok(Turn::NotYet { due_in: held.due_in });
         }
         let began = Instant::now();
-        let result = self.work(duty, &self.store.under(&held)).await;
+        // Postgres bounds each statement; this bounds a connection whose other side is gone.
+        let work = tokio::time::timeout(LONGEST, self.work(duty, &self.store.under(&held))).await;
+        let result = work.unwrap_or_else(|_| {
+            warn!(duty = duty.name(), "took too long; given up for now");
+            Ok(Done::default())
+        });
         let error = result.as_ref().err().map(ToString::to_string);
         let rows = result.as_ref().map_or(0, |done| done.rows);
         self.store.duty_ran(&held, began.elapsed(), rows, error.as_deref()).await?;
@@ -176,6 +191,21 @@ impl Duties {
                 let done = Done::batch(moved.unsigned_abs());
                 Ok(Done { again: done.again.or(next.map(until)), ..done })
             }
+            Duty::Settle => {
+                let settled = store.settle(BATCH).await?;
+                if settled.released > 0 {
+                    self.signals.ready.notify_one();
+                }
+                let rows = (settled.released + settled.cancelled).unsigned_abs();
+                Ok(Done { rows: u64::from(rows), again: settled.more.then_some(Duration::ZERO) })
+            }
+            Duty::Unpark => {
+                let back = store.unpark(BATCH).await?;
+                if back > 0 {
+                    self.signals.ready.notify_one();
+                }
+                Ok(Done::batch(u64::from(back.unsigned_abs())))
+            }
             Duty::Reap => {
                 let reaped = store.reap(self.settings.dead_after, self.settings.max_handovers, None).await?;
                 if reaped.workers > 0 {
@@ -192,8 +222,10 @@ impl Duties {
             Duty::Tidy => {
                 let tidied = store.tidy(i64::from(BATCH)).await?;
                 let settled = store.settle_live(BATCH).await?.unsigned_abs();
+                let folded = store.fold_usage(BATCH).await?.unsigned_abs();
                 let freed = store.free_modules(FREE_AFTER, FREE_BATCH).await?.unsigned_abs();
-                Ok(Done { rows: tidied + settled + freed, ..Done::batch(tidied.max(settled)) })
+                let rows = tidied + settled + folded + freed;
+                Ok(Done { rows, ..Done::batch(tidied.max(settled).max(folded)) })
             }
         }
     }

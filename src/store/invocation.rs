@@ -7,11 +7,12 @@ use chrono::{DateTime, Utc};
 use sandbar_host::cell::Progress;
 use sandbar_host::limits::Limits;
 use sandbar_host::outcome::{Frame, LogRecord, Termination};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 use sqlx::{Postgres, QueryBuilder, Row};
 
+use crate::domain::admission::Dependency;
 use crate::domain::ids::{InvocationId, WorkerId};
 use crate::domain::invocation::State;
 use crate::domain::names::{Tags, TaskName};
@@ -25,12 +26,33 @@ pub struct Spec {
     /// How the input reaches the guest.
     pub input: InputKind,
     /// Limits of each attempt.
+    #[serde(serialize_with = "limits_without_names")]
     pub limits: Limits,
     /// What happens after a failure.
+    #[serde(serialize_with = "retry_without_names")]
     pub retry: RetryPolicy,
     /// The invocation that this one repeats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_of: Option<InvocationId>,
+}
+
+/// Every invocation carries its limits and its retry policy: the names of their fields would be a fifth of what it
+/// writes. Serde reads a struct from a list as well as from a map, in the order of the fields; a field that comes later
+/// goes to the end and takes its default in older rows.
+fn limits_without_names<S: Serializer>(
+    limits: &Limits,
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    let Limits { fuel, memory_bytes, timeout_ms, output_bytes, log_bytes } = *limits;
+    (fuel, memory_bytes, timeout_ms, output_bytes, log_bytes).serialize(serializer)
+}
+
+fn retry_without_names<S: Serializer>(
+    retry: &RetryPolicy,
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    let RetryPolicy { max_attempts, backoff, initial_ms, factor, max_ms, jitter } = retry;
+    (max_attempts, backoff, initial_ms, factor, max_ms, jitter).serialize(serializer)
 }
 
 /// How the input reaches the guest.
@@ -110,6 +132,8 @@ pub struct Invocation {
     pub attempts: Vec<AttemptRow>,
     /// The attempt that runs now.
     pub running: Option<RunningAttempt>,
+    /// What it waits for before it may be queued.
+    pub waiting_on: Vec<Dependency>,
     /// What came out, when it has ended with an output.
     pub output: Option<Output>,
     /// What a guest of it reported last.
@@ -260,8 +284,8 @@ const COLUMNS: &str =
 
 pub(super) const RESULT: &str =
     "results r ON r.tenant_id = i.tenant_id AND r.invocation_id = i.invocation_id";
-pub(super) const READY: &str =
-    "ready q ON q.tenant_id = i.tenant_id AND q.rank = -i.priority AND q.invocation_id = i.invocation_id";
+pub(super) const READY: &str = "queued q ON q.tenant_id = i.tenant_id AND q.invocation_id = i.invocation_id
+  AND q.rank = rank_of(i.created_at, i.run_at, i.priority)";
 pub(super) const SCHEDULED: &str =
     "scheduled s ON s.tenant_id = i.tenant_id AND s.invocation_id = i.invocation_id";
 const TASK: &str = "tasks t ON t.tenant_id = i.tenant_id AND t.task_id = i.task_id";
@@ -311,6 +335,8 @@ impl TenantConn {
                  WHERE c.tenant_id = i.tenant_id AND c.invocation_id = i.invocation_id) AS cancelling,
                (SELECT jsonb_agg(to_jsonb(a) ORDER BY a.attempt) FROM attempts a
                  WHERE a.tenant_id = i.tenant_id AND a.invocation_id = i.invocation_id) AS attempts,
+               (SELECT jsonb_agg(jsonb_build_object('id', d.on_id, 'condition', d.condition) ORDER BY d.on_id) FROM dependencies d
+                 WHERE s.invocation_id IS NOT NULL AND d.tenant_id = i.tenant_id AND d.invocation_id = i.invocation_id) AS waiting_on,
                u.attempt AS running, u.worker_id, u.started_at, p.attempt AS progress_attempt, p.report, p.at AS progress_at
              FROM invocations i JOIN {TASK} LEFT JOIN {RESULT} LEFT JOIN {READY} LEFT JOIN {SCHEDULED}
              LEFT JOIN LATERAL (SELECT * FROM running_attempts(ARRAY[i.invocation_id])
@@ -340,6 +366,10 @@ impl TenantConn {
             retry: row.try_get::<Json<_>, _>("retry")?.0,
             attempts: row.try_get::<Option<Json<_>>, _>("attempts")?.map(|json| json.0).unwrap_or_default(),
             running,
+            waiting_on: row
+                .try_get::<Option<Json<_>>, _>("waiting_on")?
+                .map(|json| json.0)
+                .unwrap_or_default(),
             output: match size {
                 Some(size) => Some(Output {
                     content_type: row.try_get::<Option<String>, _>("content_type")?.unwrap_or_default(),
@@ -521,5 +551,26 @@ impl TenantConn {
         sql.push(" ORDER BY i.invocation_id DESC LIMIT ").push_bind(limit);
         // Planned with the values at hand: a plan for any tag would be wrong for most.
         sql.build().persistent(false).fetch_all(&mut **self).await?.iter().map(summary).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_spec_is_read_as_it_was_written_and_as_it_used_to_be_written() {
+        let retry = RetryPolicy { max_attempts: 9, factor: 1.5, jitter: 0.25, ..RetryPolicy::default() };
+        let limits = Limits { fuel: 7, log_bytes: 8, ..Limits::default() };
+        let spec = Spec { input: InputKind::Task, limits, retry: retry.clone(), retry_of: None };
+        let text = serde_json::to_string(&spec).unwrap();
+        assert!(!text.contains("memory_bytes"), "{text}");
+        assert_eq!(serde_json::from_str::<Spec>(&text).unwrap(), spec);
+        let named = serde_json::json!({"input": {"kind": "task"}, "limits": limits, "retry": retry});
+        assert_eq!(serde_json::from_value::<Spec>(named).unwrap(), spec);
+        // A field that this row does not know has its default.
+        let shorter: Limits = serde_json::from_str("[5, 65536]").unwrap();
+        assert_eq!(shorter, Limits { fuel: 5, memory_bytes: 65536, ..Limits::default() });
     }
 }

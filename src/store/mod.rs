@@ -4,6 +4,7 @@
 //! Two stores, because there are two database roles: [`ApiStore`] sees one tenant at a time and only through
 //! [`TenantConn`]; [`WorkerStore`] is for workers and background duties.
 
+mod breaker;
 pub mod duty;
 pub mod invocation;
 pub mod log;
@@ -130,8 +131,9 @@ fn options(connect: &Connect, role: &str) -> Result<PgConnectOptions> {
     let millis = connect.statement_timeout.as_millis().to_string();
     let mut settings = vec![
         ("search_path", "sandbar".to_owned()),
-        ("statement_timeout", millis.clone()),
-        ("lock_timeout", millis),
+        ("statement_timeout", millis),
+        // Sooner, so that a wait for a lock says so.
+        ("lock_timeout", (connect.statement_timeout / 2).as_millis().to_string()),
         // A transaction of ours never waits for anything but Postgres; one that idles has lost its process.
         ("idle_in_transaction_session_timeout", "15s".to_owned()),
         ("jit", "off".to_owned()),
@@ -166,6 +168,7 @@ async fn pool(connect: &Connect, role: &'static str) -> Result<PgPool> {
 #[derive(Debug, Clone)]
 pub struct ApiStore {
     pool: PgPool,
+    guard: breaker::Guard,
 }
 
 impl ApiStore {
@@ -174,7 +177,7 @@ impl ApiStore {
     /// # Errors
     /// The URL is not one, or Postgres does not answer in time.
     pub async fn connect(connect: &Connect) -> Result<Self> {
-        Ok(Self { pool: pool(connect, API_ROLE).await? })
+        Ok(Self { pool: pool(connect, API_ROLE).await?, guard: breaker::Guard::new(connect) })
     }
 
     /// A connection that sees this tenant and nobody else. The only way to tenant data.
@@ -182,12 +185,15 @@ impl ApiStore {
     /// # Errors
     /// No connection in time.
     pub async fn tenant(&self, tenant: TenantId) -> Result<TenantConn> {
-        let mut tries = Tries::of(&self.pool);
-        loop {
-            if let Some(answer) = tries.settle(self.try_tenant(tenant).await) {
-                return answer;
+        let work = async {
+            let mut tries = Tries::of(&self.pool);
+            loop {
+                if let Some(answer) = tries.settle(self.try_tenant(tenant).await) {
+                    return answer;
+                }
             }
-        }
+        };
+        self.guard.call(work).await
     }
 
     async fn try_tenant(&self, tenant: TenantId) -> std::result::Result<TenantConn, sqlx::Error> {
@@ -204,12 +210,21 @@ impl ApiStore {
     /// # Errors
     /// Postgres does not answer in time.
     pub async fn ping(&self) -> Result<()> {
-        let mut tries = Tries::of(&self.pool);
-        loop {
-            if let Some(answer) = tries.settle(sqlx::query("SELECT 1").execute(&self.pool).await) {
-                return answer.map(drop);
+        let work = async {
+            let mut tries = Tries::of(&self.pool);
+            loop {
+                if let Some(answer) = tries.settle(sqlx::query("SELECT 1").execute(&self.pool).await) {
+                    return answer.map(drop);
+                }
             }
-        }
+        };
+        self.guard.probe(work).await
+    }
+
+    /// How long calls have been refused because Postgres does not answer; zero while they go.
+    #[must_use]
+    pub fn away_for(&self) -> Duration {
+        self.guard.away_for()
     }
 
     /// A connection of its own that hears notifications and reconnects by itself.

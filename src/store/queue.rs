@@ -1,6 +1,8 @@
 //! The queue protocol: enqueue, claim, ack, and the moves between waiting places. The SQL functions stand in the
 //! migrations with their invariants; this file gives them types. Never decides what to claim or how an attempt ended.
 
+mod moves;
+
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -8,11 +10,15 @@ use sqlx::pool::PoolConnection;
 use sqlx::types::Json;
 use sqlx::{PgPool, Postgres, Row};
 
+use crate::domain::admission::Admission;
 use crate::domain::ids::{InvocationId, LeaseId, TaskId, TenantId, WorkerId};
 use crate::domain::invocation::State;
 use crate::domain::retry::Verdict;
+use crate::store::breaker::Guard;
 use crate::store::invocation::Spec;
 use crate::store::{ApiStore, Error, Result, TenantConn, WorkerStore};
+
+pub use moves::{Reaped, Settled};
 
 /// Channel that says "there may be ready work". Payload: empty.
 pub const READY_CHANNEL: &str = "sandbar_ready";
@@ -46,6 +52,8 @@ pub struct NewInvocation {
     pub expires_at: Option<DateTime<Utc>>,
     /// The client's key and the fingerprint of its request.
     pub idempotency: Option<(String, [u8; 32])>,
+    /// Its place among others.
+    pub admission: Admission,
 }
 
 /// What became of one row of an enqueue.
@@ -53,10 +61,18 @@ pub struct NewInvocation {
 pub enum Enqueued {
     /// Durable under its own id.
     Accepted(InvocationId),
-    /// The key was used before with the same request: the first invocation.
+    /// Durable under its own id; waits for what it depends on.
+    Waiting(InvocationId),
+    /// The idempotency key was used before with the same request: the first invocation.
     Replayed(InvocationId),
-    /// The key was used before with another request.
+    /// The idempotency key was used before with another request.
     Conflict,
+    /// Not queued: this one holds its unique key and stands for it.
+    Existing(InvocationId),
+    /// Refused: this one holds its unique key.
+    Duplicate(InvocationId),
+    /// Refused: there is no such invocation to depend on.
+    UnknownDependency(InvocationId),
 }
 
 impl ApiStore {
@@ -71,7 +87,7 @@ impl ApiStore {
     /// One who enqueues again and again.
     #[must_use]
     pub fn enqueuer(&self) -> Enqueuer {
-        Enqueuer { pool: self.pool.clone(), connection: None }
+        Enqueuer { pool: self.pool.clone(), guard: self.guard.clone(), connection: None }
     }
 
     /// Tell the workers that there may be work. Outside any transaction, so that no commit waits for it.
@@ -89,6 +105,7 @@ impl ApiStore {
 #[derive(Debug)]
 pub struct Enqueuer {
     pool: PgPool,
+    guard: Guard,
     connection: Option<PoolConnection<Postgres>>,
 }
 
@@ -99,11 +116,16 @@ impl Enqueuer {
     /// [`Error::Constraint`] when a row refers to something that is gone; then no row was queued.
     pub async fn enqueue(&mut self, rows: &[NewInvocation], key_ttl: Duration) -> Result<Vec<Enqueued>> {
         // Taken out: a connection whose statement failed or was given up is not used again.
-        let mut connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => self.pool.acquire().await?,
+        let kept = self.connection.take();
+        let work = async {
+            let mut connection = match kept {
+                Some(connection) => connection,
+                None => self.pool.acquire().await?,
+            };
+            let answers = enqueue(&mut connection, rows, key_ttl).await?;
+            Ok((connection, answers))
         };
-        let answers = enqueue(&mut connection, rows, key_ttl).await?;
+        let (connection, answers) = self.guard.call(work).await?;
         self.connection = Some(connection);
         Ok(answers)
     }
@@ -127,7 +149,7 @@ async fn enqueue(
 ) -> Result<Vec<Enqueued>> {
     let column = |f: fn(&NewInvocation) -> uuid::Uuid| rows.iter().map(f).collect::<Vec<_>>();
     let answers = sqlx::query(
-            "SELECT outcome, invocation_id FROM enqueue($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12, make_interval(secs => $13)) ORDER BY ord",
+            "SELECT outcome, invocation_id FROM enqueue($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12, make_interval(secs => $13), $14) ORDER BY ord",
         )
         .bind(column(|r| r.tenant.0))
         .bind(column(|r| r.id.0))
@@ -142,6 +164,7 @@ async fn enqueue(
         .bind(rows.iter().map(|r| r.idempotency.as_ref().map(|i| i.0.as_str())).collect::<Vec<_>>())
         .bind(rows.iter().map(|r| r.idempotency.as_ref().map(|i| i.1.as_slice())).collect::<Vec<_>>())
         .bind(key_ttl.as_secs_f64())
+        .bind(rows.iter().map(|r| (!r.admission.is_plain()).then_some(Json(&r.admission))).collect::<Vec<_>>())
         .fetch_all(&mut **connection)
         .await?;
     if answers.len() != rows.len() {
@@ -153,8 +176,13 @@ async fn enqueue(
             let id = InvocationId(row.try_get("invocation_id")?);
             Ok(match row.try_get::<&str, _>("outcome")? {
                 "accepted" => Enqueued::Accepted(id),
+                "waiting" => Enqueued::Waiting(id),
                 "replayed" => Enqueued::Replayed(id),
-                _ => Enqueued::Conflict,
+                "conflict" => Enqueued::Conflict,
+                "existing" => Enqueued::Existing(id),
+                "duplicate" => Enqueued::Duplicate(id),
+                "unknown-dependency" => Enqueued::UnknownDependency(id),
+                other => return Err(Error::Corrupt(format!("enqueue answered `{other}`"))),
             })
         })
         .collect()
@@ -213,8 +241,12 @@ pub struct Claimed {
     pub attempt: i16,
     /// Earlier attempts that counted as failures.
     pub spent: i16,
+    /// Its place in the order of service.
+    pub rank: DateTime<Utc>,
     /// Share of the tenant, 1 to 10,000.
     pub weight: i32,
+    /// Which task.
+    pub task_id: TaskId,
     /// Name of the task.
     pub task: String,
     /// Which module.
@@ -286,27 +318,64 @@ pub struct Acked {
     pub state: State,
 }
 
+/// What an ack did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Acks {
+    /// Ends that were accepted.
+    pub accepted: Vec<Acked>,
+    /// Other work has become claimable by them: a slot under a cap is free, a dependant is ready.
+    pub wake: bool,
+}
+
+/// What to take for one tenant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Want {
+    /// Whose.
+    pub tenant: TenantId,
+    /// At most so many.
+    pub count: i32,
+    /// Only from this place in the order of service on; `None`: from the first. Spares the claim the way over rows that
+    /// are gone but that an old snapshot keeps. What lies below must be looked for now and then.
+    pub after: Option<DateTime<Utc>>,
+}
+
+impl Want {
+    /// So many of this tenant's, from the first.
+    #[must_use]
+    pub fn of(tenant: TenantId, count: i32) -> Self {
+        Self { tenant, count, after: None }
+    }
+}
+
+/// A tenant that may have ready work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReadyTenant {
+    /// Who.
+    pub tenant: TenantId,
+    /// Its share, 1 to 10,000.
+    pub weight: i32,
+    /// How many more of its invocations may run; `None`: any number.
+    pub free: Option<i32>,
+}
+
 impl WorkerStore {
-    /// Take up to `asks[i].1` ready invocations of tenant `asks[i].0` under one new lease; durable on return.
+    /// Take ready invocations under one new lease; durable on return. Caps hold over all workers; what a task's or
+    /// key's cap keeps out is parked on the way.
     ///
     /// # Errors
     /// [`Error::WorkerGone`] when this worker, in this epoch, has been declared dead.
-    pub async fn claim(
-        &self,
-        worker: WorkerId,
-        epoch: i64,
-        asks: &[(TenantId, i32)],
-    ) -> Result<Vec<Claimed>> {
+    pub async fn claim(&self, worker: WorkerId, epoch: i64, wanted: &[Want]) -> Result<Vec<Claimed>> {
         let lease = LeaseId::generate();
         let rows = sqlx::query(
-            "SELECT slot, tenant_id, invocation_id, attempt, spent, weight, task, sha256, input, spec, tags
-             FROM claim($1, $2, $3, $4, $5) ORDER BY slot",
+            "SELECT slot, tenant_id, invocation_id, attempt, spent, rank, weight, task_id, task, sha256, input, spec, tags
+             FROM claim($1, $2, $3, $4, $5, ARRAY(SELECT COALESCE(a, '-infinity') FROM unnest($6::timestamptz[]) a))",
         )
         .bind(worker)
         .bind(epoch)
         .bind(lease)
-        .bind(asks.iter().map(|a| a.0).collect::<Vec<_>>())
-        .bind(asks.iter().map(|a| a.1).collect::<Vec<_>>())
+        .bind(wanted.iter().map(|w| w.tenant).collect::<Vec<_>>())
+        .bind(wanted.iter().map(|w| w.count).collect::<Vec<_>>())
+        .bind(wanted.iter().map(|w| w.after).collect::<Vec<_>>())
         .fetch_all(&self.pool)
         .await
         .map_err(worker_gone)?;
@@ -320,6 +389,8 @@ impl WorkerStore {
                     invocation: row.try_get("invocation_id")?,
                     attempt: row.try_get("attempt")?,
                     spent: row.try_get("spent")?,
+                    rank: row.try_get("rank")?,
+                    task_id: row.try_get("task_id")?,
                     weight: row.try_get("weight")?,
                     task: row.try_get("task")?,
                     sha256: sha256
@@ -339,7 +410,7 @@ impl WorkerStore {
     /// # Errors
     /// Postgres does not answer: nothing is known, ask again (an accepted ack is not accepted twice).
     #[allow(clippy::cast_possible_wrap)] // counts come from the host and stay far below 2^63
-    pub async fn ack(&self, worker: WorkerId, epoch: i64, items: &[Finished]) -> Result<Vec<Acked>> {
+    pub async fn ack(&self, worker: WorkerId, epoch: i64, items: &[Finished]) -> Result<Acks> {
         macro_rules! column {
             (|$i:ident| $e:expr) => {
                 items.iter().map(|$i| $e).collect::<Vec<_>>()
@@ -354,7 +425,7 @@ impl WorkerStore {
         let logs =
             items.iter().map(|i| crate::store::invocation::encode_logs(&i.outcome.logs)).collect::<Vec<_>>();
         let rows = sqlx::query(
-            "SELECT invocation_id, state FROM ack($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21,$22,$23,$24,$25,$26,$27)",
+            "SELECT invocation_id, state, wake FROM ack($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21,$22,$23,$24,$25,$26,$27,$28,$29)",
         )
         .bind(worker)
         .bind(epoch)
@@ -363,6 +434,8 @@ impl WorkerStore {
         .bind(column!(|i| i.claimed.tenant))
         .bind(column!(|i| i.claimed.invocation))
         .bind(column!(|i| i.claimed.attempt))
+        .bind(column!(|i| i.claimed.spent))
+        .bind(column!(|i| i.claimed.task_id))
         .bind(column!(|i| i.verdict.as_str()))
         .bind(column!(|i| match i.verdict {
             Verdict::Retry { delay_ms } | Verdict::Release { delay_ms } => delay_ms as i64,
@@ -388,17 +461,18 @@ impl WorkerStore {
         .bind(logs)
         .fetch_all(&self.pool)
         .await?;
-        rows.iter()
-            .map(|row| {
-                let state: String = row.try_get("state")?;
-                Ok(Acked {
-                    invocation: row.try_get("invocation_id")?,
-                    state: state.parse().map_err(|e: crate::domain::invocation::UnknownState| {
-                        Error::Corrupt(e.to_string())
-                    })?,
-                })
-            })
-            .collect()
+        let mut acks = Acks::default();
+        for row in &rows {
+            let state: String = row.try_get("state")?;
+            acks.wake |= row.try_get::<bool, _>("wake")?;
+            acks.accepted.push(Acked {
+                invocation: row.try_get("invocation_id")?,
+                state: state
+                    .parse()
+                    .map_err(|e: crate::domain::invocation::UnknownState| Error::Corrupt(e.to_string()))?,
+            });
+        }
+        Ok(acks)
     }
 
     /// Tell the servers which invocations ended. Ids beyond what one notification carries go in further ones.
@@ -419,114 +493,34 @@ impl WorkerStore {
         Ok(())
     }
 
-    /// Tenants that may have ready work, with their weights; at most `limit`.
+    /// Tell workers of other processes that there may be work.
+    ///
+    /// # Errors
+    /// Postgres does not answer; harmless, because workers poll as well.
+    pub async fn notify_ready(&self) -> Result<()> {
+        sqlx::query("SELECT pg_notify($1, '')").bind(READY_CHANNEL).execute(&self.pool).await?;
+        Ok(())
+    }
+
+    /// Tenants that may have ready work and may run more of it; at most `limit`.
     ///
     /// # Errors
     /// Postgres does not answer.
-    pub async fn ready_tenants(&self, limit: i32) -> Result<Vec<(TenantId, i32)>> {
-        Ok(sqlx::query_as("SELECT tenant_id, weight FROM ready_tenants($1)")
+    pub async fn ready_tenants(&self, limit: i32) -> Result<Vec<ReadyTenant>> {
+        let rows = sqlx::query("SELECT tenant_id, weight, free FROM ready_tenants($1)")
             .bind(limit)
             .fetch_all(&self.pool)
-            .await?)
-    }
-
-    /// Move what is due to ready; at most `limit`. Returns how many moved, and when the next is due.
-    ///
-    /// # Errors
-    /// Postgres does not answer.
-    pub async fn promote(&self, limit: i32) -> Result<(i64, Option<DateTime<Utc>>)> {
-        let mut transaction = self.begin().await?;
-        let moved: i64 =
-            sqlx::query_scalar("SELECT promote($1)").bind(limit).fetch_one(&mut *transaction).await?;
-        let next =
-            sqlx::query_scalar("SELECT min(due_at) FROM scheduled").fetch_one(&mut *transaction).await?;
-        transaction.commit().await?;
-        if moved > 0 {
-            sqlx::query("SELECT pg_notify($1, '')").bind(READY_CHANNEL).execute(&self.pool).await?;
-        }
-        Ok((moved, next))
-    }
-
-    /// End waiting invocations whose expiry has passed; at most `limit`.
-    ///
-    /// # Errors
-    /// Postgres does not answer.
-    pub async fn expire(&self, limit: i32) -> Result<Vec<InvocationId>> {
-        let mut transaction = self.begin().await?;
-        let ended = sqlx::query_scalar("SELECT invocation_id FROM expire($1)")
-            .bind(limit)
-            .fetch_all(&mut *transaction)
             .await?;
-        transaction.commit().await?;
-        Ok(ended)
+        rows.iter()
+            .map(|row| {
+                Ok(ReadyTenant {
+                    tenant: row.try_get("tenant_id")?,
+                    weight: row.try_get("weight")?,
+                    free: row.try_get("free")?,
+                })
+            })
+            .collect()
     }
-
-    /// Declare silent workers dead and hand their work on. With `only`, that worker at once, whatever it says.
-    ///
-    /// # Errors
-    /// Postgres does not answer.
-    pub async fn reap(
-        &self,
-        dead_after: Duration,
-        max_handovers: i32,
-        only: Option<WorkerId>,
-    ) -> Result<Reaped> {
-        let mut transaction = self.begin().await?;
-        let row =
-            sqlx::query("SELECT workers, handed_on, given_up FROM reap(make_interval(secs => $1), $2, $3)")
-                .bind(dead_after.as_secs_f64())
-                .bind(max_handovers)
-                .bind(only)
-                .fetch_one(&mut *transaction)
-                .await?;
-        transaction.commit().await?;
-        let reaped = Reaped {
-            workers: row.try_get("workers")?,
-            handed_on: row.try_get("handed_on")?,
-            given_up: row.try_get("given_up")?,
-        };
-        if reaped.handed_on > 0 {
-            sqlx::query("SELECT pg_notify($1, '')").bind(READY_CHANNEL).execute(&self.pool).await?;
-        }
-        Ok(reaped)
-    }
-
-    /// Forget idempotency keys past their time, cancellations of what has ended, and workers that are gone for a day;
-    /// at most `limit` each.
-    ///
-    /// # Errors
-    /// Postgres does not answer.
-    pub async fn tidy(&self, limit: i64) -> Result<u64> {
-        let mut transaction = self.begin().await?;
-        let mut forgotten = 0;
-        for statement in [
-            "DELETE FROM idempotency_keys k USING (
-               SELECT tenant_id, key FROM idempotency_keys WHERE expires_at <= clock_timestamp() LIMIT $1) old
-             WHERE k.tenant_id = old.tenant_id AND k.key = old.key AND k.expires_at <= clock_timestamp()",
-            "DELETE FROM cancels c USING (
-               SELECT c.tenant_id, c.invocation_id FROM cancels c JOIN results r USING (tenant_id, invocation_id) LIMIT $1) old
-             WHERE c.tenant_id = old.tenant_id AND c.invocation_id = old.invocation_id",
-            "DELETE FROM workers_gone g USING (
-               SELECT worker_id FROM workers_gone WHERE gone_at < clock_timestamp() - interval '1 day' LIMIT $1) old
-             WHERE g.worker_id = old.worker_id",
-        ] {
-            forgotten +=
-                sqlx::query(statement).bind(limit).execute(&mut *transaction).await?.rows_affected();
-        }
-        transaction.commit().await?;
-        Ok(forgotten)
-    }
-}
-
-/// What a reaping did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Reaped {
-    /// Workers declared dead.
-    pub workers: i64,
-    /// Open attempts ended as lease-lost.
-    pub handed_on: i64,
-    /// Of those, invocations given up because too many hosts were lost with them.
-    pub given_up: i64,
 }
 
 /// A lease refers to its worker; that row gone means: declared dead.

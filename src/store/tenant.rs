@@ -31,16 +31,19 @@ impl ApiStore {
     /// # Errors
     /// Postgres does not answer.
     pub async fn authenticate(&self, hash: &[u8; 32]) -> Result<Option<Identity>> {
-        let mut tries = Tries::of(&self.pool);
-        let row = loop {
-            let answer = sqlx::query("SELECT tenant_id, key_id, role FROM authenticate_key($1)")
-                .bind(hash.as_slice())
-                .fetch_optional(&self.pool)
-                .await;
-            if let Some(answer) = tries.settle(answer) {
-                break answer?;
+        let work = async {
+            let mut tries = Tries::of(&self.pool);
+            loop {
+                let answer = sqlx::query("SELECT tenant_id, key_id, role FROM authenticate_key($1)")
+                    .bind(hash.as_slice())
+                    .fetch_optional(&self.pool)
+                    .await;
+                if let Some(answer) = tries.settle(answer) {
+                    return answer;
+                }
             }
         };
+        let row = self.guard.call(work).await?;
         row.map(|row| {
             let role: &str = row.try_get("role")?;
             Ok(Identity {

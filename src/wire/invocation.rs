@@ -64,6 +64,75 @@ pub struct InvokeRequest {
     /// What happens after a failed attempt, in place of the task's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry: Option<RetryRequest>,
+    /// At most one unfinished invocation of the task under this key. 1 to 255 bytes without control characters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unique_key: Option<String>,
+    /// What happens when another holds `unique_key`. Default: reject.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unique_policy: Option<UniquePolicy>,
+    /// At most `concurrency_limit` running invocations of the task under this key. 1 to 255 bytes without control
+    /// characters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub concurrency_key: Option<String>,
+    /// It starts only while fewer than this run under `concurrency_key`. 1 to 10,000, default 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 10_000)]
+    pub concurrency_limit: Option<u32>,
+    /// Invocations that must end first. At most 32.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 32)]
+    pub depends_on: Vec<DependsOn>,
+    /// What happens when one of them ends otherwise than wanted. Default: cancel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_unmet: Option<OnUnmet>,
+}
+
+/// What happens to a request whose `unique_key` an unfinished invocation of the task holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum UniquePolicy {
+    /// Refused with `unique-key-taken`.
+    Reject,
+    /// Answered with the holder.
+    Return,
+    /// Takes the place of a holder that has not started, which is cancelled; while that runs, refused.
+    Replace,
+    /// Puts a holder that has not started off until its own `run_at`; while that runs, it waits in its stead.
+    Debounce,
+}
+
+/// What an unmet condition does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnUnmet {
+    /// Ends the invocation: `cancelled`, with the reason `dependency-unmet`.
+    Cancel,
+    /// Counts as met.
+    Run,
+}
+
+/// How another invocation must end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Condition {
+    /// Well.
+    #[default]
+    Succeeded,
+    /// Somehow.
+    Finished,
+    /// Not well: dead, cancelled or expired.
+    Failed,
+}
+
+/// An invocation that must end first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DependsOn {
+    /// Which, of the same tenant.
+    pub id: Uuid,
+    /// How it must end. Default: succeeded.
+    #[serde(default)]
+    pub condition: Condition,
 }
 
 /// `null` is an input like any other; only an absent field is none.
@@ -130,7 +199,7 @@ pub struct RetryRequest {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// Its time has not come: `run_at` ahead, or backing off.
+    /// Its time has not come: `run_at` ahead, backing off, or waiting for others (`waiting_on`).
     Scheduled,
     /// Waiting for a free slot.
     Queued,
@@ -221,6 +290,9 @@ pub struct Invocation {
     /// What its guest reported last; stays after the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
+    /// What it waits for before it may be queued.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waiting_on: Vec<DependsOn>,
     /// What came out. Only in answers to `Prefer: wait=…`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<InlineResult>,

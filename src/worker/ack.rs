@@ -46,6 +46,8 @@ pub async fn run(
 ) {
     let (notify, heard) = mpsc::channel::<Vec<InvocationId>>(64);
     let notifier = tokio::spawn(notifier(store.clone(), heard));
+    let wake = Arc::new(Notify::new());
+    let waker = tokio::spawn(waker(store.clone(), wake.clone()));
     let mut waiting: Vec<Finished> = Vec::new();
     loop {
         if waiting.is_empty() && ends.recv_many(&mut waiting, MAX_ROWS).await == 0 {
@@ -64,9 +66,13 @@ pub async fn run(
         let rest = waiting.split_off(fit);
         let batch = std::mem::replace(&mut waiting, rest);
         let size = batch.len() as u64;
-        let done = acknowledge(store, lease, batch, counts).await;
+        let (done, more) = acknowledge(store, lease, batch, counts).await;
         unacked.fetch_sub(size, Ordering::AcqRel);
         room.notify_one();
+        if more {
+            signals.ready.notify_one();
+            wake.notify_one();
+        }
         if !done.is_empty() {
             signals.done(&done);
             let _ = notify.try_send(done); // full: waiters poll
@@ -76,35 +82,40 @@ pub async fn run(
         }
     }
     drop(notify);
+    waker.abort();
     let _ = tokio::time::timeout(Duration::from_secs(2), notifier).await;
 }
 
-/// One batch, repeated until the database has said yes or no, or the lease is gone. Returns the invocations that ended.
+/// One batch, repeated until the database has said yes or no, or the lease is gone. Returns the invocations that ended,
+/// and whether other work has become claimable.
 async fn acknowledge(
     store: &WorkerStore,
     lease: &Lease,
     batch: Vec<Finished>,
     counts: &Counts,
-) -> Vec<InvocationId> {
+) -> (Vec<InvocationId>, bool) {
     let mut done = Vec::new();
+    let mut wake = false;
     let mut pending = vec![batch];
     let mut wait = Duration::from_millis(20);
     while let Some(mut batch) = pending.pop() {
         match store.ack(lease.worker(), lease.epoch(), &batch).await {
             Ok(acked) => {
-                counts.accepted.fetch_add(acked.len() as u64, Ordering::Relaxed);
-                let late = batch.len() - acked.len();
+                let accepted = acked.accepted;
+                wake |= acked.wake;
+                counts.accepted.fetch_add(accepted.len() as u64, Ordering::Relaxed);
+                let late = batch.len() - accepted.len();
                 if late > 0 {
                     counts.late.fetch_add(late as u64, Ordering::Relaxed);
                     warn!(late, "ends of attempts came after their lease was lost; they changed nothing");
                 }
-                done.extend(acked.iter().filter(|a| a.state.is_terminal()).map(|a| a.invocation));
+                done.extend(accepted.iter().filter(|a| a.state.is_terminal()).map(|a| a.invocation));
                 wait = Duration::from_millis(20);
             }
             Err(Error::Unavailable(error)) => {
                 if !lease.is_held() {
                     warn!(lost = batch.len(), "lease lost while the database was away");
-                    return done;
+                    return (done, wake);
                 }
                 warn!(%error, "cannot acknowledge; trying again");
                 tokio::time::sleep(wait).await;
@@ -140,7 +151,17 @@ async fn acknowledge(
             }
         }
     }
-    done
+    (done, wake)
+}
+
+/// Tell workers of other processes that there may be work, one notification at a time.
+async fn waker(store: WorkerStore, wake: Arc<Notify>) {
+    loop {
+        wake.notified().await;
+        if let Err(error) = store.notify_ready().await {
+            warn!(%error, "could not notify workers; they find out by polling");
+        }
+    }
 }
 
 /// Tell other processes, one notification at a time; what gathers meanwhile goes together.

@@ -17,8 +17,8 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::app::signals::Signals;
-use crate::domain::fairness::{Candidate, FairShare};
-use crate::domain::ids::{InvocationId, TenantId, WorkerId};
+use crate::domain::fairness::{Charge, FairShare};
+use crate::domain::ids::InvocationId;
 use crate::domain::retry::{Ending, decide};
 use crate::domain::worker::Wanted;
 use crate::store::invocation::InputKind;
@@ -26,17 +26,13 @@ use crate::store::queue::{Claimed, Finished};
 use crate::store::{Error, WorkerStore};
 use crate::worker::ack;
 use crate::worker::cells::{Cells, Event, Place};
+use crate::worker::claim::{self, Turn};
 use crate::worker::lease::Lease;
 use crate::worker::live::{self, Live};
+use crate::worker::memory::Memory;
 use crate::worker::modules::Modules;
 use crate::worker::{Settings, Stop};
 
-/// Tenants looked at in one turn; a larger installation is served in the order of ids, turn by turn.
-const MAX_CANDIDATES: i32 = 2_000;
-/// Tenants a guess may name; with more, looking costs less than guessing wrong.
-const MAX_GUESS: usize = 64;
-/// After a claim that found others there before it: the wait before looking again.
-const CONTENDED: Duration = Duration::from_millis(5);
 /// After a database error: the wait before claiming again.
 const AFTER_ERROR: Duration = Duration::from_millis(200);
 
@@ -51,6 +47,8 @@ pub enum Ended {
 /// An attempt between claim and end.
 struct InFlight {
     claimed: Claimed,
+    /// What its tenant was charged for it, until its receipt says what it cost.
+    charge: Option<Charge>,
     /// `None` while its module is being made ready.
     place: Option<Place>,
     started_at: DateTime<Utc>,
@@ -60,16 +58,14 @@ struct InFlight {
 
 /// A report of a task that waited on the loop's behalf.
 enum Report {
-    Claimed(ClaimReport),
+    Claimed(Box<ClaimReport>),
     Loaded { token: u64, place: Place, cell: Arc<Cell>, result: anyhow::Result<()> },
 }
 
 struct ClaimReport {
     share: FairShare,
-    /// What a look at all tenants found; `None` when a guess was enough.
-    seen: Option<Vec<Candidate>>,
-    result: Result<Vec<Claimed>, Error>,
-    asked: bool,
+    memory: Memory,
+    turn: Result<Turn, Error>,
 }
 
 /// Run under one lease until told to stop or the lease is lost.
@@ -108,9 +104,8 @@ pub async fn run(
         in_flight: HashMap::new(),
         tokens: HashMap::new(),
         next_token: 0,
-        share: Some(FairShare::default()),
-        recent: Vec::new(),
-        guessed: false,
+        share: Some((FairShare::default(), Memory::default())),
+        settled: Vec::new(),
         claiming: None,
         more: true,
         not_before: Instant::now(),
@@ -167,12 +162,9 @@ struct Dispatch<'a> {
     tokens: HashMap<InvocationId, u64>,
     next_token: u64,
     /// Away while a claim is under way.
-    share: Option<FairShare>,
-    /// Who had work at the last look that found any, if few: an idle worker guesses that it is them again and saves
-    /// the look, which is a sixth of the way of a lone invocation.
-    recent: Vec<Candidate>,
-    /// The last claim was a guess: the next one looks, so that nobody is left out of two in a row.
-    guessed: bool,
+    share: Option<(FairShare, Memory)>,
+    /// Receipts that came while it was away.
+    settled: Vec<(Charge, Duration)>,
     claiming: Option<JoinHandle<()>>,
     /// There may be ready work.
     more: bool,
@@ -283,63 +275,37 @@ impl Dispatch<'_> {
         if !self.more || free == 0 || self.claiming.is_some() || Instant::now() < self.not_before {
             return;
         }
-        let Some(mut share) = self.share.take() else {
+        let Some((mut share, mut memory)) = self.share.take() else {
             return;
         };
+        for (charge, cpu) in self.settled.drain(..) {
+            share.settle(charge, cpu);
+        }
         self.more = false; // a signal from now on means more
         let store = self.store.clone();
         let (worker, epoch) = (self.lease.worker(), self.lease.epoch());
         let reports = self.reports.clone();
-        let idle = self.in_flight.is_empty() && !self.guessed;
-        let guess = if idle { self.recent.clone() } else { Vec::new() };
+        let idle = self.in_flight.is_empty();
         self.claiming = Some(tokio::spawn(async move {
-            let mut asked = false;
-            let mut seen = None;
-            let result = async {
-                if !guess.is_empty() {
-                    asked = true;
-                    let claimed = take(&store, &mut share, &guess, free, worker, epoch).await?;
-                    if !claimed.is_empty() {
-                        return Ok(claimed);
-                    }
-                }
-                let tenants = store.ready_tenants(MAX_CANDIDATES).await?;
-                let candidates: Vec<Candidate> = tenants
-                    .into_iter()
-                    .map(|(tenant, weight)| Candidate { tenant, weight: weight.unsigned_abs() })
-                    .collect();
-                asked = !candidates.is_empty();
-                let claimed = take(&store, &mut share, &candidates, free, worker, epoch).await;
-                seen = Some(candidates);
-                claimed
-            }
-            .await;
+            let turn = claim::turn(&store, &mut share, &mut memory, free, idle, (worker, epoch)).await;
             // Refused only when the loop has ended.
-            let _ = reports.send(Report::Claimed(ClaimReport { share, seen, result, asked }));
+            let _ = reports.send(Report::Claimed(Box::new(ClaimReport { share, memory, turn })));
         }));
     }
 
     fn report(&mut self, report: Report) {
         match report {
-            Report::Claimed(ClaimReport { share, seen, result, asked }) => {
-                self.share = Some(share);
-                self.guessed = seen.is_none();
-                match seen {
-                    Some(seen) if seen.len() > MAX_GUESS => self.recent.clear(),
-                    Some(seen) if !seen.is_empty() => self.recent = seen,
-                    _ => {}
-                }
+            Report::Claimed(report) => {
+                self.share = Some((report.share, report.memory));
                 self.claiming = None;
-                match result {
-                    Ok(claimed) => {
-                        // Tenants had work and gave us none: others are at it, or it was just committed. Rows claimed:
-                        // there may be more behind them.
-                        self.more |= asked;
-                        if asked && claimed.is_empty() {
-                            self.not_before = Instant::now() + CONTENDED;
+                match report.turn {
+                    Ok(turn) => {
+                        self.more |= turn.more;
+                        if let Some(at) = turn.not_before {
+                            self.not_before = at;
                         }
-                        for one in claimed {
-                            self.start(one);
+                        for (one, charge) in turn.taken {
+                            self.start(one, charge);
                         }
                     }
                     // The heartbeat finds out as well and ends the loop.
@@ -372,7 +338,7 @@ impl Dispatch<'_> {
     }
 
     /// Hand a claimed attempt to a cell.
-    fn start(&mut self, claimed: Claimed) {
+    fn start(&mut self, claimed: Claimed, charge: Option<Charge>) {
         let token = self.next_token;
         self.next_token += 1;
         self.tokens.insert(claimed.invocation, token);
@@ -380,6 +346,7 @@ impl Dispatch<'_> {
             token,
             InFlight {
                 claimed,
+                charge,
                 place: None,
                 started_at: Utc::now(),
                 cancelled: false,
@@ -492,6 +459,9 @@ impl Dispatch<'_> {
         if let Some(place) = flight.place {
             self.cells.give_back(place);
         }
+        if let Some(charge) = flight.charge {
+            self.settled.push((charge, Duration::from_nanos(outcome.receipt.cpu_ns)));
+        }
         let attempt = u16::try_from(flight.claimed.attempt).unwrap_or(u16::MAX);
         let spent = u16::try_from(flight.claimed.spent).unwrap_or(u16::MAX);
         let verdict =
@@ -521,36 +491,6 @@ impl Dispatch<'_> {
             claiming.abort();
         }
     }
-}
-
-/// Claim for these tenants, by their shares; what a tenant could not fill is given back to it.
-async fn take(
-    store: &WorkerStore,
-    share: &mut FairShare,
-    candidates: &[Candidate],
-    free: u32,
-    worker: WorkerId,
-    epoch: i64,
-) -> Result<Vec<Claimed>, Error> {
-    let asks = share.choose(candidates, free);
-    if asks.is_empty() {
-        return Ok(Vec::new());
-    }
-    let wanted: Vec<(TenantId, i32)> =
-        asks.iter().map(|a| (a.tenant, i32::try_from(a.count).unwrap_or(i32::MAX))).collect();
-    let claimed = store.claim(worker, epoch, &wanted).await?;
-    let mut got: HashMap<TenantId, u32> = HashMap::new();
-    for one in &claimed {
-        *got.entry(one.tenant).or_default() += 1;
-    }
-    let weights: HashMap<TenantId, Candidate> = candidates.iter().map(|c| (c.tenant, *c)).collect();
-    for ask in &asks {
-        let unused = ask.count.saturating_sub(got.get(&ask.tenant).copied().unwrap_or(0));
-        if let Some(candidate) = weights.get(&ask.tenant) {
-            share.refund(*candidate, unused);
-        }
-    }
-    Ok(claimed)
 }
 
 /// The message to the cell.

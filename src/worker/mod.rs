@@ -2,15 +2,17 @@
 //! else may take its work over. Owns no rule about retries or fairness (`domain`) and no SQL (`store`).
 //!
 //! Parts: `lease` (are we still who the database thinks we are), `cells` (the processes guests run in), `dispatch`
-//! (what to claim and where it runs), `load` (what heartbeats say), `ack` (ends on their way to the database), `live` (logs and
-//! progress on theirs), `modules` (compiled code).
+//! (what runs where), `claim` (whose work it takes), `memory` (what a look at the queue found), `load` (what heartbeats
+//! say), `ack` (ends on their way to the database), `live` (logs and progress on theirs), `modules` (compiled code).
 
 mod ack;
 mod cells;
+mod claim;
 mod dispatch;
 mod lease;
 mod live;
 mod load;
+mod memory;
 mod modules;
 
 use std::path::PathBuf;

@@ -23,7 +23,7 @@ use sandbar::app::signals::{self, Signals};
 use sandbar::app::{App, Settings};
 use sandbar::domain::ids::{KeyId, TaskId, TenantId, WorkerId};
 use sandbar::domain::retry::Verdict;
-use sandbar::store::queue::{Acked, Claimed, Finished};
+use sandbar::store::queue::{Acked, Claimed, Finished, Want};
 use sandbar::store::tenant::key_hash;
 use sandbar::store::worker::Registration;
 use sandbar::store::{ApiStore, Connect, WorkerStore};
@@ -170,13 +170,13 @@ impl Api {
     /// Claims one attempt as soon as there is one.
     async fn claim(&self, (worker, epoch): (WorkerId, i64)) -> Claimed {
         support::eventually(SOON, "something to claim", async || {
-            self.worker.claim(worker, epoch, &[(self.tenant, 1)]).await.unwrap().pop()
+            self.worker.claim(worker, epoch, &[Want::of(self.tenant, 1)]).await.unwrap().pop()
         })
         .await
     }
 
     async fn ack(&self, (worker, epoch): (WorkerId, i64), finished: Finished) -> Acked {
-        let acked = self.worker.ack(worker, epoch, &[finished]).await.unwrap();
+        let acked = self.worker.ack(worker, epoch, &[finished]).await.unwrap().accepted;
         acked[0]
     }
 }

@@ -1,5 +1,10 @@
 //! The queue protocol on a real Postgres, through the store: what enqueue, claim, ack, reap and the moves between
-//! waiting places promise, one property per test.
+//! waiting places promise, one property per test. Caps and what a request says about its place among others have files
+//! of their own.
+
+mod admission;
+mod caps;
+mod scale;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,7 +14,7 @@ use sandbar::domain::ids::{InvocationId, TaskId, TenantId, WorkerId};
 use sandbar::domain::invocation::State;
 use sandbar::domain::retry::{RetryPolicy, Verdict};
 use sandbar::store::invocation::{InputKind, Spec};
-use sandbar::store::queue::{Acked, Cancelled, Claimed, Enqueued, Finished, NewInvocation};
+use sandbar::store::queue::{Acked, Cancelled, Claimed, Enqueued, Finished, NewInvocation, Want};
 use sandbar::store::worker::{Load, Registration};
 use sandbar::store::{ApiStore, Connect, Error, WorkerStore};
 use sandbar_host::limits::Limits;
@@ -81,6 +86,7 @@ impl Fixture {
             run_at: None,
             expires_at: None,
             idempotency: None,
+            admission: Default::default(),
         }
     }
 
@@ -107,11 +113,11 @@ impl Fixture {
     }
 
     async fn claim(&self, (worker, epoch): (WorkerId, i64), n: i32) -> Vec<Claimed> {
-        self.worker.claim(worker, epoch, &[(self.tenant, n)]).await.unwrap()
+        self.worker.claim(worker, epoch, &[Want::of(self.tenant, n)]).await.unwrap()
     }
 
     async fn ack(&self, (worker, epoch): (WorkerId, i64), items: &[Finished]) -> Vec<Acked> {
-        self.worker.ack(worker, epoch, items).await.unwrap()
+        self.worker.ack(worker, epoch, items).await.unwrap().accepted
     }
 
     async fn reap(&self, who: (WorkerId, i64)) -> sandbar::store::queue::Reaped {
@@ -128,7 +134,7 @@ impl Fixture {
     async fn state(&self, id: InvocationId) -> String {
         sqlx::query_scalar(
             "SELECT COALESCE((SELECT state FROM sandbar.results WHERE invocation_id = $1),
-               CASE WHEN EXISTS (SELECT 1 FROM sandbar.ready WHERE invocation_id = $1) THEN 'queued'
+               CASE WHEN EXISTS (SELECT 1 FROM sandbar.queued WHERE invocation_id = $1) THEN 'queued'
                     WHEN EXISTS (SELECT 1 FROM sandbar.scheduled WHERE invocation_id = $1) THEN 'scheduled'
                     ELSE 'running' END)",
         )
@@ -142,7 +148,7 @@ impl Fixture {
     async fn check_places(&self) {
         let wrong: Vec<(uuid::Uuid, i64)> = sqlx::query_as(
             "SELECT i.invocation_id,
-               (SELECT count(*) FROM sandbar.ready r WHERE r.invocation_id = i.invocation_id)
+               (SELECT count(*) FROM sandbar.queued r WHERE r.invocation_id = i.invocation_id)
                + (SELECT count(*) FROM sandbar.scheduled s WHERE s.invocation_id = i.invocation_id)
                + (SELECT count(*) FROM sandbar.results t WHERE t.invocation_id = i.invocation_id)
                + (SELECT count(*) FROM sandbar.leases l CROSS JOIN LATERAL unnest(l.invocations, l.attempts) u(id, attempt)
@@ -156,6 +162,30 @@ impl Fixture {
         for (id, places) in wrong {
             assert_eq!(places, 1, "invocation {id} is in {places} places");
         }
+        self.check_counters().await;
+    }
+
+    /// What is counted as running is what open lease items were charged.
+    async fn check_counters(&self) {
+        let counted: Vec<(i16, i32, i64)> = sqlx::query_as(
+            "SELECT c.scope, c.running, (SELECT count(*) FROM sandbar.leases l
+               CROSS JOIN LATERAL unnest(l.tenants, l.invocations, l.attempts, l.flags) u(tenant, id, attempt, flags)
+               JOIN sandbar.invocations i ON i.invocation_id = u.id
+               WHERE u.tenant = c.tenant_id AND u.flags & (1 << c.scope) <> 0
+                 AND (c.scope = 0 OR i.task_id = c.task_id) AND (c.scope < 2 OR i.concurrency_key = c.key)
+                 AND NOT EXISTS (SELECT 1 FROM sandbar.attempts a WHERE a.invocation_id = u.id AND a.attempt = u.attempt))
+             FROM sandbar.caps c",
+        )
+        .fetch_all(&self.admin)
+        .await
+        .unwrap();
+        for (scope, running, open) in counted {
+            assert_eq!(i64::from(running), open, "a counter of scope {scope}");
+        }
+    }
+
+    async fn sql(&self, statement: &str) {
+        sqlx::raw_sql(&format!("SET search_path = sandbar; {statement}")).execute(&self.admin).await.unwrap();
     }
 }
 
@@ -202,6 +232,40 @@ async fn higher_priority_goes_first_and_equal_priority_in_order_of_age() {
     let me = f.register().await;
     let got: Vec<_> = f.claim(me, 10).await.iter().map(|c| c.invocation).collect();
     assert_eq!(got, [rows[1].id, rows[3].id, rows[0].id, rows[4].id, rows[2].id]);
+}
+
+#[tokio::test]
+async fn a_low_priority_is_overtaken_by_younger_work_for_a_bounded_time_only() {
+    let f = Fixture::new().await;
+    let low = NewInvocation { priority: -10, ..f.row() };
+    f.enqueue(std::slice::from_ref(&low)).await;
+    // It has waited for more than ten minutes: what is asked for now, at priority 0, comes after it.
+    f.sql("UPDATE invocations SET created_at = created_at - interval '11 min'").await;
+    f.sql("UPDATE ready SET rank = rank - interval '11 min'").await;
+    let young = f.enqueue_one().await;
+    let urgent = NewInvocation { priority: 10, ..f.row() };
+    f.enqueue(std::slice::from_ref(&urgent)).await;
+    let me = f.register().await;
+    let got: Vec<_> = f.claim(me, 10).await.iter().map(|c| c.invocation).collect();
+    assert_eq!(got, [urgent.id, low.id, young]);
+}
+
+#[tokio::test]
+async fn a_retry_keeps_its_place_by_age_and_what_was_asked_for_later_counts_from_then() {
+    let f = Fixture::new().await;
+    let later = NewInvocation { run_at: Some(Utc::now() + chrono::Duration::milliseconds(300)), ..f.row() };
+    f.enqueue(std::slice::from_ref(&later)).await;
+    let (old, young) = (f.enqueue_one().await, f.enqueue_one().await);
+    let me = f.register().await;
+    let end = finished(f.claim(me, 1).await.remove(0), Verdict::Release { delay_ms: 0 });
+    assert_eq!(end.claimed.invocation, old);
+    f.ack(me, &[end]).await;
+    support::eventually(Duration::from_secs(5), "the time", async || {
+        (f.worker.promote(10).await.unwrap().0 == 1).then_some(())
+    })
+    .await;
+    let got: Vec<_> = f.claim(me, 10).await.iter().map(|c| c.invocation).collect();
+    assert_eq!(got, [old, young, later.id]);
 }
 
 #[tokio::test]
@@ -278,7 +342,7 @@ async fn a_worker_that_was_declared_dead_can_neither_claim_nor_heartbeat() {
     let id = f.enqueue_one().await;
     let me = f.register().await;
     f.reap(me).await;
-    let refused = f.worker.claim(me.0, me.1, &[(f.tenant, 1)]).await;
+    let refused = f.worker.claim(me.0, me.1, &[Want::of(f.tenant, 1)]).await;
     assert!(matches!(refused, Err(Error::WorkerGone)), "{refused:?}");
     assert!(matches!(f.worker.worker_heartbeat(me.0, me.1, Load::default()).await, Err(Error::WorkerGone)));
     assert_eq!(f.state(id).await, "queued", "a refused claim takes nothing");
@@ -442,4 +506,49 @@ async fn nul_and_broken_text_in_outputs_and_inputs_survive_the_way() {
     let output: Vec<u8> =
         sqlx::query_scalar("SELECT output FROM sandbar.results").fetch_one(&f.admin).await.unwrap();
     assert_eq!(output, [0, 159, 146, 150]);
+}
+
+#[tokio::test]
+async fn usage_is_counted_once_per_attempt_however_often_it_is_acknowledged_and_folded() {
+    let f = Fixture::new().await;
+    let me = f.register().await;
+    for _ in 0..2 {
+        let (a, b) = (f.enqueue_one().await, f.enqueue_one().await);
+        let ends: Vec<_> =
+            f.claim(me, 2).await.into_iter().map(|c| finished(c, Verdict::Succeeded)).collect();
+        assert_eq!(f.ack(me, &ends).await.len(), 2, "{a} {b}");
+        assert!(f.ack(me, &ends).await.is_empty());
+        let (attempts, fuel): (i64, i64) =
+            sqlx::query_as("SELECT sum(attempts)::bigint, sum(fuel)::bigint FROM sandbar.usage")
+                .fetch_one(&f.admin)
+                .await
+                .unwrap();
+        assert_eq!(fuel, attempts * 7);
+        f.worker.fold_usage(100).await.unwrap();
+        assert_eq!(f.count("usage_deltas").await, 0);
+    }
+    let (attempts, succeeded): (i64, i64) =
+        sqlx::query_as("SELECT sum(attempts)::bigint, sum(succeeded)::bigint FROM sandbar.usage")
+            .fetch_one(&f.admin)
+            .await
+            .unwrap();
+    assert_eq!((attempts, succeeded), (4, 4));
+    assert_eq!(f.count("late_acks").await, 0, "a repetition is not late");
+}
+
+#[tokio::test]
+async fn late_ends_are_counted_and_cost_nothing() {
+    let f = Fixture::new().await;
+    let (one, two) = (f.enqueue_one().await, f.enqueue_one().await);
+    let old = f.register().await;
+    let stale: Vec<_> = f.claim(old, 2).await.into_iter().map(|c| finished(c, Verdict::Succeeded)).collect();
+    f.reap(old).await;
+    assert!(f.ack(old, &stale).await.is_empty());
+    let items: i64 = sqlx::query_scalar("SELECT sum(items)::bigint FROM sandbar.late_acks")
+        .fetch_one(&f.admin)
+        .await
+        .unwrap();
+    assert_eq!(items, 2);
+    assert_eq!(f.count("usage").await, 0);
+    assert_eq!((f.state(one).await, f.state(two).await), ("queued".to_owned(), "queued".to_owned()));
 }

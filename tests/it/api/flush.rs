@@ -6,7 +6,7 @@ use sandbar::app::flush::{Flusher, Refused};
 use sandbar::domain::ids::{InvocationId, TaskId};
 use sandbar::domain::retry::RetryPolicy;
 use sandbar::store::invocation::{InputKind, Spec};
-use sandbar::store::queue::{Enqueued, NewInvocation};
+use sandbar::store::queue::{Enqueued, NewInvocation, Want};
 use sandbar_host::limits::Limits;
 use serde_json::json;
 
@@ -31,6 +31,7 @@ fn row(api: &Api, task: TaskId) -> NewInvocation {
         run_at: None,
         expires_at: None,
         idempotency: None,
+        admission: Default::default(),
     }
 }
 
@@ -113,7 +114,7 @@ async fn a_claim_in_the_middle_of_an_enqueue_hands_over_whatever_it_takes() {
         let mut claimed = 0;
         let deadline = std::time::Instant::now() + Duration::from_secs(60);
         while claimed < 1_500 && std::time::Instant::now() < deadline {
-            claimed += api.worker.claim(me.0, me.1, &[(api.tenant, 10)]).await.unwrap().len();
+            claimed += api.worker.claim(me.0, me.1, &[Want::of(api.tenant, 10)]).await.unwrap().len();
             let taken: i64 = sqlx::query_scalar("SELECT COALESCE(sum(open), 0)::bigint FROM sandbar.leases")
                 .fetch_one(&api.admin)
                 .await

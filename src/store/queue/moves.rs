@@ -1,0 +1,177 @@
+//! Moves that no request and no attempt makes: background duties of the queue protocol. Each stands alone and may run
+//! anywhere and twice; `scheduler` decides when.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sqlx::Row;
+
+use crate::domain::ids::{InvocationId, WorkerId};
+use crate::store::{Result, WorkerStore};
+
+/// What telling dependants did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settled {
+    /// Invocations that became ready.
+    pub released: i32,
+    /// Invocations that were cancelled because a condition was not met.
+    pub cancelled: i32,
+    /// There is more to do at once.
+    pub more: bool,
+}
+
+impl WorkerStore {
+    /// Move what is due to ready; at most `limit`. Returns how many moved, and when the next is due.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn promote(&self, limit: i32) -> Result<(i64, Option<DateTime<Utc>>)> {
+        let mut transaction = self.begin().await?;
+        let moved: i64 =
+            sqlx::query_scalar("SELECT promote($1)").bind(limit).fetch_one(&mut *transaction).await?;
+        let next =
+            sqlx::query_scalar("SELECT min(due_at) FROM scheduled").fetch_one(&mut *transaction).await?;
+        transaction.commit().await?;
+        if moved > 0 {
+            self.notify_ready().await?;
+        }
+        Ok((moved, next))
+    }
+
+    /// Tell those who wait for ends; at most `limit` dependants.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn settle(&self, limit: i32) -> Result<Settled> {
+        let mut transaction = self.begin().await?;
+        let row = sqlx::query("SELECT released, cancelled, more FROM settle(NULL, NULL, $1)")
+            .bind(limit)
+            .fetch_one(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        let settled = Settled {
+            released: row.try_get("released")?,
+            cancelled: row.try_get("cancelled")?,
+            more: row.try_get("more")?,
+        };
+        if settled.released > 0 {
+            self.notify_ready().await?;
+        }
+        Ok(settled)
+    }
+
+    /// Bring parked invocations back whose gate has room; at most `limit`. Returns how many.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn unpark(&self, limit: i32) -> Result<i32> {
+        let mut transaction = self.begin().await?;
+        let back: i32 =
+            sqlx::query_scalar("SELECT unpark($1)").bind(limit).fetch_one(&mut *transaction).await?;
+        transaction.commit().await?;
+        if back > 0 {
+            self.notify_ready().await?;
+        }
+        Ok(back)
+    }
+
+    /// Add up to `limit` entries of the usage ledger to its hours. Returns how many.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn fold_usage(&self, limit: i32) -> Result<i64> {
+        let mut transaction = self.begin().await?;
+        let folded =
+            sqlx::query_scalar("SELECT fold_usage($1)").bind(limit).fetch_one(&mut *transaction).await?;
+        transaction.commit().await?;
+        Ok(folded)
+    }
+
+    /// End waiting invocations whose expiry has passed; at most `limit`.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn expire(&self, limit: i32) -> Result<Vec<InvocationId>> {
+        let mut transaction = self.begin().await?;
+        let ended = sqlx::query_scalar("SELECT invocation_id FROM expire($1)")
+            .bind(limit)
+            .fetch_all(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        Ok(ended)
+    }
+
+    /// Declare silent workers dead and hand their work on. With `only`, that worker at once, whatever it says.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn reap(
+        &self,
+        dead_after: Duration,
+        max_handovers: i32,
+        only: Option<WorkerId>,
+    ) -> Result<Reaped> {
+        let mut transaction = self.begin().await?;
+        let row =
+            sqlx::query("SELECT workers, handed_on, given_up FROM reap(make_interval(secs => $1), $2, $3)")
+                .bind(dead_after.as_secs_f64())
+                .bind(max_handovers)
+                .bind(only)
+                .fetch_one(&mut *transaction)
+                .await?;
+        transaction.commit().await?;
+        let reaped = Reaped {
+            workers: row.try_get("workers")?,
+            handed_on: row.try_get("handed_on")?,
+            given_up: row.try_get("given_up")?,
+        };
+        if reaped.handed_on > 0 {
+            self.notify_ready().await?;
+        }
+        Ok(reaped)
+    }
+
+    /// Forget idempotency keys past their time, cancellations of what has ended, idle concurrency keys, workers that are
+    /// gone for a day, and notes of late acks after a month; at most `limit` each.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn tidy(&self, limit: i64) -> Result<u64> {
+        let mut transaction = self.begin().await?;
+        let mut forgotten = 0;
+        for statement in [
+            "DELETE FROM idempotency_keys k USING (
+               SELECT tenant_id, key FROM idempotency_keys WHERE expires_at <= clock_timestamp() LIMIT $1) old
+             WHERE k.tenant_id = old.tenant_id AND k.key = old.key AND k.expires_at <= clock_timestamp()",
+            "DELETE FROM cancels c USING (
+               SELECT c.tenant_id, c.invocation_id FROM cancels c JOIN results r USING (tenant_id, invocation_id) LIMIT $1) old
+             WHERE c.tenant_id = old.tenant_id AND c.invocation_id = old.invocation_id",
+            "DELETE FROM workers_gone g USING (
+               SELECT worker_id FROM workers_gone WHERE gone_at < clock_timestamp() - interval '1 day' LIMIT $1) old
+             WHERE g.worker_id = old.worker_id",
+            // A claim that meets the key makes its row again.
+            "DELETE FROM caps c USING (
+               SELECT tenant_id, task_id, key FROM caps WHERE scope = 2 AND running = 0 LIMIT $1 FOR UPDATE SKIP LOCKED) old
+             WHERE c.tenant_id = old.tenant_id AND c.scope = 2 AND c.task_id = old.task_id AND c.key = old.key",
+            "DELETE FROM late_acks l USING (
+               SELECT ctid FROM late_acks WHERE at < clock_timestamp() - interval '30 days' LIMIT $1) old
+             WHERE l.ctid = old.ctid",
+        ] {
+            forgotten +=
+                sqlx::query(statement).bind(limit).execute(&mut *transaction).await?.rows_affected();
+        }
+        transaction.commit().await?;
+        Ok(forgotten)
+    }
+}
+
+/// What a reaping did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reaped {
+    /// Workers declared dead.
+    pub workers: i64,
+    /// Open attempts ended as lease-lost.
+    pub handed_on: i64,
+    /// Of those, invocations given up because too many hosts were lost with them.
+    pub given_up: i64,
+}

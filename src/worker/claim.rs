@@ -1,0 +1,118 @@
+//! One turn of claiming: whom to ask for, by memory or after a look, and how many of each, by their shares. Owns no
+//! state and no slots.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::domain::fairness::{Candidate, Charge, FairShare};
+use crate::domain::ids::{TaskId, TenantId, WorkerId};
+use crate::store::queue::{Claimed, Want};
+use crate::store::{Error, WorkerStore};
+use crate::worker::memory::Memory;
+
+/// Tenants looked at in one turn; a larger installation is served in the order of ids, turn by turn.
+const MAX_CANDIDATES: i32 = 2_000;
+/// After a claim that found others there before it: the wait before looking again.
+const CONTENDED: Duration = Duration::from_millis(5);
+
+/// What a turn brought.
+pub struct Turn {
+    /// What is ours to run now, and what its tenant was charged.
+    pub taken: Vec<(Claimed, Option<Charge>)>,
+    /// There may be more work.
+    pub more: bool,
+    /// Not worth asking before.
+    pub not_before: Option<Instant>,
+}
+
+/// Claim up to `free` attempts. `idle`: nothing runs, so a look costs nobody anything.
+///
+/// # Errors
+/// As a claim's.
+pub async fn turn(
+    store: &WorkerStore,
+    share: &mut FairShare,
+    memory: &mut Memory,
+    free: u32,
+    idle: bool,
+    who: (WorkerId, i64),
+) -> Result<Turn, Error> {
+    let guess = memory.guess(idle).to_vec();
+    let by_memory = !memory.is_due();
+    if !guess.is_empty() {
+        let taken = take(store, share, memory, &guess, free, who, by_memory).await?;
+        if !taken.is_empty() {
+            memory.claimed(taken.iter().map(|(claimed, _)| claimed));
+            memory.guessed();
+            return Ok(Turn { taken, more: true, not_before: None });
+        }
+        if !idle {
+            // What there is, is out of sight; a look is due soon.
+            return Ok(Turn { taken, more: true, not_before: Some(memory.look_at()) });
+        }
+    }
+    let began = Instant::now();
+    let candidates: Vec<Candidate> = store
+        .ready_tenants(MAX_CANDIDATES)
+        .await?
+        .into_iter()
+        .map(|t| Candidate {
+            tenant: t.tenant,
+            weight: t.weight.unsigned_abs(),
+            free: t.free.map(|free| u32::try_from(free).unwrap_or(0)),
+        })
+        .collect();
+    let taken = take(store, share, memory, &candidates, free, who, false).await?;
+    let more = !candidates.is_empty();
+    // Tenants had work and gave us none: others are at it, or it was just committed, or it is parked.
+    let not_before = (more && taken.is_empty()).then(|| Instant::now() + CONTENDED);
+    memory.looked(candidates, began.elapsed());
+    memory.claimed(taken.iter().map(|(claimed, _)| claimed));
+    Ok(Turn { taken, more, not_before })
+}
+
+/// Claim for these tenants, by their shares; what a tenant could not fill is given back to it. `by_memory`: from the
+/// marks on.
+async fn take(
+    store: &WorkerStore,
+    share: &mut FairShare,
+    memory: &Memory,
+    candidates: &[Candidate],
+    free: u32,
+    (worker, epoch): (WorkerId, i64),
+    by_memory: bool,
+) -> Result<Vec<(Claimed, Option<Charge>)>, Error> {
+    let asks = share.choose(candidates, free);
+    if asks.is_empty() {
+        return Ok(Vec::new());
+    }
+    let wanted: Vec<Want> = asks
+        .iter()
+        .map(|ask| Want {
+            tenant: ask.tenant,
+            count: i32::try_from(ask.count).unwrap_or(i32::MAX),
+            after: if by_memory { memory.mark(ask.tenant) } else { None },
+        })
+        .collect();
+    let result = store.claim(worker, epoch, &wanted).await;
+    let mut tasks: HashMap<TenantId, Vec<TaskId>> = HashMap::new();
+    for one in result.iter().flatten() {
+        tasks.entry(one.tenant).or_default().push(one.task_id);
+    }
+    let mut charges: HashMap<TenantId, std::vec::IntoIter<Charge>> = HashMap::new();
+    for ask in &asks {
+        let of = tasks.remove(&ask.tenant).unwrap_or_default();
+        charges.insert(ask.tenant, share.claimed(ask, &of).into_iter());
+    }
+    let claimed = result?;
+    // Of one tenant in the same order as above, so each gets the charge of its own task.
+    Ok(claimed
+        .into_iter()
+        .map(|one| {
+            let charge = charges.get_mut(&one.tenant).and_then(Iterator::next);
+            (one, charge)
+        })
+        .collect())
+}

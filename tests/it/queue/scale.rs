@@ -1,0 +1,90 @@
+//! With a million rows ready: claims go by their index, and what is gone costs nothing. Counted in pages and rows, never
+//! in time.
+
+use super::*;
+
+/// Rows of one tenant.
+const MANY: i64 = 1_000_000;
+
+/// Pages that `statement` touches, by its plan as executed; then undone.
+async fn pages(f: &Fixture, statement: &str) -> (i64, String) {
+    let mut tx = f.admin.begin().await.unwrap();
+    // Once before, so that plans and the catalogue are not counted.
+    sqlx::raw_sql(&format!("SET LOCAL search_path = sandbar; SAVEPOINT a; {statement}; ROLLBACK TO a"))
+        .execute(&mut *tx)
+        .await
+        .unwrap();
+    let plan: serde_json::Value =
+        sqlx::query_scalar(&format!("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}"))
+            .fetch_one(&mut *tx)
+            .await
+            .unwrap();
+    tx.rollback().await.unwrap();
+    let of = |key: &str| plan[0]["Plan"][key].as_i64().unwrap_or(0);
+    (of("Shared Hit Blocks") + of("Shared Read Blocks"), plan.to_string())
+}
+
+#[tokio::test]
+async fn a_claim_among_a_million_ready_rows_touches_only_what_it_takes() {
+    let f = Fixture::new().await;
+    let (worker, epoch) = f.register().await;
+    // Without statistics first: the plan of an empty queue must not meet a full one.
+    assert!(f.claim((worker, epoch), 10).await.is_empty());
+    sqlx::query(
+        "INSERT INTO sandbar.ready (tenant_id, rank, invocation_id, attempt, spent)
+         SELECT $1, now() + n * interval '1 ms', gen_random_uuid(), 1, 0 FROM generate_series(1, $2) n",
+    )
+    .bind(f.tenant)
+    .bind(MANY)
+    .execute(&f.admin)
+    .await
+    .unwrap();
+    let first = f.row();
+    f.enqueue(std::slice::from_ref(&first)).await;
+    f.sql("UPDATE ready SET rank = rank - interval '1 day' WHERE invocation_id IN (SELECT invocation_id FROM invocations)").await;
+
+    let tenant = f.tenant;
+    let claim = |n: i32| {
+        format!(
+            "SELECT * FROM claim('{worker}', {epoch}, gen_random_uuid(), ARRAY['{tenant}']::uuid[], ARRAY[{n}], ARRAY['-infinity']::timestamptz[])"
+        )
+    };
+    for statement in [claim(100), "SELECT * FROM ready_tenants(2000)".to_owned()] {
+        let (pages, plan) = pages(&f, &statement).await;
+        // A row claimed costs the way down the index, its own page and its entry; the table has some 10,000 pages.
+        assert!(pages < 3_000, "{pages} pages: {plan}");
+    }
+    assert_eq!(f.claim((worker, epoch), 1).await[0].invocation, first.id, "still in order");
+}
+
+#[tokio::test]
+async fn by_its_mark_a_claim_passes_over_what_an_old_snapshot_keeps() {
+    let f = Fixture::new().await;
+    let (worker, epoch) = f.register().await;
+    sqlx::query(
+        "INSERT INTO sandbar.ready (tenant_id, rank, invocation_id, attempt, spent)
+         SELECT $1, now() - interval '1 day' + n * interval '1 ms', gen_random_uuid(), 1, 0 FROM generate_series(1, 100000) n",
+    )
+    .bind(f.tenant)
+    .execute(&f.admin)
+    .await
+    .unwrap();
+    f.enqueue(&(0..10).map(|_| f.row()).collect::<Vec<_>>()).await;
+    // Somebody looks at the database from before, for as long as this test lasts.
+    let mut old = f.admin.begin().await.unwrap();
+    sqlx::raw_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM sandbar.ready")
+        .execute(&mut *old)
+        .await
+        .unwrap();
+    f.sql("DELETE FROM ready WHERE rank < now() - interval '1 hour'").await;
+    let tenant = f.tenant;
+    let claim = |after: &str| {
+        format!(
+            "SELECT * FROM claim('{worker}', {epoch}, gen_random_uuid(), ARRAY['{tenant}']::uuid[], ARRAY[5], ARRAY[{after}]::timestamptz[])"
+        )
+    };
+    let (from_the_first, _) = pages(&f, &claim("'-infinity'")).await;
+    let (from_the_mark, plan) = pages(&f, &claim("now() - interval '1 hour'")).await;
+    assert!(from_the_mark * 5 < from_the_first, "{from_the_mark} of {from_the_first}: {plan}");
+    old.rollback().await.unwrap();
+}
