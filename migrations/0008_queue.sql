@@ -1,5 +1,6 @@
 -- The queue protocol, whole: order of service with aging, exact caps with parking, unique keys, concurrency keys,
--- dependencies, the usage ledger, late acks. Replaces every function of the protocol that 0001 made.
+-- dependencies, the usage ledger, late acks. Replaces every function of the protocol that 0001 made, and
+-- change_invocation of 0002.
 --
 -- Places. An invocation is in exactly one of: `scheduled` (due_at ahead, or NULL: waits for dependencies), `ready`,
 -- `parked` (ready, but a gate is shut), an item of a lease, `results`.
@@ -981,8 +982,13 @@ BEGIN
         SELECT attempt, spent, flags INTO w FROM parked WHERE tenant_id = t AND invocation_id = p_invocation FOR UPDATE;
         parked_now := FOUND;
         IF NOT FOUND THEN
-          RETURN CASE WHEN EXISTS (SELECT 1 FROM results WHERE tenant_id = t AND invocation_id = p_invocation)
-            THEN 'finished' ELSE 'started' END;
+          -- `ready` again, as unqueue does: what a freed slot brought back meanwhile.
+          SELECT attempt, spent, flags INTO w FROM ready
+            WHERE tenant_id = t AND rank = old_rank AND invocation_id = p_invocation FOR UPDATE;
+          IF NOT FOUND THEN
+            RETURN CASE WHEN EXISTS (SELECT 1 FROM results WHERE tenant_id = t AND invocation_id = p_invocation)
+              THEN 'finished' ELSE 'started' END;
+          END IF;
         END IF;
       END IF;
       IF later THEN
