@@ -74,6 +74,11 @@ impl Cells {
         self.busy[place.0] = 0;
     }
 
+    /// Whether attempts can be placed.
+    pub fn any_up(&self) -> bool {
+        self.places.iter().any(Option::is_some)
+    }
+
     /// The least busy cell, counted as busier by one from now on.
     pub fn take(&mut self) -> Option<(Place, Arc<Cell>)> {
         let index =

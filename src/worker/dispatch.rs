@@ -263,6 +263,9 @@ impl Dispatch<'_> {
     /// cannot keep up must not gather them here.
     fn free_slots(&self) -> u32 {
         let slots = self.settings.slots;
+        if !self.cells.any_up() {
+            return 0;
+        }
         if self.unacked.load(Ordering::Acquire) > u64::from(slots) * 4 {
             return 0;
         }
