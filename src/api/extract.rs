@@ -7,19 +7,18 @@ use std::time::Duration;
 use axum::body::{Body, HttpBody};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::HeaderMap;
-use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::request::Parts;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 
 use crate::api::Api;
+use crate::api::access::Who;
 use crate::api::problem::{Code, Problem};
-use crate::app::{App, FieldError};
-use crate::domain::ids::{InvocationId, TenantId, WorkerId};
+use crate::app::FieldError;
+use crate::domain::ids::{InvocationId, KeyId, TenantId, WorkerId};
 use crate::domain::names::{IdempotencyKey, TaskName};
-use crate::domain::role::Action;
-use crate::store::tenant::Identity;
 
 /// Longest time for a JSON body to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -38,13 +37,11 @@ impl FromRequestParts<Api> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Problem> {
-        let caller = authenticate(parts, api).await?;
-        App::authorize(&caller, Action::UseTenant)?;
-        Ok(Self(caller.tenant))
+        Ok(Self(Who::from_request_parts(parts, api).await?.0.tenant))
     }
 }
 
-/// Somebody who operates the platform. Carries nothing: what is asked for belongs to no tenant.
+/// Somebody who may do what this operation is, which belongs to no tenant. Carries nothing for that reason.
 #[derive(Debug, Clone, Copy)]
 pub struct Operator;
 
@@ -52,31 +49,8 @@ impl FromRequestParts<Api> for Operator {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Problem> {
-        App::authorize(&authenticate(parts, api).await?, Action::OperatePlatform)?;
-        Ok(Self)
+        Who::from_request_parts(parts, api).await.map(|_| Self)
     }
-}
-
-async fn authenticate(parts: &Parts, api: &Api) -> Result<Identity, Problem> {
-    let refuse = |detail: &str| Err(Problem::new(Code::Unauthenticated, detail));
-    let Some(key) = presented_key(&parts.headers) else {
-        return refuse("send the API key in the header x-api-key, or as Authorization: Bearer");
-    };
-    match api.app.authenticate(key).await? {
-        Some(identity) => {
-            tracing::Span::current().record("tenant", tracing::field::display(identity.tenant));
-            Ok(identity)
-        }
-        None => refuse("this API key is unknown or revoked"),
-    }
-}
-
-fn presented_key(headers: &HeaderMap) -> Option<&str> {
-    if let Some(key) = headers.get("x-api-key") {
-        return key.to_str().ok();
-    }
-    let (scheme, key) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then_some(key.trim_start())
 }
 
 /// `{task}` of the path.
@@ -158,6 +132,21 @@ impl FromRequestParts<Api> for WorkerPath {
         id.and_then(|Path(text)| text.parse().ok())
             .map(Self)
             .ok_or_else(|| Problem::new(Code::WorkerNotFound, "the id of a worker is a UUID"))
+    }
+}
+
+/// `{id}` of the path, of a key.
+#[derive(Debug, Clone, Copy)]
+pub struct KeyPath(pub KeyId);
+
+impl FromRequestParts<Api> for KeyPath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Api) -> Result<Self, Problem> {
+        let id = Path::<String>::from_request_parts(parts, &()).await.ok();
+        id.and_then(|Path(text)| text.parse().ok())
+            .map(Self)
+            .ok_or_else(|| Problem::new(Code::KeyNotFound, "the id of a key is a UUID"))
     }
 }
 
@@ -442,18 +431,6 @@ mod tests {
         assert_eq!(wait(&["return=minimal", "wait=3"]), Some(3));
         assert_eq!(wait(&["wait=soon", "wait", "wait=-1"]), None);
         assert_eq!(PreferWait(Some(u64::MAX)).up_to(Duration::from_secs(60)), Some(Duration::from_secs(60)));
-    }
-
-    #[test]
-    fn a_key_comes_in_either_header() {
-        let mut headers = HeaderMap::new();
-        assert_eq!(presented_key(&headers), None);
-        headers.insert("authorization", HeaderValue::from_static("bearer abc"));
-        assert_eq!(presented_key(&headers), Some("abc"));
-        headers.insert("authorization", HeaderValue::from_static("Basic abc"));
-        assert_eq!(presented_key(&headers), None);
-        headers.insert("x-api-key", HeaderValue::from_static("def"));
-        assert_eq!(presented_key(&headers), Some("def"));
     }
 
     fn refused(body: &str) -> Problem {

@@ -11,6 +11,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use sandbar_host::limits::PartialLimits;
 
+use crate::api::access::Who;
 use crate::api::extract::{
     self, Caller, Idempotency, InvocationPath, MergePatch, OptionalJson, Pairs, PreferWait, TaskPath,
 };
@@ -24,6 +25,7 @@ use crate::domain::admission::{Admission, Concurrency, Condition, Dependency, Ke
 use crate::domain::ids::InvocationId;
 use crate::domain::invocation::State as Stand;
 use crate::domain::names::{Tags, TaskName};
+use crate::domain::permission::Action;
 use crate::domain::retry::Backoff;
 use crate::store::invocation::{Filter, InvocationChange};
 use crate::wire::Page;
@@ -374,11 +376,12 @@ pub(super) async fn cancel(
 )]
 pub(super) async fn list(
     State(api): State<Api>,
-    Caller(tenant): Caller,
+    who: Who,
     Pairs(pairs): Pairs,
 ) -> Result<Json<Page<wire::InvocationSummary>>, Problem> {
     let (filter, size) = filter(pairs.clone())?;
-    let (rows, more) = api.app.invocations(tenant, &filter, size).await?;
+    who.authorize(Action::ReadInvocations, filter.task.as_ref().map(TaskName::as_str))?;
+    let (rows, more) = api.app.invocations(who.0.tenant, &filter, size).await?;
     let last = rows.last().filter(|_| more);
     Ok(Json(Page {
         next: last.map(|row| next_page(&pairs, row.id)),

@@ -1,11 +1,13 @@
 //! The public HTTP API: router, extractors, and the one translation of errors. Handlers are thin: they turn a request
 //! into a call of `app` and its answer into wire types. No rules here, and no SQL.
 
+pub mod access;
 mod batch;
 mod docs;
 mod extract;
 mod health;
 mod invocation;
+mod key;
 mod layers;
 mod log;
 mod operate;
@@ -61,6 +63,7 @@ struct Api {
     tags(
         (name = "tasks", description = "Named definitions and their versions"),
         (name = "invocations", description = "Running tasks, and what became of it"),
+        (name = "keys", description = "API keys, and who a credential belongs to"),
         (name = "platform", description = "Workers and background duties: for operators of the installation"),
         (name = "health", description = "For load balancers and supervisors"),
     ),
@@ -91,11 +94,13 @@ pub fn router(app: App) -> Router {
     let uploading = UPLOAD_TIME.saturating_add(settings.max_wait);
     let permits = usize::try_from(BODY_MEMORY / extract::PERMIT_BYTES).unwrap_or(usize::MAX);
     let api = Api { app, bodies: Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS))) };
-    let (router, document) = documented(quick, waiting, uploading).split_for_parts();
+    let (router, mut document) = documented(quick, waiting, uploading).split_for_parts();
+    access::describe(&mut document);
     // Rendered once: it never changes.
     let document: bytes::Bytes = serde_json::to_vec(&document).unwrap_or_default().into();
     let requests = Arc::new(Semaphore::new(MAX_REQUESTS));
     router
+        .route_layer(middleware::from_fn_with_state(api.clone(), access::guard))
         .route("/openapi.json", get(move || async move { ([(CONTENT_TYPE, "application/json")], document) }))
         .route("/docs", get(docs::docs))
         .route("/errors/{code}", get(health::error_page))
@@ -137,6 +142,10 @@ fn documented(quick: Duration, waiting: Duration, uploading: Duration) -> OpenAp
                 .routes(routes!(log::logs))
                 .routes(routes!(invocation::cancel))
                 .routes(routes!(why::get))
+                .routes(routes!(key::me))
+                .routes(routes!(key::list, key::create))
+                .routes(routes!(key::get, key::patch, key::revoke))
+                .routes(routes!(key::rotate))
                 .routes(routes!(operate::workers))
                 .routes(routes!(operate::cordon))
                 .routes(routes!(operate::uncordon))
@@ -182,9 +191,10 @@ mod tests {
     use super::*;
     use serde_json::Value;
 
-    fn document() -> Value {
+    pub(super) fn document() -> Value {
         let second = Duration::from_secs(1);
-        let (_, document) = documented(second, second, second).split_for_parts();
+        let (_, mut document) = documented(second, second, second).split_for_parts();
+        access::describe(&mut document);
         serde_json::to_value(document).unwrap()
     }
 

@@ -55,13 +55,14 @@ codes! {
     BrokenBody "broken-body" 400 "The request body broke off";
     InvalidQuery "invalid-query" 400 "The query string is not understood";
     InvalidIdempotencyKey "invalid-idempotency-key" 400 "The Idempotency-Key header is not usable";
-    Unauthenticated "unauthenticated" 401 "No valid API key";
-    Forbidden "forbidden" 403 "The key may not do this";
+    Unauthenticated "unauthenticated" 401 "No valid credential";
+    Forbidden "forbidden" 403 "The credential may not do this";
     RouteNotFound "route-not-found" 404 "There is nothing at this address";
     TaskNotFound "task-not-found" 404 "No such task";
     VersionNotFound "version-not-found" 404 "No such version";
     InvocationNotFound "invocation-not-found" 404 "No such invocation";
     WorkerNotFound "worker-not-found" 404 "No such worker";
+    KeyNotFound "key-not-found" 404 "No such key";
     DutyNotFound "duty-not-found" 404 "No such duty";
     NoOutput "no-output" 404 "The invocation left no output";
     MethodNotAllowed "method-not-allowed" 405 "This method is not allowed here";
@@ -75,6 +76,8 @@ codes! {
     UniqueKeyTaken "unique-key-taken" 409 "The unique_key is taken";
     VersionNotReady "version-not-ready" 409 "The version is still being compiled";
     VersionRejected "version-rejected" 409 "The version was rejected";
+    KeyNotActive "key-not-active" 409 "The key is not active";
+    TooManyKeys "too-many-keys" 409 "The tenant has too many keys";
     BodyTooLarge "body-too-large" 413 "The request body is too large";
     InputTooLarge "input-too-large" 413 "The input is too large";
     ModuleTooLarge "module-too-large" 413 "The module is too large";
@@ -215,7 +218,10 @@ impl From<Error> for Problem {
             Error::UploadStalled { .. } => plain(Code::RequestTooSlow),
             Error::UploadBroken(_) => plain(Code::BrokenBody),
             Error::InvocationNotFound(_) => plain(Code::InvocationNotFound),
-            Error::Forbidden(_) => plain(Code::Forbidden),
+            Error::Forbidden { .. } => plain(Code::Forbidden),
+            Error::KeyNotFound(_) => plain(Code::KeyNotFound),
+            Error::KeyNotActive => plain(Code::KeyNotActive),
+            Error::TooManyKeys => plain(Code::TooManyKeys),
             Error::WorkerNotFound(_) => plain(Code::WorkerNotFound),
             Error::DutyNotFound(_) => plain(Code::DutyNotFound),
             Error::NotFinished(_) => plain(Code::NotFinished),

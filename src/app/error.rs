@@ -4,8 +4,9 @@ use sandbar_host::ModuleKind;
 use sandbar_host::inspect::Rejection;
 
 use crate::app::flush::Refused;
-use crate::domain::ids::{InvocationId, WorkerId};
+use crate::domain::ids::{InvocationId, KeyId, WorkerId};
 use crate::domain::invocation::State;
+use crate::domain::permission::{Action, Role};
 use crate::store;
 
 /// Result of an application call.
@@ -121,11 +122,25 @@ pub enum Error {
         /// The limit.
         max: u64,
     },
-    /// The key's role may not do this.
-    #[error(
-        "this key's role is `{0}`, which may not do this; workers and duties are for the platform's operators"
-    )]
-    Forbidden(&'static str),
+    /// The caller may not do this.
+    #[error("{}", forbidden(*.role, *.action, *.scoped))]
+    Forbidden {
+        /// What it is.
+        role: Role,
+        /// What it wanted.
+        action: Action,
+        /// The role may, and the scopes of the key do not.
+        scoped: bool,
+    },
+    /// No such key of this tenant.
+    #[error("there is no key {0}")]
+    KeyNotFound(KeyId),
+    /// It cannot be changed any more.
+    #[error("the key is revoked or expired, or was rotated before")]
+    KeyNotActive,
+    /// The tenant has as many keys as it may.
+    #[error("the tenant has {max} keys, and may not have more; revoke those that nobody uses", max = crate::app::key::MAX_KEYS)]
+    TooManyKeys,
     /// No such worker runs.
     #[error("there is no worker {0} that runs")]
     WorkerNotFound(WorkerId),
@@ -153,6 +168,15 @@ pub enum Error {
     /// Our mistake.
     #[error("an internal error")]
     Internal(#[source] anyhow::Error),
+}
+
+fn forbidden(role: Role, action: Action, scoped: bool) -> String {
+    let action = action.as_str();
+    if scoped {
+        format!("the scopes of this key do not include `{action}` here")
+    } else {
+        format!("the role `{}` may not `{action}`", role.as_str())
+    }
 }
 
 fn wrong_kind(kind: ModuleKind) -> &'static str {

@@ -8,6 +8,7 @@ pub mod error;
 pub mod flush;
 pub mod invocation;
 pub mod invoke;
+pub mod key;
 pub mod log;
 pub mod operate;
 pub mod policy;
@@ -95,7 +96,7 @@ impl App {
         let flusher = flush::Flusher::start(&store, &signals, settings.idempotency_ttl);
         let upload_permits =
             settings.max_module_bytes.div_ceil(upload::PERMIT_BYTES).saturating_mul(UPLOADS_IN_MEMORY);
-        Ok(Self {
+        let app = Self {
             inner: Arc::new(Inner {
                 flusher,
                 catalog: catalog::Catalog::default(),
@@ -113,7 +114,9 @@ impl App {
                 signals,
                 settings,
             }),
-        })
+        };
+        tokio::spawn(Self::keep_uses(Arc::downgrade(&app.inner)));
+        Ok(app)
     }
 
     /// Answer everybody who waits for an end with where it stands now. What is asked from now on does not wait.
@@ -124,6 +127,9 @@ impl App {
     /// Queue what was accepted, refuse what comes, and return when nothing is left to queue.
     pub async fn shutdown(&self) {
         self.inner.flusher.shutdown().await;
+        if let Err(error) = self.write_uses().await {
+            tracing::debug!(%error, "cannot write when keys were used");
+        }
     }
 
     /// What the operator decided.

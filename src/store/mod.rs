@@ -7,6 +7,7 @@
 mod breaker;
 pub mod duty;
 pub mod invocation;
+pub mod key;
 pub mod log;
 pub mod queue;
 pub mod task;

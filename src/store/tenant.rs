@@ -1,59 +1,58 @@
-//! Tenants and their API keys. Stores hashes of keys, never keys.
+//! Tenants, and who acts in them. Owns the first key of an installation; all others are `store::key`'s.
+
+use std::sync::Arc;
 
 use anyhow::Context;
+use chrono::{DateTime, Utc};
 use sha2::{Digest, Sha256};
-use sqlx::{Connection, PgConnection, Row};
+use sqlx::{Connection, PgConnection};
 
 use crate::domain::ids::{KeyId, TenantId};
-use crate::domain::role::{Role, UnknownRole};
-use crate::store::{ApiStore, Error, Result, Tries};
+use crate::domain::permission::{Permits, Role, Scope};
 
-/// Who a request comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Who acts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Actor {
+    /// An API key.
+    Key(KeyId),
+}
+
+/// Who a request comes from, and what it may.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// Whose data it may see.
     pub tenant: TenantId,
-    /// The key it used.
-    pub key: KeyId,
-    /// What the key was made for.
+    /// Who acts.
+    pub actor: Actor,
+    /// The actor's name, for people.
+    pub name: Arc<str>,
+    /// What it may at most.
     pub role: Role,
+    /// What it is narrowed to; empty: all that the role may.
+    pub scopes: Arc<[Scope]>,
+    /// From when on it is refused.
+    pub expires_at: Option<DateTime<Utc>>,
+}
+
+impl Identity {
+    /// What it may.
+    #[must_use]
+    pub fn permits(&self) -> Permits<'_> {
+        Permits { role: self.role, scopes: &self.scopes }
+    }
+
+    /// The actor's name, or its id when it has none.
+    #[must_use]
+    pub fn label(&self) -> String {
+        let Actor::Key(id) = self.actor;
+        if self.name.is_empty() { format!("key {id}") } else { self.name.to_string() }
+    }
 }
 
 /// Hash under which a key is stored. The key is 256 random bits, so a plain hash is enough: there is nothing to guess.
 #[must_use]
 pub fn key_hash(key: &str) -> [u8; 32] {
     Sha256::digest(key.as_bytes()).into()
-}
-
-impl ApiStore {
-    /// Who is behind the key with this hash, if anybody.
-    ///
-    /// # Errors
-    /// Postgres does not answer.
-    pub async fn authenticate(&self, hash: &[u8; 32]) -> Result<Option<Identity>> {
-        let work = async {
-            let mut tries = Tries::of(&self.pool);
-            loop {
-                let answer = sqlx::query("SELECT tenant_id, key_id, role FROM authenticate_key($1)")
-                    .bind(hash.as_slice())
-                    .fetch_optional(&self.pool)
-                    .await;
-                if let Some(answer) = tries.settle(answer) {
-                    return answer;
-                }
-            }
-        };
-        let row = self.guard.call(work).await?;
-        row.map(|row| {
-            let role: &str = row.try_get("role")?;
-            Ok(Identity {
-                tenant: row.try_get("tenant_id")?,
-                key: row.try_get("key_id")?,
-                role: role.parse().map_err(|e: UnknownRole| Error::Corrupt(e.to_string()))?,
-            })
-        })
-        .transpose()
-    }
 }
 
 /// Make sure that the tenant `default` exists and that `key` is a key of it with the platform's role. As the owner of the
@@ -70,8 +69,8 @@ pub async fn bootstrap(admin_url: &str, key: &str) -> anyhow::Result<()> {
         .execute(&mut connection)
         .await?;
     sqlx::query(
-        "INSERT INTO api_keys (tenant_id, key_id, prefix, hash, role)
-         SELECT tenant_id, $1, left($2, 12), $3, 'platform' FROM tenants WHERE name = 'default'
+        "INSERT INTO api_keys (tenant_id, key_id, prefix, hash, role, name)
+         SELECT tenant_id, $1, left($2, 12), $3, 'platform', 'first key' FROM tenants WHERE name = 'default'
          ON CONFLICT (hash) DO UPDATE SET role = 'platform' WHERE api_keys.role = 'admin'",
     )
     .bind(KeyId::generate())

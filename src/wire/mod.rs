@@ -2,6 +2,7 @@
 //! these shapes are promised to clients and those are not. Owns no rules: ranges are checked in `app`.
 
 pub mod invocation;
+pub mod key;
 pub mod operate;
 pub mod patch;
 pub mod problem;

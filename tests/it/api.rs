@@ -1,6 +1,7 @@
 //! The API through HTTP on a real Postgres. The server runs in this process, and the test is its own worker and
 //! compiler: so every state between two steps can be looked at.
 
+mod access;
 mod batch;
 mod document;
 mod edge;
@@ -8,6 +9,7 @@ mod flush;
 mod follow;
 mod invocation_changes;
 mod invoke;
+mod keys;
 mod logs;
 mod operate;
 mod read;
