@@ -66,7 +66,7 @@ use Access::{Anyone, Invocation, Named, Open, Task, Whole};
 
 /// Every operation.
 pub const OPERATIONS: &[Operation] = &[
-    op("GET", "/healthz", Open),
+    op("GET", "/livez", Open),
     op("GET", "/readyz", Open),
     op("GET", "/v1/me", Anyone),
     op("GET", "/v1/tasks", Whole(ReadTasks)),
