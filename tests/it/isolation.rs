@@ -197,7 +197,8 @@ async fn in_every_tenant_table_the_api_role_reaches_the_rows_of_its_tenant_and_n
 async fn no_policy_is_for_everybody_and_the_apis_are_all_about_its_tenant() {
     let database = support::database().await;
     let admin = database.admin().await;
-    let policies: Vec<(String, String, Vec<String>, Option<String>, Option<String>)> = sqlx::query_as(
+    type Policy = (String, String, Vec<String>, Option<String>, Option<String>);
+    let policies: Vec<Policy> = sqlx::query_as(
         "SELECT tablename::text, policyname::text, roles::text[], qual, with_check FROM pg_policies WHERE schemaname = 'sandbar'",
     )
     .fetch_all(&admin)
