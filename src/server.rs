@@ -163,6 +163,7 @@ impl Http {
                 stop.cancelled().await;
                 draining.drain();
             };
+            let router = router.into_make_service_with_connect_info::<SocketAddr>();
             axum::serve(listener, router).with_graceful_shutdown(told).await
         });
         let address_file = config.data_dir.join(ADDRESS_FILE);

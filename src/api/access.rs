@@ -2,22 +2,30 @@
 //! `domain::permission`, and hands the identity to the extractors. An operation without a row reaches no extractor that
 //! yields a caller, so it answers nobody; a test holds the table against the OpenAPI document.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::extract::{FromRequestParts, MatchedPath, RawPathParams, Request, State};
+use axum::extract::{ConnectInfo, FromRequestParts, MatchedPath, RawPathParams, Request, State};
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, Method};
+use axum::http::{HeaderMap, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
+use tracing::Instrument as _;
 use utoipa::openapi::ResponseBuilder;
 
 use crate::api::Api;
 use crate::api::problem::{Code, Problem};
 use crate::app::App;
+use crate::app::audit::{self, Said};
 use crate::domain::permission::Action::{self, *};
+use crate::domain::permission::Reach;
+use crate::store::audit::{Entry, INSTALLATION};
 use crate::store::tenant::Identity;
+
+/// Characters of a path that are kept in the audit log.
+const MAX_TARGET: usize = 512;
 
 /// Who may call an operation, and what the action concerns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +66,13 @@ pub struct Operation {
     pub access: Access,
 }
 
+impl Operation {
+    /// Whether it changes something that is worth an entry each time. Submissions are not: see `app::audit`.
+    fn changes(&self) -> bool {
+        self.method != "GET" && self.access != Open && self.access.action() != Some(Submit)
+    }
+}
+
 const fn op(method: &'static str, path: &'static str, access: Access) -> Operation {
     Operation { method, path, access }
 }
@@ -87,6 +102,7 @@ pub const OPERATIONS: &[Operation] = &[
     op("GET", "/v1/invocations/{id}/logs", Invocation(ReadLogs)),
     op("POST", "/v1/invocations/{id}/cancel", Invocation(Cancel)),
     op("POST", "/v1/invocations/{id}/retry", Invocation(Submit)),
+    op("GET", "/v1/audit", Whole(ReadAudit)),
     op("GET", "/v1/keys", Whole(ReadKeys)),
     op("POST", "/v1/keys", Whole(ManageKeys)),
     op("GET", "/v1/keys/{id}", Whole(ReadKeys)),
@@ -161,25 +177,113 @@ impl Who {
     }
 }
 
-/// Let a request through to its handler if its caller may do what it asks for.
+/// Let a request through to its handler if its caller may do what it asks for, and write down what came of it: every
+/// denied attempt, and every change before it is answered.
 pub(super) async fn guard(State(api): State<Api>, request: Request, next: Next) -> Response {
     let (mut parts, body) = request.into_parts();
-    match admit(&mut parts, &api).await {
-        Ok(()) => next.run(Request::from_parts(parts, body)).await,
-        Err(problem) => problem.into_response(),
-    }
-}
-
-async fn admit(parts: &mut Parts, api: &Api) -> Result<(), Problem> {
     let path = parts.extensions.get::<MatchedPath>();
     // Without a row: another method of a known path, which is answered as such; or a mistake, see `Who`.
     let Some(operation) = path.and_then(|path| operation(&parts.method, path.as_str())) else {
-        return Ok(());
+        return next.run(Request::from_parts(parts, body)).await;
     };
+    let admitted = admit(operation, &mut parts, &api).await;
+    let who = parts.extensions.get::<Who>().cloned();
+    let seen = Seen::of(operation, who, &parts);
+    let request = Request::from_parts(parts, body);
+    let response = match admitted {
+        Err(problem) => problem.into_response(),
+        Ok(()) if operation.changes() => {
+            // In a task of its own: a client that goes away leaves no change half done, and none unwritten.
+            let work = async move {
+                let (response, said) = audit::observed(next.run(request)).await;
+                if response.status().is_success() || said != Said::default() {
+                    api.app.audit_change(seen.entry("done", &response, said)).await;
+                } else {
+                    seen.denied(&api, &response);
+                }
+                response
+            };
+            return match tokio::spawn(work.instrument(tracing::Span::current())).await {
+                Ok(response) => response,
+                Err(error) => match error.try_into_panic() {
+                    Ok(panic) => std::panic::resume_unwind(panic),
+                    Err(_) => Problem::new(Code::Internal, "an internal error").into_response(),
+                },
+            };
+        }
+        Ok(()) => next.run(request).await,
+    };
+    seen.denied(&api, &response);
+    response
+}
+
+/// What the audit log wants to know of a request.
+struct Seen {
+    operation: &'static Operation,
+    who: Option<Who>,
+    address: Option<String>,
+    request_id: Option<String>,
+    target: String,
+}
+
+impl Seen {
+    fn of(operation: &'static Operation, who: Option<Who>, parts: &Parts) -> Self {
+        let address = parts.extensions.get::<ConnectInfo<SocketAddr>>();
+        let id = parts.headers.get("x-request-id").and_then(|v| v.to_str().ok());
+        Self {
+            operation,
+            who,
+            address: address.map(|ConnectInfo(address)| address.ip().to_string()),
+            request_id: id.map(str::to_owned),
+            // Without the query: a filter may be anything.
+            target: parts.uri.path().chars().take(MAX_TARGET).collect(),
+        }
+    }
+
+    fn denied(self, api: &Api, response: &Response) {
+        if matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+            api.app.audit_denial(self.entry("denied", response, Said::default()));
+        }
+    }
+
+    fn entry(self, outcome: &str, response: &Response, said: Said) -> Entry {
+        let action = self.operation.access.action();
+        let platforms = matches!(action, Some(OperatePlatform | ManageTenants)) && outcome == "done";
+        let (kind, id, name, tenant) = match &self.who {
+            Some(Who(who)) => {
+                let (kind, id) = who.actor.parts();
+                (kind, Some(id), who.label(), if platforms { INSTALLATION } else { who.tenant })
+            }
+            None => ("nobody", None, String::new(), INSTALLATION),
+        };
+        Entry {
+            tenant_id: tenant,
+            audit_id: uuid::Uuid::now_v7(),
+            at: chrono::Utc::now(),
+            actor_kind: kind.to_owned(),
+            actor_id: id,
+            actor: name,
+            address: self.address,
+            request_id: self.request_id,
+            operation: format!("{} {}", self.operation.method, self.operation.path),
+            action: action.map(|action| action.as_str().to_owned()),
+            target: self.target,
+            outcome: outcome.to_owned(),
+            status: i16::try_from(response.status().as_u16()).unwrap_or_default(),
+            code: response.extensions().get::<Code>().map(|code| code.as_str().to_owned()),
+            times: 1,
+            before: said.before,
+            after: said.after,
+        }
+    }
+}
+
+async fn admit(operation: &Operation, parts: &mut Parts, api: &Api) -> Result<(), Problem> {
     if operation.access == Open {
         return Ok(());
     }
     let identity = authenticate(&parts.headers, api).await?;
+    parts.extensions.insert(Who(Arc::clone(&identity)));
     match operation.access {
         Open | Anyone => {}
         Whole(action) => App::authorize(&identity, action, None)?,
@@ -189,17 +293,17 @@ async fn admit(parts: &mut Parts, api: &Api) -> Result<(), Problem> {
         }
         Invocation(action) => match parameter(parts, "id").await.parse() {
             Ok(id) => api.app.authorize_invocation(&identity, action, id).await?,
-            // Nothing has such an id; the extractor says so to those who may ask at all.
-            Err(_) => drop(identity.permits().reach(action)),
+            // Nothing has such an id, which the extractor says to those who may ask at all.
+            Err(_) if identity.permits().reach(action) != Reach::Nothing => {}
+            Err(_) => App::authorize(&identity, action, None)?,
         },
         Named(action) => {
             // Whoever may on no task at all need not send more.
-            if identity.permits().reach(action) == crate::domain::permission::Reach::Nothing {
+            if identity.permits().reach(action) == Reach::Nothing {
                 App::authorize(&identity, action, None)?;
             }
         }
     }
-    parts.extensions.insert(Who(identity));
     Ok(())
 }
 

@@ -384,29 +384,9 @@ pub(super) async fn list(
     let (rows, more) = api.app.invocations(who.0.tenant, &filter, size).await?;
     let last = rows.last().filter(|_| more);
     Ok(Json(Page {
-        next: last.map(|row| next_page(&pairs, row.id)),
+        next: last.map(|row| super::again("/v1/invocations", &pairs, row.id)),
         items: rows.iter().map(|row| shape::summary(row, false)).collect(),
     }))
-}
-
-/// The same question, continued after `last`.
-fn next_page(pairs: &[(String, String)], last: crate::domain::ids::InvocationId) -> String {
-    let mut query = String::new();
-    for (key, value) in pairs.iter().filter(|(key, _)| key != "after") {
-        query.push_str(key);
-        query.push('=');
-        // What is not plain is escaped; the keys are known words.
-        for byte in value.bytes() {
-            match byte {
-                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b':' => {
-                    query.push(char::from(byte));
-                }
-                _ => query.push_str(&format!("%{byte:02X}")),
-            }
-        }
-        query.push('&');
-    }
-    format!("/v1/invocations?{query}after={last}")
 }
 
 fn filter(pairs: Vec<(String, String)>) -> Result<(Filter, u16), Problem> {
@@ -473,7 +453,10 @@ mod tests {
     fn the_next_page_asks_the_same_question() {
         let id = crate::domain::ids::InvocationId(uuid::Uuid::from_u128(7));
         let asked = pairs(&[("tag", "k:v&x=ü"), ("after", "old"), ("limit", "2")]);
-        assert_eq!(next_page(&asked, id), format!("/v1/invocations?tag=k:v%26x%3D%C3%BC&limit=2&after={id}"));
+        assert_eq!(
+            crate::api::again("/v1/invocations", &asked, id),
+            format!("/v1/invocations?tag=k:v%26x%3D%C3%BC&limit=2&after={id}")
+        );
     }
 
     #[test]

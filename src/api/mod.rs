@@ -2,6 +2,7 @@
 //! into a call of `app` and its answer into wire types. No rules here, and no SQL.
 
 pub mod access;
+mod audit;
 mod batch;
 mod docs;
 mod extract;
@@ -64,6 +65,7 @@ struct Api {
         (name = "tasks", description = "Named definitions and their versions"),
         (name = "invocations", description = "Running tasks, and what became of it"),
         (name = "keys", description = "API keys, and who a credential belongs to"),
+        (name = "audit", description = "Every change and every denied attempt"),
         (name = "platform", description = "Workers and background duties: for operators of the installation"),
         (name = "health", description = "For load balancers and supervisors"),
     ),
@@ -146,6 +148,7 @@ fn documented(quick: Duration, waiting: Duration, uploading: Duration) -> OpenAp
                 .routes(routes!(key::list, key::create))
                 .routes(routes!(key::get, key::patch, key::revoke))
                 .routes(routes!(key::rotate))
+                .routes(routes!(audit::list))
                 .routes(routes!(operate::workers))
                 .routes(routes!(operate::cordon))
                 .routes(routes!(operate::uncordon))
@@ -175,6 +178,26 @@ fn limit(text: &str) -> Result<u16, problem::Problem> {
     text.parse().ok().filter(|n| (1..=PAGE.1).contains(n)).ok_or_else(|| {
         problem::Problem::new(problem::Code::InvalidQuery, format!("`limit` must be from 1 to {}", PAGE.1))
     })
+}
+
+/// Address of the next page: the same question, continued after `last`.
+fn again(path: &str, pairs: &[(String, String)], last: impl std::fmt::Display) -> String {
+    let mut query = String::new();
+    for (key, value) in pairs.iter().filter(|(key, _)| key != "after") {
+        query.push_str(key);
+        query.push('=');
+        // What is not plain is escaped; the keys are known words.
+        for byte in value.bytes() {
+            match byte {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b':' => {
+                    query.push(char::from(byte));
+                }
+                _ => query.push_str(&format!("%{byte:02X}")),
+            }
+        }
+        query.push('&');
+    }
+    format!("{path}?{query}after={last}")
 }
 
 fn unknown_parameter(name: &str, known: &str) -> problem::Problem {

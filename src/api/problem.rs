@@ -261,7 +261,10 @@ impl IntoResponse for Problem {
         if code == Code::Unauthenticated {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        (code.status(), headers, body).into_response()
+        let mut response = (code.status(), headers, body).into_response();
+        // For whoever watches answers: the audit log.
+        response.extensions_mut().insert(code);
+        response
     }
 }
 

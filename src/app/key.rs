@@ -4,9 +4,10 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::{DateTime, TimeDelta, Utc};
+use serde_json::{Value, json};
 
 use crate::app::task::page;
-use crate::app::{App, Error, FieldError, Result};
+use crate::app::{App, Error, FieldError, Result, audit};
 use crate::domain::ids::{KeyId, TenantId};
 use crate::domain::permission::{Role, Scope};
 use crate::store::key::{KeyChange, KeyFilter, KeyRow, NewKey};
@@ -90,6 +91,15 @@ fn check_grant(caller: &Identity, role: Role, scopes: &[Scope]) -> Result<()> {
     Ok(())
 }
 
+/// What a key may, for the audit log.
+fn settings(key: &KeyRow) -> Value {
+    let scopes: Vec<String> = key.scopes.iter().map(ToString::to_string).collect();
+    json!({
+        "id": key.id, "name": key.name, "prefix": key.prefix, "role": key.role.as_str(), "scopes": scopes,
+        "expires_at": key.expires_at,
+    })
+}
+
 impl App {
     /// Keys, newest first, and whether there are more.
     ///
@@ -134,7 +144,9 @@ impl App {
             expires_at: wanted.expires_at,
         };
         let made = self.tenant(caller.tenant).await?.key_create(&new, MAX_KEYS).await?;
-        Ok(Made { row: made.ok_or(Error::TooManyKeys)?, secret })
+        let row = made.ok_or(Error::TooManyKeys)?;
+        audit::changed(Value::Null, settings(&row));
+        Ok(Made { row, secret })
     }
 
     /// Change a key's name, scopes or expiry.
@@ -152,6 +164,7 @@ impl App {
         check_grant(caller, old.role, change.scopes.as_deref().unwrap_or(&old.scopes))?;
         let changed = connection.key_change(id, change).await?.ok_or(Error::KeyNotActive)?;
         self.inner.keys.forget(id);
+        audit::changed(settings(&old), settings(&changed));
         Ok(changed)
     }
 
@@ -165,6 +178,7 @@ impl App {
         check_grant(caller, old.role, &old.scopes)?;
         connection.key_revoke(id).await?.ok_or(Error::KeyNotFound(id))?;
         self.inner.keys.forget(id);
+        audit::changed(settings(&old), Value::Null);
         Ok(())
     }
 
@@ -203,7 +217,9 @@ impl App {
         };
         let made = connection.key_rotate(id, &new, now + overlap).await?;
         self.inner.keys.forget(id);
-        Ok(Made { row: made.ok_or(Error::KeyNotActive)?, secret })
+        let row = made.ok_or(Error::KeyNotActive)?;
+        audit::changed(settings(&old), settings(&row));
+        Ok(Made { row, secret })
     }
 
     /// Name of a tenant.

@@ -1,6 +1,7 @@
 //! The rules that decide and write: upload, invoke, cancel, read. Knows the store and the domain; never HTTP (what
 //! comes in and goes out are types of this module, and `api` translates them).
 
+pub mod audit;
 pub mod auth;
 pub mod batch;
 pub mod catalog;
@@ -80,6 +81,7 @@ struct Inner {
     flusher: flush::Flusher,
     catalog: catalog::Catalog,
     keys: auth::Keys,
+    audit: audit::Audit,
     schemas: schema::Checker,
     inspections: Semaphore,
     upload_memory: Semaphore,
@@ -101,6 +103,7 @@ impl App {
                 flusher,
                 catalog: catalog::Catalog::default(),
                 keys: auth::Keys::default(),
+                audit: audit::Audit::start(&store),
                 schemas: schema::Checker::start()?,
                 inspections: Semaphore::new(INSPECTIONS),
                 upload_memory: Semaphore::new(

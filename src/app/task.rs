@@ -4,9 +4,10 @@ use bytes::Bytes;
 use futures_util::stream::{self, Stream};
 use sandbar_host::ModuleHash;
 use sandbar_host::limits::Limits;
+use serde_json::{Value, json};
 
 use crate::app::policy::{self, PartialRetry};
-use crate::app::{App, Error, FieldError, Result};
+use crate::app::{App, Error, FieldError, Result, audit};
 use crate::domain::ids::TenantId;
 use crate::domain::names::TaskName;
 use crate::domain::retry::RetryPolicy;
@@ -52,10 +53,14 @@ impl App {
                 }
             }
         }
-        let changed = self.tenant(tenant).await?.task_change(name, change).await?;
+        let mut connection = self.tenant(tenant).await?;
+        let before = connection.task_get(name).await?;
+        let changed = connection.task_change(name, change).await?;
         // Whatever this server remembers of the task is out of date.
         self.inner.signals.version_changed();
-        changed.ok_or_else(|| Error::TaskNotFound(name.as_str().to_owned()))
+        let changed = changed.ok_or_else(|| Error::TaskNotFound(name.as_str().to_owned()))?;
+        audit::changed(before.as_ref().map_or(Value::Null, settings), settings(&changed));
+        Ok(changed)
     }
 
     /// Delete a task; with `cancel`, cancel its open invocations first. What ended stays readable.
@@ -64,6 +69,7 @@ impl App {
     /// There is no such task of this tenant; it has open invocations and they are not to be cancelled.
     pub async fn delete_task(&self, tenant: TenantId, name: &TaskName, cancel: bool) -> Result<()> {
         let mut connection = self.tenant(tenant).await?;
+        let before = connection.task_get(name).await?;
         loop {
             let deleted = connection.task_delete(name, cancel, CANCELS_PER_STATEMENT).await?;
             self.inner.signals.version_changed();
@@ -73,6 +79,7 @@ impl App {
                 Deleted::More(stopped) => self.stopped(&stopped),
                 Deleted::Done(stopped) => {
                     self.stopped(&stopped);
+                    audit::changed(before.as_ref().map_or(Value::Null, settings), Value::Null);
                     tracing::info!(%tenant, task = %name, "task deleted");
                     return Ok(());
                 }
@@ -163,6 +170,14 @@ impl App {
 }
 
 /// Everything that can be said without the database. Ranges hold field by field, so what is merged holds them too.
+/// What people set of a task, for the audit log.
+fn settings(task: &TaskRow) -> Value {
+    json!({
+        "name": task.name, "description": task.description, "active": task.active, "version": task.pinned_version,
+        "limits": task.limits, "retry": task.retry,
+    })
+}
+
 fn check(change: &TaskChange) -> std::result::Result<(), FieldError> {
     if let Change::Set(text) = &change.description {
         if text.len() > MAX_DESCRIPTION {

@@ -224,7 +224,8 @@ impl Duties {
                 let settled = store.settle_live(BATCH).await?.unsigned_abs();
                 let folded = store.fold_usage(BATCH).await?.unsigned_abs();
                 let freed = store.free_modules(FREE_AFTER, FREE_BATCH).await?.unsigned_abs();
-                let rows = tidied + settled + folded + freed;
+                let forgotten = store.audit_forget(i64::from(BATCH)).await?;
+                let rows = tidied + settled + folded + freed + forgotten;
                 Ok(Done { rows, ..Done::batch(tidied.max(settled).max(folded)) })
             }
         }

@@ -17,6 +17,16 @@ pub enum Actor {
     Key(KeyId),
 }
 
+impl Actor {
+    /// The kind in a word, and the id.
+    #[must_use]
+    pub fn parts(self) -> (&'static str, uuid::Uuid) {
+        match self {
+            Self::Key(id) => ("key", id.0),
+        }
+    }
+}
+
 /// Who a request comes from, and what it may.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {

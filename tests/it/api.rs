@@ -2,6 +2,7 @@
 //! compiler: so every state between two steps can be looked at.
 
 mod access;
+mod audit;
 mod batch;
 mod document;
 mod edge;
@@ -99,6 +100,7 @@ impl Api {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
         let router = sandbar::api::router(app.clone());
+        let router = router.into_make_service_with_connect_info::<std::net::SocketAddr>();
         let listening = signals::listen(store.clone(), signals.clone(), stop.clone());
         Self {
             client: Client::new(&base),
