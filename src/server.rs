@@ -303,6 +303,25 @@ pub async fn admin_key(config: &Config, admin_url: &str) -> anyhow::Result<()> {
     crate::store::tenant::bootstrap(admin_url, &key).await
 }
 
+/// Make a user with this role in a tenant, or give an existing one a new password and this role: how the first admin comes in,
+/// and how one who lost the password comes back.
+///
+/// # Errors
+/// The address or the password cannot be one, there is no such tenant, or Postgres does not answer.
+pub async fn make_user(
+    admin_url: &str,
+    tenant: &str,
+    email: &str,
+    name: &str,
+    password: &str,
+    role: crate::domain::permission::Role,
+) -> anyhow::Result<()> {
+    let email = app::people::email(email).map_err(|detail| anyhow::anyhow!("the address {detail}"))?;
+    app::people::password(password).map_err(|detail| anyhow::anyhow!("the password {detail}"))?;
+    let hash = app::people::hash(password)?;
+    crate::store::people::make_user(admin_url, tenant, &email, name, &hash, role).await
+}
+
 /// A new file that only its owner may read.
 fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
     if let Some(dir) = path.parent() {

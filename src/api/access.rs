@@ -69,7 +69,7 @@ pub struct Operation {
 impl Operation {
     /// Whether it changes something that is worth an entry each time. Submissions are not: see `app::audit`.
     fn changes(&self) -> bool {
-        self.method != "GET" && self.access != Open && self.access.action() != Some(Submit)
+        self.method != "GET" && self.access.action() != Some(Submit)
     }
 }
 
@@ -102,6 +102,24 @@ pub const OPERATIONS: &[Operation] = &[
     op("GET", "/v1/invocations/{id}/logs", Invocation(ReadLogs)),
     op("POST", "/v1/invocations/{id}/cancel", Invocation(Cancel)),
     op("POST", "/v1/invocations/{id}/retry", Invocation(Submit)),
+    op("GET", "/.well-known/jwks.json", Open),
+    op("POST", "/v1/auth/login", Open),
+    op("POST", "/v1/auth/refresh", Open),
+    op("POST", "/v1/auth/accept", Open),
+    op("POST", "/v1/auth/logout", Anyone),
+    op("POST", "/v1/auth/password", Anyone),
+    op("POST", "/v1/auth/key", Anyone),
+    op("GET", "/v1/members", Whole(ReadPeople)),
+    op("PATCH", "/v1/members/{id}", Whole(ManagePeople)),
+    op("DELETE", "/v1/members/{id}", Whole(ManagePeople)),
+    op("GET", "/v1/invitations", Whole(ReadPeople)),
+    op("POST", "/v1/invitations", Whole(ManagePeople)),
+    op("DELETE", "/v1/invitations/{id}", Whole(ManagePeople)),
+    op("GET", "/v1/tenants", Whole(ManageTenants)),
+    op("POST", "/v1/tenants", Whole(ManageTenants)),
+    op("GET", "/v1/tenants/{id}", Whole(ManageTenants)),
+    op("PATCH", "/v1/tenants/{id}", Whole(ManageTenants)),
+    op("DELETE", "/v1/tenants/{id}", Whole(ManageTenants)),
     op("GET", "/v1/audit", Whole(ReadAudit)),
     op("GET", "/v1/keys", Whole(ReadKeys)),
     op("POST", "/v1/keys", Whole(ManageKeys)),
@@ -196,10 +214,10 @@ pub(super) async fn guard(State(api): State<Api>, request: Request, next: Next) 
             // In a task of its own: a client that goes away leaves no change half done, and none unwritten.
             let work = async move {
                 let (response, said) = audit::observed(next.run(request)).await;
-                if response.status().is_success() || said != Said::default() {
+                if refused(&response) {
+                    api.app.audit_denial(seen.entry("denied", &response, said));
+                } else if response.status().is_success() || said != Said::default() {
                     api.app.audit_change(seen.entry("done", &response, said)).await;
-                } else {
-                    seen.denied(&api, &response);
                 }
                 response
             };
@@ -213,8 +231,14 @@ pub(super) async fn guard(State(api): State<Api>, request: Request, next: Next) 
         }
         Ok(()) => next.run(request).await,
     };
-    seen.denied(&api, &response);
+    if refused(&response) {
+        api.app.audit_denial(seen.entry("denied", &response, Said::default()));
+    }
     response
+}
+
+fn refused(response: &Response) -> bool {
+    matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
 }
 
 /// What the audit log wants to know of a request.
@@ -240,12 +264,6 @@ impl Seen {
         }
     }
 
-    fn denied(self, api: &Api, response: &Response) {
-        if matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
-            api.app.audit_denial(self.entry("denied", response, Said::default()));
-        }
-    }
-
     fn entry(self, outcome: &str, response: &Response, said: Said) -> Entry {
         let action = self.operation.access.action();
         let platforms = matches!(action, Some(OperatePlatform | ManageTenants)) && outcome == "done";
@@ -254,7 +272,14 @@ impl Seen {
                 let (kind, id) = who.actor.parts();
                 (kind, Some(id), who.label(), if platforms { INSTALLATION } else { who.tenant })
             }
-            None => ("nobody", None, String::new(), INSTALLATION),
+            // Who it is may be proved by the request itself: a login.
+            None => match &said.by {
+                Some((tenant, actor, name)) => {
+                    let (kind, id) = actor.parts();
+                    (kind, Some(id), name.clone(), *tenant)
+                }
+                None => ("nobody", None, String::new(), INSTALLATION),
+            },
         };
         Entry {
             tenant_id: tenant,
@@ -284,6 +309,9 @@ async fn admit(operation: &Operation, parts: &mut Parts, api: &Api) -> Result<()
     }
     let identity = authenticate(&parts.headers, api).await?;
     parts.extensions.insert(Who(Arc::clone(&identity)));
+    if let Some(action) = operation.access.action() {
+        App::check_active(&identity, action)?;
+    }
     match operation.access {
         Open | Anyone => {}
         Whole(action) => App::authorize(&identity, action, None)?,

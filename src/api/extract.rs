@@ -150,6 +150,29 @@ impl FromRequestParts<Api> for KeyPath {
     }
 }
 
+/// `{id}` of the path, of whatever the handler says.
+#[derive(Debug, Clone, Copy)]
+pub struct IdPath<T>(Option<T>);
+
+impl<T> IdPath<T> {
+    /// The id. What cannot be one belongs to nothing.
+    ///
+    /// # Errors
+    /// A problem of this kind.
+    pub fn or(self, code: Code) -> Result<T, Problem> {
+        self.0.ok_or_else(|| Problem::new(code, "the id is a UUID"))
+    }
+}
+
+impl<T: std::str::FromStr + Send> FromRequestParts<Api> for IdPath<T> {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Api) -> Result<Self, Infallible> {
+        let id = Path::<String>::from_request_parts(parts, &()).await.ok();
+        Ok(Self(id.and_then(|Path(text)| text.parse().ok())))
+    }
+}
+
 /// `{name}` of the path, of a duty.
 #[derive(Debug)]
 pub struct DutyPath(pub String);

@@ -84,7 +84,7 @@ fn key(row: &KeyRow) -> wire::Key {
 }
 
 /// A secret is in it: nobody on the way may keep it.
-fn made(status: StatusCode, made: Made) -> Response {
+pub(super) fn made(status: StatusCode, made: Made) -> Response {
     let body = wire::MadeKey { key: key(&made.row), secret: made.secret };
     (status, [(CACHE_CONTROL, HeaderValue::from_static("no-store"))], Json(body)).into_response()
 }
@@ -101,6 +101,7 @@ pub(super) async fn me(State(api): State<Api>, Who(who): Who) -> Result<Json<wir
     let tenant = api.app.tenant_name(who.tenant).await?;
     let (kind, id) = match who.actor {
         Actor::Key(id) => (wire::ActorKind::Key, id.0),
+        Actor::User(id, _) => (wire::ActorKind::User, id.0),
     };
     let permits = who.permits();
     let may = Action::ALL.iter().filter(|action| permits.reach(**action) != Reach::Nothing);

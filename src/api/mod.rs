@@ -12,9 +12,11 @@ mod key;
 mod layers;
 mod log;
 mod operate;
+mod people;
 pub mod problem;
 mod shape;
 mod task;
+mod tenant;
 mod why;
 
 use std::sync::Arc;
@@ -66,6 +68,8 @@ struct Api {
         (name = "invocations", description = "Running tasks, and what became of it"),
         (name = "keys", description = "API keys, and who a credential belongs to"),
         (name = "audit", description = "Every change and every denied attempt"),
+        (name = "people", description = "Login, members and invitations"),
+        (name = "tenants", description = "For operators of the installation"),
         (name = "platform", description = "Workers and background duties: for operators of the installation"),
         (name = "health", description = "For load balancers and supervisors"),
     ),
@@ -149,6 +153,19 @@ fn documented(quick: Duration, waiting: Duration, uploading: Duration) -> OpenAp
                 .routes(routes!(key::get, key::patch, key::revoke))
                 .routes(routes!(key::rotate))
                 .routes(routes!(audit::list))
+                .routes(routes!(people::jwks))
+                .routes(routes!(people::login))
+                .routes(routes!(people::refresh))
+                .routes(routes!(people::accept))
+                .routes(routes!(people::logout))
+                .routes(routes!(people::password))
+                .routes(routes!(people::key))
+                .routes(routes!(people::members))
+                .routes(routes!(people::change, people::remove))
+                .routes(routes!(people::invitations, people::invite))
+                .routes(routes!(people::uninvite))
+                .routes(routes!(tenant::list, tenant::create))
+                .routes(routes!(tenant::get, tenant::patch, tenant::delete))
                 .routes(routes!(operate::workers))
                 .routes(routes!(operate::cordon))
                 .routes(routes!(operate::uncordon))

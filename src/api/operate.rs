@@ -57,6 +57,7 @@ fn description(name: &str) -> &'static str {
         "unpark" => "Brings parked invocations back whose cap has room",
         "reap" => "Declares silent workers dead and hands their work on",
         "expire" => "Ends what waits past its expiry",
+        "erase" => "Deletes tenants whose grace time is over, with everything of them",
         "tidy" => "Forgets old idempotency keys, spent cancellations and workers long gone",
         _ => "",
     }

@@ -8,6 +8,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use sandbar_host::inspect::{Rejection, RejectionCode};
 
+use crate::app::token::Refusal;
 use crate::app::{Error, FieldError};
 use crate::wire::problem as wire;
 
@@ -56,12 +57,24 @@ codes! {
     InvalidQuery "invalid-query" 400 "The query string is not understood";
     InvalidIdempotencyKey "invalid-idempotency-key" 400 "The Idempotency-Key header is not usable";
     Unauthenticated "unauthenticated" 401 "No valid credential";
+    TokenInvalid "token-invalid" 401 "The token is not valid";
+    TokenExpired "token-expired" 401 "The token has expired";
+    TokenNotYetValid "token-not-yet-valid" 401 "The token is not valid yet";
+    TokenWrongAudience "token-wrong-audience" 401 "The token is for somebody else";
+    TokenUnknownKey "token-unknown-key" 401 "No key has signed the token";
+    TokenWrongAlgorithm "token-wrong-algorithm" 401 "The token is signed by the wrong algorithm";
+    LoginFailed "login-failed" 401 "The login failed";
+    SessionOver "session-over" 401 "The session is over";
+    TenantSuspended "tenant-suspended" 403 "The tenant is suspended";
     Forbidden "forbidden" 403 "The credential may not do this";
     RouteNotFound "route-not-found" 404 "There is nothing at this address";
     TaskNotFound "task-not-found" 404 "No such task";
     VersionNotFound "version-not-found" 404 "No such version";
     InvocationNotFound "invocation-not-found" 404 "No such invocation";
     WorkerNotFound "worker-not-found" 404 "No such worker";
+    InvitationNotFound "invitation-not-found" 404 "No such invitation";
+    MemberNotFound "member-not-found" 404 "No such member";
+    TenantNotFound "tenant-not-found" 404 "No such tenant";
     KeyNotFound "key-not-found" 404 "No such key";
     DutyNotFound "duty-not-found" 404 "No such duty";
     NoOutput "no-output" 404 "The invocation left no output";
@@ -76,6 +89,11 @@ codes! {
     UniqueKeyTaken "unique-key-taken" 409 "The unique_key is taken";
     VersionNotReady "version-not-ready" 409 "The version is still being compiled";
     VersionRejected "version-rejected" 409 "The version was rejected";
+    LastOwner "last-owner" 409 "The tenant needs an owner";
+    NoUser "no-user" 409 "The credential is no user";
+    OwnTenant "own-tenant" 409 "The tenant is the caller's own";
+    TenantNameTaken "tenant-name-taken" 409 "The name of the tenant is taken";
+    TooManyInvitations "too-many-invitations" 409 "The tenant has too many invitations";
     KeyNotActive "key-not-active" 409 "The key is not active";
     TooManyKeys "too-many-keys" 409 "The tenant has too many keys";
     BodyTooLarge "body-too-large" 413 "The request body is too large";
@@ -100,6 +118,7 @@ codes! {
     ModuleDoesNotCompile "module-does-not-compile" 422 "The module does not compile";
     ModuleCompileTimeout "module-compile-timeout" 422 "The module takes too long to compile";
     ModuleCompileMemory "module-compile-memory" 422 "The module takes too much memory to compile";
+    LoginLocked "login-locked" 429 "Too many logins failed";
     Internal "internal" 500 "An internal error";
     Overloaded "overloaded" 503 "The server is overloaded";
     DatabaseUnavailable "database-unavailable" 503 "The database is not available";
@@ -219,6 +238,29 @@ impl From<Error> for Problem {
             Error::UploadBroken(_) => plain(Code::BrokenBody),
             Error::InvocationNotFound(_) => plain(Code::InvocationNotFound),
             Error::Forbidden { .. } => plain(Code::Forbidden),
+            Error::Token(refusal) => plain(match refusal {
+                Refusal::Invalid => Code::TokenInvalid,
+                Refusal::Expired => Code::TokenExpired,
+                Refusal::NotYet => Code::TokenNotYetValid,
+                Refusal::Audience => Code::TokenWrongAudience,
+                Refusal::UnknownKey => Code::TokenUnknownKey,
+                Refusal::Algorithm => Code::TokenWrongAlgorithm,
+            }),
+            Error::LoginFailed => plain(Code::LoginFailed),
+            Error::LoginLocked(wait) => {
+                let seconds = u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1);
+                Self { retry_after: Some(seconds), ..plain(Code::LoginLocked) }
+            }
+            Error::SessionOver => plain(Code::SessionOver),
+            Error::NoUser => plain(Code::NoUser),
+            Error::InvitationNotFound => plain(Code::InvitationNotFound),
+            Error::TooManyInvitations => plain(Code::TooManyInvitations),
+            Error::MemberNotFound(_) => plain(Code::MemberNotFound),
+            Error::LastOwner => plain(Code::LastOwner),
+            Error::TenantNotFound(_) => plain(Code::TenantNotFound),
+            Error::TenantNameTaken(_) => plain(Code::TenantNameTaken),
+            Error::OwnTenant => plain(Code::OwnTenant),
+            Error::TenantSuspended => plain(Code::TenantSuspended),
             Error::KeyNotFound(_) => plain(Code::KeyNotFound),
             Error::KeyNotActive => plain(Code::KeyNotActive),
             Error::TooManyKeys => plain(Code::TooManyKeys),
@@ -258,7 +300,7 @@ impl IntoResponse for Problem {
         if let Some(seconds) = retry_after {
             headers.insert(RETRY_AFTER, seconds.into());
         }
-        if code == Code::Unauthenticated {
+        if code.status() == StatusCode::UNAUTHORIZED {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         let mut response = (code.status(), headers, body).into_response();

@@ -19,6 +19,7 @@ use crate::app::{App, Result};
 use crate::domain::ids::TenantId;
 use crate::store::ApiStore;
 use crate::store::audit::{AuditFilter, Entry};
+use crate::store::tenant::Actor;
 
 /// Entries that wait to be written. Beyond it denials are only counted, and changes wait.
 const BACKLOG: usize = 4_096;
@@ -46,6 +47,8 @@ pub struct Said {
     pub before: Option<Value>,
     /// What is.
     pub after: Option<Value>,
+    /// Who did it, when the request alone does not say: a login.
+    pub by: Option<(TenantId, Actor, String)>,
 }
 
 tokio::task_local! {
@@ -63,8 +66,17 @@ pub async fn observed<T>(work: impl Future<Output = T>) -> (T, Said) {
 /// Say what was and what is; `null`: nothing. Without anybody who observes, nothing happens.
 pub fn changed(before: Value, after: Value) {
     let tidy = |value: Value| (!value.is_null()).then(|| masked(value));
-    let said = Said { before: tidy(before), after: tidy(after) };
-    let _ = SAID.try_with(|slot| *slot.lock().unwrap_or_else(PoisonError::into_inner) = said);
+    let (before, after) = (tidy(before), tidy(after));
+    say(|said| (said.before, said.after) = (before, after));
+}
+
+/// Say who does it.
+pub fn by(tenant: TenantId, actor: Actor, name: &str) {
+    say(|said| said.by = Some((tenant, actor, name.to_owned())));
+}
+
+fn say(say: impl FnOnce(&mut Said)) {
+    let _ = SAID.try_with(|slot| say(&mut slot.lock().unwrap_or_else(PoisonError::into_inner)));
 }
 
 /// Without secrets, and not large.

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use tokio::sync::Semaphore;
 
-use crate::app::{App, Error, Inner, Result};
-use crate::domain::ids::{InvocationId, KeyId, TenantId};
+use crate::app::{App, Error, Inner, Result, token};
+use crate::domain::ids::{InvocationId, KeyId, TenantId, UserId};
 use crate::domain::permission::{Action, Reach};
 use crate::store::tenant::{Actor, Identity, key_hash};
 
@@ -21,8 +21,8 @@ const STALE_AFTER: Duration = Duration::from_secs(5);
 const MAX_KEYS: usize = 65_536;
 /// Unknown keys remembered, in two generations.
 const MAX_UNKNOWN: usize = 16_384;
-/// Longest key that is looked at.
-const MAX_KEY_BYTES: usize = 512;
+/// Longest key or token that is looked at.
+const MAX_CREDENTIAL_BYTES: usize = 8 << 10;
 /// Keys that are looked up in Postgres at once; the others wait.
 const LOOKUPS: usize = 4;
 /// Time between writes of when keys were used.
@@ -123,7 +123,7 @@ impl Keys {
 
     /// Note that a key was used, unless that was noted lately.
     fn used(&self, identity: &Identity, now: Instant) {
-        let Actor::Key(key) = identity.actor;
+        let Actor::Key(key) = identity.actor else { return };
         let mut seen = self.lock();
         let lately = seen.noted.get(&key).is_some_and(|at| now.saturating_duration_since(*at) < USE_GRAIN);
         if !lately && seen.uses.len() < MAX_KEYS {
@@ -140,26 +140,48 @@ impl Keys {
     pub(super) fn forget(&self, key: KeyId) {
         self.lock().known.retain(|(identity, _)| identity.actor != Actor::Key(key));
     }
+
+    /// The same for all sessions of a user.
+    pub(super) fn forget_sessions(&self, user: UserId) {
+        let of_user = |actor: Actor| matches!(actor, Actor::User(id, _) if id == user);
+        self.lock().known.retain(|(identity, _)| !of_user(identity.actor));
+    }
+
+    /// The same for everybody in a tenant.
+    pub(super) fn forget_tenant(&self, tenant: TenantId) {
+        self.lock().known.retain(|(identity, _)| identity.tenant != tenant);
+    }
 }
 
 impl App {
-    /// Who this key belongs to; `None` for nobody.
+    /// Who this key or token belongs to; `None` for nobody.
     ///
     /// # Errors
-    /// Postgres does not answer.
+    /// Postgres does not answer; [`Error::Token`] says why a token is refused.
     pub async fn authenticate(&self, key: &str) -> Result<Option<Arc<Identity>>> {
-        if key.is_empty() || key.len() > MAX_KEY_BYTES {
+        if key.is_empty() || key.len() > MAX_CREDENTIAL_BYTES {
             return Ok(None);
         }
         let hash = key_hash(key);
         let found = match self.inner.keys.get(&hash, Instant::now()) {
             Some(found) => found,
+            None if token::looks_like_one(key) => self.verified(key, hash).await?,
             None => self.look_up(hash).await?,
         };
         let found = found.filter(|identity| identity.expires_at.is_none_or(|at| at > Utc::now()));
         if let Some(identity) = &found {
             self.inner.keys.used(identity, Instant::now());
         }
+        Ok(found)
+    }
+
+    /// Whose token this is. It is remembered as keys are, so that it is verified every five seconds and not each time.
+    async fn verified(&self, token: &str, hash: KeyHash) -> Result<Option<Arc<Identity>>> {
+        let (session, expires_at) = self.verify(token).await?;
+        let now = Instant::now();
+        let found = self.inner.store.identify_session(session).await?;
+        let found = found.map(|identity| Arc::new(Identity { expires_at, ..identity }));
+        self.inner.keys.put(hash, found.clone(), now);
         Ok(found)
     }
 
@@ -243,6 +265,7 @@ mod tests {
             role: Role::Developer,
             scopes: scopes.iter().map(|s| s.parse::<Scope>().unwrap()).collect(),
             expires_at: None,
+            active: true,
         }
     }
 
@@ -259,7 +282,7 @@ mod tests {
         for n in [1, 2, 3] {
             assert_eq!(keys.get(&[n; 32], start + STALE_AFTER), None);
         }
-        let Actor::Key(id) = somebody.actor;
+        let Actor::Key(id) = somebody.actor else { panic!("not a key") };
         keys.forget(id);
         assert_eq!(keys.get(&[1; 32], later), None);
     }

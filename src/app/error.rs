@@ -1,10 +1,13 @@
 //! Why a request was not done, without a word about HTTP: `api::problem` gives each its status and its page.
 
+use std::time::Duration;
+
 use sandbar_host::ModuleKind;
 use sandbar_host::inspect::Rejection;
 
 use crate::app::flush::Refused;
-use crate::domain::ids::{InvocationId, KeyId, WorkerId};
+use crate::app::token::Refusal;
+use crate::domain::ids::{InvocationId, KeyId, TenantId, UserId, WorkerId};
 use crate::domain::invocation::State;
 use crate::domain::permission::{Action, Role};
 use crate::store;
@@ -132,6 +135,45 @@ pub enum Error {
         /// The role may, and the scopes of the key do not.
         scoped: bool,
     },
+    /// The token is refused.
+    #[error("{}", refused(*.0))]
+    Token(Refusal),
+    /// Address and password belong to nobody; or to nobody in that tenant.
+    #[error("address and password do not belong together, or not to a member of this tenant")]
+    LoginFailed,
+    /// Too many logins failed.
+    #[error("too many logins failed for this address; the next is possible in {} s", .0.as_secs() + 1)]
+    LoginLocked(Duration),
+    /// The session cannot go on.
+    #[error("this refresh token is unknown, over or was used before; log in again")]
+    SessionOver,
+    /// A key does what only people can.
+    #[error("an API key has no password; log in as a user")]
+    NoUser,
+    /// No such invitation, or it is over.
+    #[error("there is no such invitation, or it was accepted, or is over")]
+    InvitationNotFound,
+    /// The tenant has as many open invitations as it may.
+    #[error("the tenant has 1,000 open invitations; take back those that nobody accepts")]
+    TooManyInvitations,
+    /// No such member of this tenant.
+    #[error("there is no member {0}")]
+    MemberNotFound(UserId),
+    /// Somebody has to be owner.
+    #[error("this is the only owner; make somebody else owner first")]
+    LastOwner,
+    /// No such tenant.
+    #[error("there is no tenant {0}")]
+    TenantNotFound(TenantId),
+    /// Another tenant has the name.
+    #[error("there is a tenant `{0}`")]
+    TenantNameTaken(String),
+    /// It would lock its own door.
+    #[error("this is the tenant of the credential itself; use one of another tenant")]
+    OwnTenant,
+    /// The tenant is suspended, or is being deleted.
+    #[error("the tenant is suspended or is being deleted: nothing new starts, and nothing is changed")]
+    TenantSuspended,
     /// No such key of this tenant.
     #[error("there is no key {0}")]
     KeyNotFound(KeyId),
@@ -168,6 +210,17 @@ pub enum Error {
     /// Our mistake.
     #[error("an internal error")]
     Internal(#[source] anyhow::Error),
+}
+
+fn refused(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::Invalid => "this token is none of ours, or was changed",
+        Refusal::Expired => "this token has expired; refresh it, or log in again",
+        Refusal::NotYet => "this token is not valid yet: the clocks differ by more than 30 s",
+        Refusal::Audience => "this token is for somebody else, or from somebody else",
+        Refusal::UnknownKey => "no key of this issuer has the `kid` of this token",
+        Refusal::Algorithm => "this token is signed by an algorithm that its issuer does not use",
+    }
 }
 
 fn forbidden(role: Role, action: Action, scoped: bool) -> String {

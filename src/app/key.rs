@@ -11,7 +11,7 @@ use crate::app::{App, Error, FieldError, Result, audit};
 use crate::domain::ids::{KeyId, TenantId};
 use crate::domain::permission::{Role, Scope};
 use crate::store::key::{KeyChange, KeyFilter, KeyRow, NewKey};
-use crate::store::tenant::{Identity, key_hash};
+use crate::store::tenant::{Actor, Identity, key_hash};
 
 /// Keys of a tenant that are not revoked.
 pub const MAX_KEYS: i64 = 10_000;
@@ -23,6 +23,8 @@ const SHOWN: usize = 12;
 const MAX_NAME: usize = 200;
 /// How long a rotated key goes on working: when nobody says, and at most.
 pub const OVERLAP: (TimeDelta, TimeDelta) = (TimeDelta::days(1), TimeDelta::days(30));
+/// How long a person's own key works.
+const OWN_KEY: TimeDelta = TimeDelta::days(90);
 /// Furthest expiry.
 const MAX_LIFE: TimeDelta = TimeDelta::days(3_660);
 
@@ -142,6 +144,33 @@ impl App {
             scopes: &wanted.scopes,
             created_by: &by,
             expires_at: wanted.expires_at,
+            user: None,
+        };
+        let made = self.tenant(caller.tenant).await?.key_create(&new, MAX_KEYS).await?;
+        let row = made.ok_or(Error::TooManyKeys)?;
+        audit::changed(Value::Null, settings(&row));
+        Ok(Made { row, secret })
+    }
+
+    /// Make a key for the person who logged in, which may what the person may: for a command line, that has no browser.
+    ///
+    /// # Errors
+    /// The caller is no user, or has too many.
+    pub async fn make_own_key(&self, caller: &Identity, name: &str) -> Result<Made> {
+        let Actor::User(user, _) = caller.actor else { return Err(Error::NoUser) };
+        check_name(name)?;
+        let secret = new_secret();
+        let by = caller.label();
+        let new = NewKey {
+            id: KeyId::generate(),
+            name,
+            prefix: &secret[..SHOWN],
+            hash: key_hash(&secret),
+            role: caller.role,
+            scopes: &[],
+            created_by: &by,
+            expires_at: Some(Utc::now() + OWN_KEY),
+            user: Some(user),
         };
         let made = self.tenant(caller.tenant).await?.key_create(&new, MAX_KEYS).await?;
         let row = made.ok_or(Error::TooManyKeys)?;
@@ -214,6 +243,7 @@ impl App {
             scopes: &old.scopes,
             created_by: &by,
             expires_at: expires_at.or_else(|| old.expires_at.map(|at| now + (at - old.created_at))),
+            user: None, // the old one's
         };
         let made = connection.key_rotate(id, &new, now + overlap).await?;
         self.inner.keys.forget(id);

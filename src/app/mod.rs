@@ -12,11 +12,14 @@ pub mod invoke;
 pub mod key;
 pub mod log;
 pub mod operate;
+pub mod people;
 pub mod policy;
 pub mod retry;
 pub mod schema;
 pub mod signals;
 pub mod task;
+pub mod tenant;
+pub mod token;
 pub mod upload;
 
 use std::sync::Arc;
@@ -82,6 +85,8 @@ struct Inner {
     catalog: catalog::Catalog,
     keys: auth::Keys,
     audit: audit::Audit,
+    hashing: people::Hashing,
+    issuer: token::Issuer,
     schemas: schema::Checker,
     inspections: Semaphore,
     upload_memory: Semaphore,
@@ -104,6 +109,8 @@ impl App {
                 catalog: catalog::Catalog::default(),
                 keys: auth::Keys::default(),
                 audit: audit::Audit::start(&store),
+                hashing: people::Hashing::default(),
+                issuer: token::Issuer::default(),
                 schemas: schema::Checker::start()?,
                 inspections: Semaphore::new(INSPECTIONS),
                 upload_memory: Semaphore::new(

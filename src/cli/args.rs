@@ -6,12 +6,15 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use super::audit::Audit;
 use super::build::Build;
 use super::cancel::Cancel;
 use super::completions::Completions;
 use super::get::Get;
 use super::invoke::Invoke;
+use super::key::Key;
 use super::list::List;
+use super::login::Login;
 use super::logs::Logs;
 use super::new::New;
 use super::profile::Profile;
@@ -20,6 +23,8 @@ use super::reference::Reference;
 use super::retry::Retry;
 use super::run::Run;
 use super::tasks::Tasks;
+use super::tenant::Tenant;
+use super::user::User;
 use super::versions::Versions;
 use crate::config::{LogFormat, Overrides, Secret};
 
@@ -112,6 +117,11 @@ pub enum Command {
     Tasks(Tasks),
     Versions(Versions),
     Profile(Profile),
+    Login(Login),
+    Key(Key),
+    User(User),
+    Tenant(Tenant),
+    Audit(Audit),
     /// Start everything on this machine: an embedded Postgres, the API, the scheduler and a worker
     Dev(Role),
     /// Start the API and the scheduler
@@ -142,6 +152,11 @@ impl Command {
             Self::Tasks(c) => c.json(),
             Self::Versions(c) => c.json(),
             Self::Profile(c) => c.json(),
+            Self::Login(c) => c.json(),
+            Self::Key(c) => c.json(),
+            Self::User(c) => c.json(),
+            Self::Tenant(c) => c.json(),
+            Self::Audit(c) => c.json(),
             Self::Dev(_)
             | Self::Server(_)
             | Self::Worker(_)

@@ -3,6 +3,7 @@
 //! (which server, which key), `wait` and `events` (until an invocation ends), `output` and `show` (how things look).
 
 mod args;
+mod audit;
 mod build;
 mod cancel;
 mod client;
@@ -12,7 +13,9 @@ mod events;
 mod failure;
 mod get;
 mod invoke;
+mod key;
 mod list;
+mod login;
 mod logs;
 mod migrate;
 mod new;
@@ -28,6 +31,8 @@ mod run;
 mod show;
 mod target;
 mod tasks;
+mod tenant;
+mod user;
 mod value;
 mod versions;
 mod wait;
@@ -84,6 +89,11 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Retry(command) => on_runtime(command.run()),
         Command::Tasks(command) => on_runtime(command.run()),
         Command::Versions(command) => on_runtime(command.run()),
+        Command::Login(command) => on_runtime(command.run()),
+        Command::Key(command) => on_runtime(command.run()),
+        Command::Tenant(command) => on_runtime(command.run()),
+        Command::User(command) => on_runtime(command.run()),
+        Command::Audit(command) => on_runtime(command.run()),
     };
     outcome.map(ExitCode::from)
 }

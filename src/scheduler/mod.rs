@@ -63,12 +63,14 @@ enum Duty {
     Reap,
     /// What waits past its expiry ends.
     Expire,
+    /// Tenants whose deletion has come go.
+    Erase,
     /// Old idempotency keys, spent cancellations and workers long gone are forgotten, and usage is added up.
     Tidy,
 }
 
 impl Duty {
-    const ALL: [Self; 6] = [Self::Promote, Self::Settle, Self::Unpark, Self::Reap, Self::Expire, Self::Tidy];
+    const ALL: [Self; 7] = [Self::Promote, Self::Settle, Self::Unpark, Self::Reap, Self::Expire, Self::Erase, Self::Tidy];
 
     /// The name of its lease. The API describes each (`api::duty`).
     fn name(self) -> &'static str {
@@ -78,6 +80,7 @@ impl Duty {
             Self::Unpark => "unpark",
             Self::Reap => "reap",
             Self::Expire => "expire",
+            Self::Erase => "erase",
             Self::Tidy => "tidy",
         }
     }
@@ -87,7 +90,7 @@ impl Duty {
         match self {
             // A worker dies at any time; looking more often than it may be silent finds it in time.
             Self::Reap => settings.dead_after / 6,
-            Self::Promote | Self::Settle | Self::Unpark | Self::Expire | Self::Tidy => settings.tick,
+            Self::Promote | Self::Settle | Self::Unpark | Self::Expire | Self::Erase | Self::Tidy => settings.tick,
         }
     }
 }
@@ -219,12 +222,18 @@ impl Duties {
                 self.signals.done(&ended);
                 Ok(Done::batch(ended.len() as u64))
             }
+            Duty::Erase => {
+                let gone = store.erase_tenant(BATCH).await?;
+                // As long as rows go there are more of them.
+                Ok(Done { rows: gone, again: (gone > 0).then_some(Duration::ZERO) })
+            }
             Duty::Tidy => {
                 let tidied = store.tidy(i64::from(BATCH)).await?;
                 let settled = store.settle_live(BATCH).await?.unsigned_abs();
                 let folded = store.fold_usage(BATCH).await?.unsigned_abs();
                 let freed = store.free_modules(FREE_AFTER, FREE_BATCH).await?.unsigned_abs();
-                let forgotten = store.audit_forget(i64::from(BATCH)).await?;
+                let forgotten = store.audit_forget(i64::from(BATCH)).await?
+                    + store.people_tidy(i64::from(BATCH)).await?;
                 let rows = tidied + settled + folded + freed + forgotten;
                 Ok(Done { rows, ..Done::batch(tidied.max(settled).max(folded)) })
             }

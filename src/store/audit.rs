@@ -140,8 +140,10 @@ impl WorkerStore {
     /// # Errors
     /// Postgres does not answer.
     pub async fn audit_forget(&self, limit: i64) -> Result<u64> {
+        let mut transaction = self.begin().await?;
         let gone: i64 =
-            sqlx::query_scalar("SELECT audit_forget($1)").bind(limit).fetch_one(&self.pool).await?;
+            sqlx::query_scalar("SELECT audit_forget($1)").bind(limit).fetch_one(&mut *transaction).await?;
+        transaction.commit().await?;
         Ok(gone.unsigned_abs())
     }
 }

@@ -8,7 +8,7 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 use subtle::ConstantTimeEq;
 
-use crate::domain::ids::{KeyId, TenantId};
+use crate::domain::ids::{KeyId, TenantId, UserId};
 use crate::domain::permission::{Role, Scope, UnknownRole, UnknownScope};
 use crate::store::tenant::{Actor, Identity};
 use crate::store::{ApiStore, Error, Result, TenantConn, Tries};
@@ -59,6 +59,8 @@ pub struct NewKey<'a> {
     pub created_by: &'a str,
     /// From when on it is refused.
     pub expires_at: Option<DateTime<Utc>>,
+    /// Whose it is: it may what that person may.
+    pub user: Option<UserId>,
 }
 
 /// What is to become of a key. `None`: stays.
@@ -124,7 +126,7 @@ impl ApiStore {
         let work = async {
             let mut tries = Tries::of(&self.pool);
             loop {
-                let answer = sqlx::query("SELECT * FROM find_key($1)")
+                let answer = sqlx::query("SELECT * FROM identify_key($1)")
                     .bind(hash.as_slice())
                     .fetch_optional(&self.pool)
                     .await;
@@ -146,6 +148,7 @@ impl ApiStore {
             role: read_role(&row)?,
             scopes: Arc::from(read_scopes(&row)?),
             expires_at: row.try_get("expires_at")?,
+            active: row.try_get::<&str, _>("state")? == "active",
         }))
     }
 
@@ -214,8 +217,8 @@ impl TenantConn {
     /// Postgres does not answer.
     pub async fn key_create(&mut self, new: &NewKey<'_>, max: i64) -> Result<Option<KeyRow>> {
         let row = sqlx::query(&format!(
-            "INSERT INTO api_keys (tenant_id, key_id, prefix, hash, role, name, scopes, created_by, expires_at)
-             SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9
+            "INSERT INTO api_keys (tenant_id, key_id, prefix, hash, role, name, scopes, created_by, expires_at, user_id)
+             SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $11
              WHERE (SELECT count(*) FROM api_keys WHERE tenant_id = $1 AND revoked_at IS NULL) < $10
              RETURNING {COLUMNS}"
         ))
@@ -229,6 +232,7 @@ impl TenantConn {
         .bind(new.created_by)
         .bind(new.expires_at)
         .bind(max)
+        .bind(new.user)
         .fetch_optional(&mut **self)
         .await?;
         row.as_ref().map(key).transpose()
@@ -287,9 +291,9 @@ impl TenantConn {
                UPDATE api_keys SET replaced_by = $2, expires_at = LEAST(expires_at, $10)
                WHERE tenant_id = $1 AND key_id = $11 AND revoked_at IS NULL AND replaced_by IS NULL
                  AND (expires_at IS NULL OR expires_at > clock_timestamp())
-               RETURNING key_id)
-             INSERT INTO api_keys (tenant_id, key_id, prefix, hash, role, name, scopes, created_by, expires_at)
-             SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9 FROM old
+               RETURNING user_id)
+             INSERT INTO api_keys (tenant_id, key_id, prefix, hash, role, name, scopes, created_by, expires_at, user_id)
+             SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, old.user_id FROM old
              RETURNING {COLUMNS}"
         ))
         .bind(self.tenant())

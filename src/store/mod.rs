@@ -10,6 +10,7 @@ pub mod duty;
 pub mod invocation;
 pub mod key;
 pub mod log;
+pub mod people;
 pub mod queue;
 pub mod task;
 pub mod tenant;

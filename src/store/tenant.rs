@@ -5,24 +5,29 @@ use std::sync::Arc;
 use anyhow::Context;
 use chrono::{DateTime, Utc};
 use sha2::{Digest, Sha256};
-use sqlx::{Connection, PgConnection};
+use sqlx::{Connection, PgConnection, Row};
+use uuid::Uuid;
 
-use crate::domain::ids::{KeyId, TenantId};
+use crate::domain::ids::{KeyId, TenantId, UserId};
 use crate::domain::permission::{Permits, Role, Scope};
+use crate::store::{ApiStore, Error, Result, WorkerStore};
 
 /// Who acts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Actor {
     /// An API key.
     Key(KeyId),
+    /// A user, in a session.
+    User(UserId, Uuid),
 }
 
 impl Actor {
     /// The kind in a word, and the id.
     #[must_use]
-    pub fn parts(self) -> (&'static str, uuid::Uuid) {
+    pub fn parts(self) -> (&'static str, Uuid) {
         match self {
             Self::Key(id) => ("key", id.0),
+            Self::User(id, _) => ("user", id.0),
         }
     }
 }
@@ -42,6 +47,8 @@ pub struct Identity {
     pub scopes: Arc<[Scope]>,
     /// From when on it is refused.
     pub expires_at: Option<DateTime<Utc>>,
+    /// Its tenant is neither suspended nor going.
+    pub active: bool,
 }
 
 impl Identity {
@@ -54,8 +61,8 @@ impl Identity {
     /// The actor's name, or its id when it has none.
     #[must_use]
     pub fn label(&self) -> String {
-        let Actor::Key(id) = self.actor;
-        if self.name.is_empty() { format!("key {id}") } else { self.name.to_string() }
+        let (kind, id) = self.actor.parts();
+        if self.name.is_empty() { format!("{kind} {id}") } else { self.name.to_string() }
     }
 }
 
@@ -63,6 +70,125 @@ impl Identity {
 #[must_use]
 pub fn key_hash(key: &str) -> [u8; 32] {
     Sha256::digest(key.as_bytes()).into()
+}
+
+/// Where a tenant stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TenantState {
+    /// It works.
+    Active,
+    /// Nothing new starts.
+    Suspended,
+    /// The same, and everything goes when the grace time is over.
+    Deleting,
+}
+
+impl TenantState {
+    /// The word in the database and in the API.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Suspended => "suspended",
+            Self::Deleting => "deleting",
+        }
+    }
+}
+
+/// A tenant as the platform sees it.
+#[derive(Debug, Clone)]
+pub struct TenantRow {
+    /// Its id.
+    pub id: TenantId,
+    /// Its name.
+    pub name: String,
+    /// Its share of the slots.
+    pub weight: i32,
+    /// Where it stands.
+    pub state: TenantState,
+    /// When it was made.
+    pub created_at: DateTime<Utc>,
+    /// When its state was changed last.
+    pub changed_at: Option<DateTime<Utc>>,
+    /// When everything of it goes.
+    pub delete_after: Option<DateTime<Utc>>,
+}
+
+impl ApiStore {
+    /// Tenants by name, after this one; or one of them.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn tenant_list(&self, id: Option<TenantId>, after: &str, limit: i64) -> Result<Vec<TenantRow>> {
+        let rows = sqlx::query("SELECT * FROM tenant_list($1, $2, $3)")
+            .bind(id)
+            .bind(after)
+            .bind(limit)
+            .fetch_all(&self.pool)
+            .await?;
+        rows.iter()
+            .map(|row| {
+                Ok(TenantRow {
+                    id: row.try_get("tenant_id")?,
+                    name: row.try_get("name")?,
+                    weight: row.try_get("weight")?,
+                    state: match row.try_get("state")? {
+                        "active" => TenantState::Active,
+                        "suspended" => TenantState::Suspended,
+                        "deleting" => TenantState::Deleting,
+                        other => return Err(Error::Corrupt(format!("state {other} of a tenant"))),
+                    },
+                    created_at: row.try_get("created_at")?,
+                    changed_at: row.try_get("changed_at")?,
+                    delete_after: row.try_get("delete_after")?,
+                })
+            })
+            .collect()
+    }
+
+    /// Make a tenant. False: the name is taken.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn tenant_create(&self, id: TenantId, name: &str) -> Result<bool> {
+        let made = sqlx::query_scalar("SELECT tenant_create($1, $2)").bind(id).bind(name);
+        Ok(made.fetch_one(&self.pool).await?)
+    }
+
+    /// Change a tenant's state; with `cancel` what runs is asked to stop. False: there is none, or its time is over.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn tenant_change(
+        &self,
+        id: TenantId,
+        state: TenantState,
+        delete_after: Option<DateTime<Utc>>,
+        cancel: bool,
+    ) -> Result<bool> {
+        Ok(sqlx::query_scalar("SELECT tenant_change($1, $2, $3, $4)")
+            .bind(id)
+            .bind(state.as_str())
+            .bind(delete_after)
+            .bind(cancel)
+            .fetch_one(&self.pool)
+            .await?)
+    }
+}
+
+impl WorkerStore {
+    /// Take rows of a tenant whose time has come, at most `limit` of each table, and in the end the tenant. Returns how many
+    /// rows went.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn erase_tenant(&self, limit: i32) -> Result<u64> {
+        let mut transaction = self.begin().await?;
+        let gone: i64 =
+            sqlx::query_scalar("SELECT erase_tenant($1)").bind(limit).fetch_one(&mut *transaction).await?;
+        transaction.commit().await?;
+        Ok(gone.unsigned_abs())
+    }
 }
 
 /// Make sure that the tenant `default` exists and that `key` is a key of it with the platform's role. As the owner of the

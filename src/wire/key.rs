@@ -124,6 +124,8 @@ pub struct RotateKey {
 pub enum ActorKind {
     /// An API key.
     Key,
+    /// A user who logged in.
+    User,
 }
 
 /// Who the credential belongs to.

@@ -6,8 +6,10 @@ pub mod invocation;
 pub mod key;
 pub mod operate;
 pub mod patch;
+pub mod people;
 pub mod problem;
 pub mod task;
+pub mod tenant;
 pub mod why;
 
 use serde::{Deserialize, Serialize};

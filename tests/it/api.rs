@@ -13,6 +13,7 @@ mod invoke;
 mod keys;
 mod logs;
 mod operate;
+mod people;
 mod read;
 mod task_changes;
 mod upload;
