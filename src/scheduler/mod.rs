@@ -70,7 +70,8 @@ enum Duty {
 }
 
 impl Duty {
-    const ALL: [Self; 7] = [Self::Promote, Self::Settle, Self::Unpark, Self::Reap, Self::Expire, Self::Erase, Self::Tidy];
+    const ALL: [Self; 7] =
+        [Self::Promote, Self::Settle, Self::Unpark, Self::Reap, Self::Expire, Self::Erase, Self::Tidy];
 
     /// The name of its lease. The API describes each (`api::duty`).
     fn name(self) -> &'static str {
@@ -90,7 +91,9 @@ impl Duty {
         match self {
             // A worker dies at any time; looking more often than it may be silent finds it in time.
             Self::Reap => settings.dead_after / 6,
-            Self::Promote | Self::Settle | Self::Unpark | Self::Expire | Self::Erase | Self::Tidy => settings.tick,
+            Self::Promote | Self::Settle | Self::Unpark | Self::Expire | Self::Erase | Self::Tidy => {
+                settings.tick
+            }
         }
     }
 }
@@ -232,8 +235,8 @@ impl Duties {
                 let settled = store.settle_live(BATCH).await?.unsigned_abs();
                 let folded = store.fold_usage(BATCH).await?.unsigned_abs();
                 let freed = store.free_modules(FREE_AFTER, FREE_BATCH).await?.unsigned_abs();
-                let forgotten = store.audit_forget(i64::from(BATCH)).await?
-                    + store.people_tidy(i64::from(BATCH)).await?;
+                let forgotten =
+                    store.audit_forget(i64::from(BATCH)).await? + store.people_tidy(i64::from(BATCH)).await?;
                 let rows = tidied + settled + folded + freed + forgotten;
                 Ok(Done { rows, ..Done::batch(tidied.max(settled).max(folded)) })
             }

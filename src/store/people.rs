@@ -116,10 +116,11 @@ impl ApiStore {
     /// # Errors
     /// Postgres does not answer.
     pub async fn identify_session(&self, session: Uuid) -> Result<Option<Identity>> {
-        let row = sqlx::query("SELECT * FROM identify_session($1)")
-            .bind(session)
-            .fetch_optional(&self.pool)
-            .await?;
+        let work = async {
+            let asked = sqlx::query("SELECT * FROM identify_session($1)").bind(session);
+            Ok(asked.fetch_optional(&self.pool).await?)
+        };
+        let row = self.guard.call(work).await?;
         row.map(|row| {
             Ok(Identity {
                 tenant: row.try_get("tenant_id")?,
