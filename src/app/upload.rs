@@ -133,8 +133,7 @@ impl App {
         if created {
             tracing::info!(%tenant, %task, version = version.number, hash = %module.hash, "uploaded");
             let hash = module.hash.to_string();
-            let made =
-                json!({"task": task, "version": version.number, "sha256": hash, "bytes": version.size_bytes});
+            let made = serde_json::json!({"task": task, "version": version.number, "sha256": hash, "bytes": version.size_bytes});
             crate::app::audit::changed(serde_json::Value::Null, made);
             self.inner.signals.compile.notify_one();
         }
