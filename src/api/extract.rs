@@ -16,7 +16,7 @@ use serde_json::error::Category;
 use crate::api::Api;
 use crate::api::problem::{Code, Problem};
 use crate::app::{App, FieldError};
-use crate::domain::ids::{InvocationId, TenantId, WorkerId};
+use crate::domain::ids::{BulkId, InvocationId, PauseId, TenantId, WorkerId};
 use crate::domain::names::{IdempotencyKey, TaskName};
 use crate::domain::role::Action;
 use crate::store::tenant::Identity;
@@ -158,6 +158,36 @@ impl FromRequestParts<Api> for WorkerPath {
         id.and_then(|Path(text)| text.parse().ok())
             .map(Self)
             .ok_or_else(|| Problem::new(Code::WorkerNotFound, "the id of a worker is a UUID"))
+    }
+}
+
+/// `{id}` of the path, of a bulk operation.
+#[derive(Debug, Clone, Copy)]
+pub struct BulkPath(pub BulkId);
+
+impl FromRequestParts<Api> for BulkPath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Api) -> Result<Self, Problem> {
+        let id = Path::<String>::from_request_parts(parts, &()).await.ok();
+        id.and_then(|Path(text)| text.parse().ok())
+            .map(Self)
+            .ok_or_else(|| Problem::new(Code::BulkOperationNotFound, "the id of an operation is a UUID"))
+    }
+}
+
+/// `{id}` of the path, of a pause.
+#[derive(Debug, Clone, Copy)]
+pub struct PausePath(pub PauseId);
+
+impl FromRequestParts<Api> for PausePath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Api) -> Result<Self, Problem> {
+        let id = Path::<String>::from_request_parts(parts, &()).await.ok();
+        id.and_then(|Path(text)| text.parse().ok())
+            .map(Self)
+            .ok_or_else(|| Problem::new(Code::PauseNotFound, "the id of a pause is a UUID"))
     }
 }
 

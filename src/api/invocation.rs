@@ -16,7 +16,7 @@ use crate::api::extract::{
 };
 use crate::api::problem::{Code, Problem};
 use crate::api::shape;
-use crate::api::{Api, PAGE, limit, preference_applied, unknown_parameter};
+use crate::api::{Api, PAGE, limit, preference_applied, query_of, unknown_parameter};
 use crate::app::FieldError;
 use crate::app::invoke::{Invoked, Part, Payload, Request, fingerprint};
 use crate::app::policy::PartialRetry;
@@ -388,22 +388,7 @@ pub(super) async fn list(
 
 /// The same question, continued after `last`.
 fn next_page(pairs: &[(String, String)], last: crate::domain::ids::InvocationId) -> String {
-    let mut query = String::new();
-    for (key, value) in pairs.iter().filter(|(key, _)| key != "after") {
-        query.push_str(key);
-        query.push('=');
-        // What is not plain is escaped; the keys are known words.
-        for byte in value.bytes() {
-            match byte {
-                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b':' => {
-                    query.push(char::from(byte));
-                }
-                _ => query.push_str(&format!("%{byte:02X}")),
-            }
-        }
-        query.push('&');
-    }
-    format!("/v1/invocations?{query}after={last}")
+    format!("/v1/invocations?{}after={last}", query_of(pairs))
 }
 
 fn filter(pairs: Vec<(String, String)>) -> Result<(Filter, u16), Problem> {

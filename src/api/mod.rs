@@ -2,6 +2,8 @@
 //! into a call of `app` and its answer into wire types. No rules here, and no SQL.
 
 mod batch;
+mod bulk;
+mod dead_letter;
 mod docs;
 mod extract;
 mod health;
@@ -9,6 +11,7 @@ mod invocation;
 mod layers;
 mod log;
 mod operate;
+mod pause;
 pub mod problem;
 mod shape;
 mod task;
@@ -61,6 +64,8 @@ struct Api {
     tags(
         (name = "tasks", description = "Named definitions and their versions"),
         (name = "invocations", description = "Running tasks, and what became of it"),
+        (name = "dead letters", description = "What ended badly for good, grouped by what ended it"),
+        (name = "operations", description = "One action for many invocations; pauses"),
         (name = "platform", description = "Workers and background duties: for operators of the installation"),
         (name = "health", description = "For load balancers and supervisors"),
     ),
@@ -137,6 +142,14 @@ fn documented(quick: Duration, waiting: Duration, uploading: Duration) -> OpenAp
                 .routes(routes!(log::logs))
                 .routes(routes!(invocation::cancel))
                 .routes(routes!(why::get))
+                .routes(routes!(dead_letter::list))
+                .routes(routes!(dead_letter::groups))
+                .routes(routes!(dead_letter::purge))
+                .routes(routes!(bulk::create, bulk::list))
+                .routes(routes!(bulk::get))
+                .routes(routes!(bulk::cancel))
+                .routes(routes!(pause::create, pause::list))
+                .routes(routes!(pause::delete))
                 .routes(routes!(operate::workers))
                 .routes(routes!(operate::cordon))
                 .routes(routes!(operate::uncordon))
@@ -159,6 +172,26 @@ fn preference_applied(headers: &mut HeaderMap, wait: Duration) {
     if let Ok(value) = HeaderValue::from_str(&format!("wait={}", wait.as_secs())) {
         headers.insert("preference-applied", value);
     }
+}
+
+/// A query without `after`, ready for one.
+fn query_of(pairs: &[(String, String)]) -> String {
+    let mut query = String::new();
+    for (key, value) in pairs.iter().filter(|(key, _)| key != "after") {
+        query.push_str(key);
+        query.push('=');
+        // What is not plain is escaped; the keys are known words.
+        for byte in value.bytes() {
+            match byte {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b':' => {
+                    query.push(char::from(byte));
+                }
+                _ => query.push_str(&format!("%{byte:02X}")),
+            }
+        }
+        query.push('&');
+    }
+    query
 }
 
 /// `limit` of a list.

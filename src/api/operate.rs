@@ -58,6 +58,9 @@ fn description(name: &str) -> &'static str {
         "reap" => "Declares silent workers dead and hands their work on",
         "expire" => "Ends what waits past its expiry",
         "tidy" => "Forgets old idempotency keys, spent cancellations and workers long gone",
+        "bulk" => "Does bulk operations, a page at a time",
+        "classify" => "Finds out which kind of failure new dead letters are",
+        "retention" => "Exports, if asked for, and deletes what ended longer ago than is kept",
         _ => "",
     }
 }

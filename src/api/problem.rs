@@ -8,6 +8,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use sandbar_host::inspect::{Rejection, RejectionCode};
 
+use crate::app::depth::RETRY_AFTER_S;
 use crate::app::{Error, FieldError};
 use crate::wire::problem as wire;
 
@@ -63,6 +64,9 @@ codes! {
     InvocationNotFound "invocation-not-found" 404 "No such invocation";
     WorkerNotFound "worker-not-found" 404 "No such worker";
     DutyNotFound "duty-not-found" 404 "No such duty";
+    DeadLetterNotFound "dead-letter-not-found" 404 "No such dead letter";
+    BulkOperationNotFound "bulk-operation-not-found" 404 "No such bulk operation";
+    PauseNotFound "pause-not-found" 404 "No such pause";
     NoOutput "no-output" 404 "The invocation left no output";
     MethodNotAllowed "method-not-allowed" 405 "This method is not allowed here";
     RequestTooSlow "request-too-slow" 408 "The request came too slowly";
@@ -97,6 +101,8 @@ codes! {
     ModuleDoesNotCompile "module-does-not-compile" 422 "The module does not compile";
     ModuleCompileTimeout "module-compile-timeout" 422 "The module takes too long to compile";
     ModuleCompileMemory "module-compile-memory" 422 "The module takes too much memory to compile";
+    QueueFull "queue-full" 429 "Too much of this tenant waits";
+    QuotaExceeded "quota-exceeded" 429 "A quota of this tenant is used up";
     Internal "internal" 500 "An internal error";
     Overloaded "overloaded" 503 "The server is overloaded";
     DatabaseUnavailable "database-unavailable" 503 "The database is not available";
@@ -110,6 +116,7 @@ pub struct Problem {
     detail: String,
     errors: Vec<FieldError>,
     rejection: Option<Rejection>,
+    quota: Option<wire::Quota>,
     /// Seconds.
     retry_after: Option<u32>,
 }
@@ -122,7 +129,9 @@ impl Problem {
             detail: detail.to_string(),
             errors: Vec::new(),
             rejection: None,
+            quota: None,
             retry_after: match code {
+                Code::QueueFull | Code::QuotaExceeded => Some(RETRY_AFTER_S),
                 Code::VersionNotReady | Code::Overloaded | Code::DatabaseUnavailable => Some(1),
                 _ => None,
             },
@@ -144,6 +153,11 @@ impl Problem {
 
     fn with_rejection(mut self, rejection: Rejection) -> Self {
         self.rejection = Some(rejection);
+        self
+    }
+
+    fn with_quota(mut self, name: &str, limit: u64, current: u64) -> Self {
+        self.quota = Some(wire::Quota { name: name.to_owned(), limit, current });
         self
     }
 
@@ -169,6 +183,7 @@ impl Problem {
                 .map(|e| wire::FieldProblem { pointer: e.pointer, detail: e.detail })
                 .collect(),
             rejection: self.rejection.as_ref().map(rejection),
+            quota: self.quota,
         }
     }
 }
@@ -215,6 +230,15 @@ impl From<Error> for Problem {
             Error::UploadStalled { .. } => plain(Code::RequestTooSlow),
             Error::UploadBroken(_) => plain(Code::BrokenBody),
             Error::InvocationNotFound(_) => plain(Code::InvocationNotFound),
+            Error::QueueFull { limit, current } => {
+                plain(Code::QueueFull).with_quota("queue-depth", limit, current)
+            }
+            Error::QuotaExceeded { name, limit, current } => {
+                plain(Code::QuotaExceeded).with_quota(name, limit, current)
+            }
+            Error::DeadLetterNotFound(_) => plain(Code::DeadLetterNotFound),
+            Error::BulkNotFound(_) => plain(Code::BulkOperationNotFound),
+            Error::PauseNotFound(_) => plain(Code::PauseNotFound),
             Error::Forbidden(_) => plain(Code::Forbidden),
             Error::WorkerNotFound(_) => plain(Code::WorkerNotFound),
             Error::DutyNotFound(_) => plain(Code::DutyNotFound),

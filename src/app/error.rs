@@ -4,7 +4,7 @@ use sandbar_host::ModuleKind;
 use sandbar_host::inspect::Rejection;
 
 use crate::app::flush::Refused;
-use crate::domain::ids::{InvocationId, WorkerId};
+use crate::domain::ids::{BulkId, InvocationId, PauseId, WorkerId};
 use crate::domain::invocation::State;
 use crate::store;
 
@@ -121,6 +121,33 @@ pub enum Error {
         /// The limit.
         max: u64,
     },
+    /// More of this tenant waits than may. Nothing was accepted.
+    #[error("{current} invocations of this tenant wait, and {limit} may; nothing was accepted")]
+    QueueFull {
+        /// How many may wait.
+        limit: u64,
+        /// How many do, as far as this server knows.
+        current: u64,
+    },
+    /// Another quota of the tenant is used up. Nothing was done.
+    #[error("the quota {name} is used up: {current} of {limit}")]
+    QuotaExceeded {
+        /// Which one.
+        name: &'static str,
+        /// What it allows.
+        limit: u64,
+        /// What there is.
+        current: u64,
+    },
+    /// No such dead letter of this tenant.
+    #[error("there is no dead letter {0}")]
+    DeadLetterNotFound(InvocationId),
+    /// No such bulk operation of this tenant.
+    #[error("there is no bulk operation {0}")]
+    BulkNotFound(BulkId),
+    /// No such pause of this tenant.
+    #[error("there is no pause {0}")]
+    PauseNotFound(PauseId),
     /// The key's role may not do this.
     #[error(
         "this key's role is `{0}`, which may not do this; workers and duties are for the platform's operators"

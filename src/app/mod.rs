@@ -3,13 +3,17 @@
 
 pub mod auth;
 pub mod batch;
+pub mod bulk;
 pub mod catalog;
+pub mod dead_letter;
+pub mod depth;
 pub mod error;
 pub mod flush;
 pub mod invocation;
 pub mod invoke;
 pub mod log;
 pub mod operate;
+pub mod pause;
 pub mod policy;
 pub mod retry;
 pub mod schema;
@@ -47,12 +51,15 @@ pub struct Settings {
     pub request_timeout: Duration,
     /// How long an idempotency key is remembered.
     pub idempotency_ttl: Duration,
+    /// Invocations of a tenant that may wait, where the tenant has no limit of its own.
+    pub max_queued: u64,
     /// Limits of an attempt when neither the task nor the request names any.
     pub limits: Limits,
 }
 
 impl Default for Settings {
-    /// 64 MiB modules, 4 MiB inputs, 60 s of waiting, 30 s per request, keys for a day.
+    /// 64 MiB modules, 4 MiB inputs, 60 s of waiting, 30 s per request, keys for a day, a million of a tenant
+    /// waiting.
     fn default() -> Self {
         Self {
             max_module_bytes: 64 << 20,
@@ -60,6 +67,7 @@ impl Default for Settings {
             max_wait: Duration::from_secs(60),
             request_timeout: Duration::from_secs(30),
             idempotency_ttl: Duration::from_secs(86_400),
+            max_queued: 1_000_000,
             limits: Limits::default(),
         }
     }
@@ -79,6 +87,7 @@ struct Inner {
     flusher: flush::Flusher,
     catalog: catalog::Catalog,
     keys: auth::Keys,
+    depths: depth::Depths,
     schemas: schema::Checker,
     inspections: Semaphore,
     upload_memory: Semaphore,
@@ -100,6 +109,7 @@ impl App {
                 flusher,
                 catalog: catalog::Catalog::default(),
                 keys: auth::Keys::default(),
+                depths: depth::Depths::default(),
                 schemas: schema::Checker::start()?,
                 inspections: Semaphore::new(INSPECTIONS),
                 upload_memory: Semaphore::new(

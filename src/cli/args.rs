@@ -7,8 +7,10 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use super::build::Build;
+use super::bulk::{Bulk, Pauses};
 use super::cancel::Cancel;
 use super::completions::Completions;
+use super::dead_letters::DeadLetters;
 use super::get::Get;
 use super::invoke::Invoke;
 use super::list::List;
@@ -21,6 +23,8 @@ use super::retry::Retry;
 use super::run::Run;
 use super::tasks::Tasks;
 use super::versions::Versions;
+use super::why::Why;
+use super::workers::{Duties, Workers};
 use crate::config::{LogFormat, Overrides, Secret};
 
 /// What stands below the commands in `sandbar --help`.
@@ -109,9 +113,15 @@ pub enum Command {
     Logs(Logs),
     Cancel(Cancel),
     Retry(Retry),
+    Why(Why),
+    Bulk(Bulk),
+    Pauses(Pauses),
+    DeadLetters(DeadLetters),
     Tasks(Tasks),
     Versions(Versions),
     Profile(Profile),
+    Workers(Workers),
+    Duties(Duties),
     /// Start everything on this machine: an embedded Postgres, the API, the scheduler and a worker
     Dev(Role),
     /// Start the API and the scheduler
@@ -139,6 +149,12 @@ impl Command {
             Self::Logs(c) => c.json(),
             Self::Cancel(c) => c.json(),
             Self::Retry(c) => c.json(),
+            Self::Why(c) => c.json(),
+            Self::Bulk(c) => c.json(),
+            Self::Pauses(c) => c.json(),
+            Self::DeadLetters(c) => c.json(),
+            Self::Workers(c) => c.json(),
+            Self::Duties(c) => c.json(),
             Self::Tasks(c) => c.json(),
             Self::Versions(c) => c.json(),
             Self::Profile(c) => c.json(),

@@ -4,9 +4,11 @@
 
 mod args;
 mod build;
+mod bulk;
 mod cancel;
 mod client;
 mod completions;
+mod dead_letters;
 mod dev;
 mod events;
 mod failure;
@@ -24,6 +26,7 @@ mod push;
 mod reference;
 mod retry;
 mod role;
+mod rows;
 mod run;
 mod show;
 mod target;
@@ -31,6 +34,8 @@ mod tasks;
 mod value;
 mod versions;
 mod wait;
+mod why;
+mod workers;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -82,6 +87,12 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Logs(command) => on_runtime(command.run()),
         Command::Cancel(command) => on_runtime(command.run()),
         Command::Retry(command) => on_runtime(command.run()),
+        Command::Why(command) => on_runtime(command.run()),
+        Command::Bulk(command) => on_runtime(command.run()),
+        Command::Pauses(command) => on_runtime(command.run()),
+        Command::DeadLetters(command) => on_runtime(command.run()),
+        Command::Workers(command) => on_runtime(command.run()),
+        Command::Duties(command) => on_runtime(command.run()),
         Command::Tasks(command) => on_runtime(command.run()),
         Command::Versions(command) => on_runtime(command.run()),
     };

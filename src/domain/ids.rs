@@ -50,4 +50,8 @@ ids! {
     WorkerId;
     /// One claimed batch.
     LeaseId;
+    /// One bulk operation.
+    BulkId;
+    /// One pause.
+    PauseId;
 }

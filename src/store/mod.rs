@@ -5,10 +5,14 @@
 //! [`TenantConn`]; [`WorkerStore`] is for workers and background duties.
 
 mod breaker;
+pub mod bulk;
+pub mod dead_letter;
 pub mod duty;
 pub mod invocation;
 pub mod log;
+pub mod pause;
 pub mod queue;
+pub mod retention;
 pub mod task;
 pub mod tenant;
 pub mod why;

@@ -6,7 +6,7 @@ use sqlx::{Connection, PgConnection, Row};
 
 use crate::domain::ids::{KeyId, TenantId};
 use crate::domain::role::{Role, UnknownRole};
-use crate::store::{ApiStore, Error, Result, Tries};
+use crate::store::{ApiStore, Error, Result, TenantConn, Tries};
 
 /// Who a request comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +53,30 @@ impl ApiStore {
             })
         })
         .transpose()
+    }
+}
+
+impl TenantConn {
+    /// How many of this tenant's invocations wait, counted up to its limit and one more, and that limit: its own, or
+    /// `default`.
+    ///
+    /// # Errors
+    /// Postgres does not answer in time.
+    pub async fn queue_depth(&mut self, default: u64) -> Result<(u64, u64)> {
+        let tenant = self.tenant();
+        let (counted, limit): (i64, i64) = sqlx::query_as(
+            "WITH most AS MATERIALIZED (SELECT COALESCE(max_queued, $2) AS n FROM tenants WHERE tenant_id = $1)
+             SELECT (SELECT count(*) FROM (
+                 (SELECT 1 FROM queued q WHERE q.tenant_id = $1 LIMIT (SELECT n + 1 FROM most))
+                 UNION ALL
+                 (SELECT 1 FROM scheduled s WHERE s.tenant_id = $1 LIMIT (SELECT n + 1 FROM most))) w),
+               (SELECT n FROM most)",
+        )
+        .bind(tenant)
+        .bind(i64::try_from(default).unwrap_or(i64::MAX))
+        .fetch_one(&mut **self)
+        .await?;
+        Ok((counted.unsigned_abs(), limit.unsigned_abs()))
     }
 }
 
