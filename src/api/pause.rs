@@ -1,5 +1,7 @@
 //! `/v1/pauses`: pause and resume a tenant, a task or a tag.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -39,7 +41,7 @@ fn target(body: wire::PauseTarget) -> Result<Target, Problem> {
         }
         wire::PauseTarget::Tag { key, value } => {
             // Checked as tags are.
-            Tags::try_from([(key.clone(), value.clone())].into())
+            Tags::try_from(BTreeMap::from([(key.clone(), value.clone())]))
                 .map_err(|e| invalid("/key", e.to_string()))?;
             Target::Tag(key, value)
         }

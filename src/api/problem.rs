@@ -116,7 +116,7 @@ pub struct Problem {
     detail: String,
     errors: Vec<FieldError>,
     rejection: Option<Rejection>,
-    quota: Option<wire::Quota>,
+    quota: Option<Box<wire::Quota>>,
     /// Seconds.
     retry_after: Option<u32>,
 }
@@ -157,7 +157,7 @@ impl Problem {
     }
 
     fn with_quota(mut self, name: &str, limit: u64, current: u64) -> Self {
-        self.quota = Some(wire::Quota { name: name.to_owned(), limit, current });
+        self.quota = Some(Box::new(wire::Quota { name: name.to_owned(), limit, current }));
         self
     }
 
@@ -183,7 +183,7 @@ impl Problem {
                 .map(|e| wire::FieldProblem { pointer: e.pointer, detail: e.detail })
                 .collect(),
             rejection: self.rejection.as_ref().map(rejection),
-            quota: self.quota,
+            quota: self.quota.map(|quota| *quota),
         }
     }
 }

@@ -162,7 +162,7 @@ mod tests {
         #[test]
         fn any_message_has_a_fingerprint_and_a_summary_of_one_short_line(message in ".{0,400}", kind in "[a-z]{0,8}") {
             let failure = Failure { reason: "guest-error", kind: &kind, message: &message, frames: &[] };
-            fingerprint(&failure);
+            let _ = fingerprint(&failure);
             let line = summary(&failure);
             prop_assert!(line.chars().count() <= SUMMARY && !line.contains(['\n', '\0']));
         }

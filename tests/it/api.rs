@@ -2,10 +2,10 @@
 //! compiler: so every state between two steps can be looked at.
 
 mod batch;
-mod document;
 mod bulk;
 mod dead_letter;
 mod depth;
+mod document;
 mod edge;
 mod flush;
 mod follow;
