@@ -1,5 +1,7 @@
 //! Pauses as rows, and what they do to what waits: the functions of the migration, with types.
 
+use std::time::{Duration, Instant};
+
 use chrono::{DateTime, Utc};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
@@ -9,6 +11,11 @@ use crate::store::{Error, Result, TenantConn};
 
 /// Rows of the queue that one transaction looks at when a tag is paused.
 const SWEEP: i32 = 2_000;
+/// Longest wait for transactions that were under way when a tag was paused: an enqueue or an ack takes milliseconds, and
+/// what takes longer than this hangs.
+const UNDER_WAY: Duration = Duration::from_secs(5);
+/// Between two looks whether they are over.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// What is paused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,7 +77,8 @@ impl TenantConn {
             outcome => outcome == "new",
         };
         if let (true, Target::Tag(..)) = (new, target) {
-            // From now on the trigger keeps new ones back; these were ready before.
+            // From now on the trigger keeps new ones back; these were ready before, or were being made so.
+            self.writers_over().await?;
             let mut at: Option<(DateTime<Utc>, uuid::Uuid)> = None;
             loop {
                 at = sqlx::query_as(
@@ -87,6 +95,29 @@ impl TenantConn {
             }
         }
         Ok(Some((row.try_get("pause_id")?, new)))
+    }
+
+    /// Wait until every transaction that writes now, and may not have seen what was just committed, is over.
+    async fn writers_over(&mut self) -> Result<()> {
+        let began = Instant::now();
+        let fence: i64 = sqlx::query_scalar("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint")
+            .fetch_one(&mut **self)
+            .await?;
+        loop {
+            let over: bool =
+                sqlx::query_scalar("SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint >= $1")
+                    .bind(fence)
+                    .fetch_one(&mut **self)
+                    .await?;
+            if over {
+                return Ok(());
+            }
+            if began.elapsed() > UNDER_WAY {
+                tracing::warn!("a transaction hangs; what it makes ready is not held back by the new pause");
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
     }
 
     /// End a pause. False: there is none.

@@ -236,3 +236,32 @@ async fn a_paused_tag_leaves_other_tags_alone() {
     assert_eq!(api.claim(me).await.invocation.to_string(), free[0]);
     assert!(api.try_claim(me).await.is_empty());
 }
+
+#[tokio::test]
+async fn the_pause_of_a_tag_also_meets_what_is_becoming_ready_at_that_moment() {
+    let api = Api::start().await;
+    api.echo().await;
+    api.enqueue_tagged(1, "a", &json!({"delay_ms": 3_600_000})).await;
+    let mut promotion = api.admin.begin().await.unwrap();
+    sqlx::query(
+        "WITH due AS (DELETE FROM sandbar.scheduled RETURNING *)
+         INSERT INTO sandbar.ready (tenant_id, rank, invocation_id, attempt, spent, flags)
+         SELECT tenant_id, rank, invocation_id, attempt, spent, flags FROM due",
+    )
+    .execute(&mut *promotion)
+    .await
+    .unwrap();
+    let client = api.client.clone();
+    let mut pause = tokio::spawn(async move {
+        let tag = json!({"kind": "tag", "key": "batch", "value": "a"});
+        client.post("/v1/pauses", &tag).await.expect(201);
+    });
+    // Long enough for a pause that would not wait to come back, and to miss the row.
+    let early = tokio::time::timeout(std::time::Duration::from_millis(500), &mut pause).await;
+    promotion.commit().await.unwrap();
+    if early.is_err() {
+        pause.await.unwrap();
+    }
+    let me = api.register().await;
+    assert!(api.try_claim(me).await.is_empty(), "it was claimed after the pause");
+}
