@@ -63,29 +63,31 @@ pub async fn run(config: &Config, urls: &Urls, roles: Roles, stop: Stop) -> anyh
     let mut duties = Vec::new();
     let mut http = None;
     if roles.server {
-        let (task, signals) = (store.clone(), signals.clone());
+        let started = Http::start(config, urls, signals.clone(), stop.drain.clone()).await?;
         let settings = scheduler::Settings {
             tick: config.scheduler.tick(),
             dead_after: config.worker.dead_after(),
             max_handovers: i32::try_from(config.scheduler.max_handovers)?,
+            retention_days: i32::try_from(config.scheduler.retention_days)?,
+            export_dir: config.scheduler.export_dir.clone(),
         };
-        let stop_token = duties_stop.clone();
         duties.push(tokio::spawn(scheduler::run(
             settings,
-            task.clone(),
+            store.clone(),
+            started.app.clone(),
             signals.clone(),
-            stop_token.clone(),
+            duties_stop.clone(),
         )));
         for _ in 0..config.compile.parallel {
-            let (store, compiler) = (task.clone(), compiler.clone());
+            let (store, compiler) = (store.clone(), compiler.clone());
             duties.push(tokio::spawn(scheduler::compile(
                 store,
                 compiler,
                 signals.clone(),
-                stop_token.clone(),
+                duties_stop.clone(),
             )));
         }
-        http = Some(Http::start(config, urls, signals.clone(), stop.drain.clone()).await?);
+        http = Some(started);
     }
 
     let result = if roles.worker {
@@ -149,6 +151,7 @@ impl Http {
             max_wait: config.server.max_wait(),
             request_timeout: config.server.request_timeout(),
             idempotency_ttl: config.server.idempotency_ttl(),
+            max_queued: config.server.max_queued,
             limits: sandbar_host::limits::Limits::default(),
         };
         let app = App::new(store.clone(), signals, settings).context("cannot start the application")?;

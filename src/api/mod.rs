@@ -4,6 +4,8 @@
 pub mod access;
 mod audit;
 mod batch;
+mod bulk;
+mod dead_letter;
 mod docs;
 mod extract;
 mod health;
@@ -13,6 +15,7 @@ mod layers;
 mod log;
 mod operate;
 mod people;
+mod pause;
 pub mod problem;
 mod shape;
 mod task;
@@ -70,6 +73,8 @@ struct Api {
         (name = "audit", description = "Every change and every denied attempt"),
         (name = "people", description = "Login, members and invitations"),
         (name = "tenants", description = "For operators of the installation"),
+        (name = "dead letters", description = "What ended badly for good, grouped by what ended it"),
+        (name = "operations", description = "One action for many invocations; pauses"),
         (name = "platform", description = "Workers and background duties: for operators of the installation"),
         (name = "health", description = "For load balancers and supervisors"),
     ),
@@ -166,6 +171,14 @@ fn documented(quick: Duration, waiting: Duration, uploading: Duration) -> OpenAp
                 .routes(routes!(people::uninvite))
                 .routes(routes!(tenant::list, tenant::create))
                 .routes(routes!(tenant::get, tenant::patch, tenant::delete))
+                .routes(routes!(dead_letter::list))
+                .routes(routes!(dead_letter::groups))
+                .routes(routes!(dead_letter::purge))
+                .routes(routes!(bulk::create, bulk::list))
+                .routes(routes!(bulk::get))
+                .routes(routes!(bulk::cancel))
+                .routes(routes!(pause::create, pause::list))
+                .routes(routes!(pause::delete))
                 .routes(routes!(operate::workers))
                 .routes(routes!(operate::cordon))
                 .routes(routes!(operate::uncordon))
@@ -188,13 +201,6 @@ fn preference_applied(headers: &mut HeaderMap, wait: Duration) {
     if let Ok(value) = HeaderValue::from_str(&format!("wait={}", wait.as_secs())) {
         headers.insert("preference-applied", value);
     }
-}
-
-/// `limit` of a list.
-fn limit(text: &str) -> Result<u16, problem::Problem> {
-    text.parse().ok().filter(|n| (1..=PAGE.1).contains(n)).ok_or_else(|| {
-        problem::Problem::new(problem::Code::InvalidQuery, format!("`limit` must be from 1 to {}", PAGE.1))
-    })
 }
 
 /// Address of the next page: the same question, continued after `last`.

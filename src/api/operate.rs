@@ -59,6 +59,9 @@ fn description(name: &str) -> &'static str {
         "expire" => "Ends what waits past its expiry",
         "erase" => "Deletes tenants whose grace time is over, with everything of them",
         "tidy" => "Forgets old idempotency keys, spent cancellations and workers long gone",
+        "bulk" => "Does bulk operations, a page at a time",
+        "classify" => "Finds out which kind of failure new dead letters are",
+        "retention" => "Exports, if asked for, and deletes what ended longer ago than is kept",
         _ => "",
     }
 }

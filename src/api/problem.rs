@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use sandbar_host::inspect::{Rejection, RejectionCode};
 
 use crate::app::token::Refusal;
+use crate::app::depth::RETRY_AFTER_S;
 use crate::app::{Error, FieldError};
 use crate::wire::problem as wire;
 
@@ -77,6 +78,9 @@ codes! {
     TenantNotFound "tenant-not-found" 404 "No such tenant";
     KeyNotFound "key-not-found" 404 "No such key";
     DutyNotFound "duty-not-found" 404 "No such duty";
+    DeadLetterNotFound "dead-letter-not-found" 404 "No such dead letter";
+    BulkOperationNotFound "bulk-operation-not-found" 404 "No such bulk operation";
+    PauseNotFound "pause-not-found" 404 "No such pause";
     NoOutput "no-output" 404 "The invocation left no output";
     MethodNotAllowed "method-not-allowed" 405 "This method is not allowed here";
     RequestTooSlow "request-too-slow" 408 "The request came too slowly";
@@ -119,6 +123,8 @@ codes! {
     ModuleCompileTimeout "module-compile-timeout" 422 "The module takes too long to compile";
     ModuleCompileMemory "module-compile-memory" 422 "The module takes too much memory to compile";
     LoginLocked "login-locked" 429 "Too many logins failed";
+    QueueFull "queue-full" 429 "Too much of this tenant waits";
+    QuotaExceeded "quota-exceeded" 429 "A quota of this tenant is used up";
     Internal "internal" 500 "An internal error";
     Overloaded "overloaded" 503 "The server is overloaded";
     DatabaseUnavailable "database-unavailable" 503 "The database is not available";
@@ -132,6 +138,7 @@ pub struct Problem {
     detail: String,
     errors: Vec<FieldError>,
     rejection: Option<Rejection>,
+    quota: Option<Box<wire::Quota>>,
     /// Seconds.
     retry_after: Option<u32>,
 }
@@ -144,7 +151,9 @@ impl Problem {
             detail: detail.to_string(),
             errors: Vec::new(),
             rejection: None,
+            quota: None,
             retry_after: match code {
+                Code::QueueFull | Code::QuotaExceeded => Some(RETRY_AFTER_S),
                 Code::VersionNotReady | Code::Overloaded | Code::DatabaseUnavailable => Some(1),
                 _ => None,
             },
@@ -166,6 +175,11 @@ impl Problem {
 
     fn with_rejection(mut self, rejection: Rejection) -> Self {
         self.rejection = Some(rejection);
+        self
+    }
+
+    fn with_quota(mut self, name: &str, limit: u64, current: u64) -> Self {
+        self.quota = Some(Box::new(wire::Quota { name: name.to_owned(), limit, current }));
         self
     }
 
@@ -191,6 +205,7 @@ impl Problem {
                 .map(|e| wire::FieldProblem { pointer: e.pointer, detail: e.detail })
                 .collect(),
             rejection: self.rejection.as_ref().map(rejection),
+            quota: self.quota.map(|quota| *quota),
         }
     }
 }
@@ -264,6 +279,15 @@ impl From<Error> for Problem {
             Error::KeyNotFound(_) => plain(Code::KeyNotFound),
             Error::KeyNotActive => plain(Code::KeyNotActive),
             Error::TooManyKeys => plain(Code::TooManyKeys),
+            Error::QueueFull { limit, current } => {
+                plain(Code::QueueFull).with_quota("queue-depth", limit, current)
+            }
+            Error::QuotaExceeded { name, limit, current } => {
+                plain(Code::QuotaExceeded).with_quota(name, limit, current)
+            }
+            Error::DeadLetterNotFound(_) => plain(Code::DeadLetterNotFound),
+            Error::BulkNotFound(_) => plain(Code::BulkOperationNotFound),
+            Error::PauseNotFound(_) => plain(Code::PauseNotFound),
             Error::WorkerNotFound(_) => plain(Code::WorkerNotFound),
             Error::DutyNotFound(_) => plain(Code::DutyNotFound),
             Error::NotFinished(_) => plain(Code::NotFinished),

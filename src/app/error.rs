@@ -7,7 +7,7 @@ use sandbar_host::inspect::Rejection;
 
 use crate::app::flush::Refused;
 use crate::app::token::Refusal;
-use crate::domain::ids::{InvocationId, KeyId, TenantId, UserId, WorkerId};
+use crate::domain::ids::{BulkId, InvocationId, KeyId, PauseId, TenantId, UserId, WorkerId};
 use crate::domain::invocation::State;
 use crate::domain::permission::{Action, Role};
 use crate::store;
@@ -183,6 +183,33 @@ pub enum Error {
     /// The tenant has as many keys as it may.
     #[error("the tenant has {max} keys, and may not have more; revoke those that nobody uses", max = crate::app::key::MAX_KEYS)]
     TooManyKeys,
+    /// More of this tenant waits than may. Nothing was accepted.
+    #[error("{current} invocations of this tenant wait, and {limit} may; nothing was accepted")]
+    QueueFull {
+        /// How many may wait.
+        limit: u64,
+        /// How many do, as far as this server knows.
+        current: u64,
+    },
+    /// Another quota of the tenant is used up. Nothing was done.
+    #[error("the quota {name} is used up: {current} of {limit}")]
+    QuotaExceeded {
+        /// Which one.
+        name: &'static str,
+        /// What it allows.
+        limit: u64,
+        /// What there is.
+        current: u64,
+    },
+    /// No such dead letter of this tenant.
+    #[error("there is no dead letter {0}")]
+    DeadLetterNotFound(InvocationId),
+    /// No such bulk operation of this tenant.
+    #[error("there is no bulk operation {0}")]
+    BulkNotFound(BulkId),
+    /// No such pause of this tenant.
+    #[error("there is no pause {0}")]
+    PauseNotFound(PauseId),
     /// No such worker runs.
     #[error("there is no worker {0} that runs")]
     WorkerNotFound(WorkerId),

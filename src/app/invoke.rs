@@ -110,7 +110,7 @@ impl App {
         let mut accepted = as_accepted(task, &row);
         // Registered before the row exists: an end cannot be missed.
         let waiter = wait.map(|_| self.inner.signals.wait_for(row.id));
-        let (id, replayed, existing) = match self.inner.flusher.enqueue(row).await? {
+        let (id, replayed, existing) = match self.enqueue(row).await? {
             Enqueued::Accepted(id) => {
                 accepted.waiting_on.clear();
                 (id, false, false)

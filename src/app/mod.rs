@@ -4,7 +4,10 @@
 pub mod audit;
 pub mod auth;
 pub mod batch;
+pub mod bulk;
 pub mod catalog;
+pub mod dead_letter;
+pub mod depth;
 pub mod error;
 pub mod flush;
 pub mod invocation;
@@ -13,6 +16,7 @@ pub mod key;
 pub mod log;
 pub mod operate;
 pub mod people;
+pub mod pause;
 pub mod policy;
 pub mod retry;
 pub mod schema;
@@ -52,12 +56,15 @@ pub struct Settings {
     pub request_timeout: Duration,
     /// How long an idempotency key is remembered.
     pub idempotency_ttl: Duration,
+    /// Invocations of a tenant that may wait, where the tenant has no limit of its own.
+    pub max_queued: u64,
     /// Limits of an attempt when neither the task nor the request names any.
     pub limits: Limits,
 }
 
 impl Default for Settings {
-    /// 64 MiB modules, 4 MiB inputs, 60 s of waiting, 30 s per request, keys for a day.
+    /// 64 MiB modules, 4 MiB inputs, 60 s of waiting, 30 s per request, keys for a day, a million of a tenant
+    /// waiting.
     fn default() -> Self {
         Self {
             max_module_bytes: 64 << 20,
@@ -65,6 +72,7 @@ impl Default for Settings {
             max_wait: Duration::from_secs(60),
             request_timeout: Duration::from_secs(30),
             idempotency_ttl: Duration::from_secs(86_400),
+            max_queued: 1_000_000,
             limits: Limits::default(),
         }
     }
@@ -87,6 +95,7 @@ struct Inner {
     audit: audit::Audit,
     hashing: people::Hashing,
     issuer: token::Issuer,
+    depths: depth::Depths,
     schemas: schema::Checker,
     inspections: Semaphore,
     upload_memory: Semaphore,
@@ -111,6 +120,7 @@ impl App {
                 audit: audit::Audit::start(&store),
                 hashing: people::Hashing::default(),
                 issuer: token::Issuer::default(),
+                depths: depth::Depths::default(),
                 schemas: schema::Checker::start()?,
                 inspections: Semaphore::new(INSPECTIONS),
                 upload_memory: Semaphore::new(

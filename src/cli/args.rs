@@ -8,8 +8,10 @@ use clap::{Parser, Subcommand};
 
 use super::audit::Audit;
 use super::build::Build;
+use super::bulk::{Bulk, Pauses};
 use super::cancel::Cancel;
 use super::completions::Completions;
+use super::dead_letters::DeadLetters;
 use super::get::Get;
 use super::invoke::Invoke;
 use super::key::Key;
@@ -26,6 +28,8 @@ use super::tasks::Tasks;
 use super::tenant::Tenant;
 use super::user::User;
 use super::versions::Versions;
+use super::why::Why;
+use super::workers::{Duties, Workers};
 use crate::config::{LogFormat, Overrides, Secret};
 
 /// What stands below the commands in `sandbar --help`.
@@ -114,6 +118,10 @@ pub enum Command {
     Logs(Logs),
     Cancel(Cancel),
     Retry(Retry),
+    Why(Why),
+    Bulk(Bulk),
+    Pauses(Pauses),
+    DeadLetters(DeadLetters),
     Tasks(Tasks),
     Versions(Versions),
     Profile(Profile),
@@ -122,6 +130,8 @@ pub enum Command {
     User(User),
     Tenant(Tenant),
     Audit(Audit),
+    Workers(Workers),
+    Duties(Duties),
     /// Start everything on this machine: an embedded Postgres, the API, the scheduler and a worker
     Dev(Role),
     /// Start the API and the scheduler
@@ -149,6 +159,12 @@ impl Command {
             Self::Logs(c) => c.json(),
             Self::Cancel(c) => c.json(),
             Self::Retry(c) => c.json(),
+            Self::Why(c) => c.json(),
+            Self::Bulk(c) => c.json(),
+            Self::Pauses(c) => c.json(),
+            Self::DeadLetters(c) => c.json(),
+            Self::Workers(c) => c.json(),
+            Self::Duties(c) => c.json(),
             Self::Tasks(c) => c.json(),
             Self::Versions(c) => c.json(),
             Self::Profile(c) => c.json(),

@@ -5,9 +5,11 @@
 mod args;
 mod audit;
 mod build;
+mod bulk;
 mod cancel;
 mod client;
 mod completions;
+mod dead_letters;
 mod dev;
 mod events;
 mod failure;
@@ -27,6 +29,7 @@ mod push;
 mod reference;
 mod retry;
 mod role;
+mod rows;
 mod run;
 mod show;
 mod target;
@@ -36,6 +39,8 @@ mod user;
 mod value;
 mod versions;
 mod wait;
+mod why;
+mod workers;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -87,6 +92,12 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Logs(command) => on_runtime(command.run()),
         Command::Cancel(command) => on_runtime(command.run()),
         Command::Retry(command) => on_runtime(command.run()),
+        Command::Why(command) => on_runtime(command.run()),
+        Command::Bulk(command) => on_runtime(command.run()),
+        Command::Pauses(command) => on_runtime(command.run()),
+        Command::DeadLetters(command) => on_runtime(command.run()),
+        Command::Workers(command) => on_runtime(command.run()),
+        Command::Duties(command) => on_runtime(command.run()),
         Command::Tasks(command) => on_runtime(command.run()),
         Command::Versions(command) => on_runtime(command.run()),
         Command::Login(command) => on_runtime(command.run()),

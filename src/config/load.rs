@@ -25,7 +25,8 @@ const ENV_DATA_DIR: &str = "SANDBAR_DATA_DIR";
 const SECTIONS: [&str; 6] = ["database", "server", "worker", "scheduler", "compile", "log"];
 
 /// Keys whose values are texts: a password of digits in a variable must not become a number.
-const TEXT_KEYS: [&str; 8] = [
+const TEXT_KEYS: [&str; 9] = [
+    "scheduler.export_dir",
     "database.url",
     "database.api_url",
     "database.worker_url",

@@ -126,6 +126,9 @@ pub struct Server {
     pub max_wait_s: u64,
     /// How long an `Idempotency-Key` is remembered, in seconds. Default 86,400 (a day); 60 to 2,592,000 (30 days).
     pub idempotency_ttl_s: u64,
+    /// Invocations of one tenant that may wait at once, where the tenant has no limit of its own; more are refused.
+    /// Default 1,000,000; 1 to 1,000,000,000.
+    pub max_queued: u64,
     /// Longest request, in seconds, not counting what its caller asked to wait for. Default 60, 1 to 3,600.
     pub request_timeout_s: u64,
 }
@@ -139,6 +142,7 @@ impl Default for Server {
             max_input_bytes: 4 * MIB,
             max_wait_s: 60,
             idempotency_ttl_s: 86_400,
+            max_queued: 1_000_000,
             request_timeout_s: 60,
         }
     }
@@ -243,11 +247,17 @@ pub struct Scheduler {
     /// How often an attempt may be handed to another worker because its own died, before the invocation is
     /// dead. Default 10, 1 to 1,000.
     pub max_handovers: u32,
+    /// Days that ended invocations are kept, with input, attempts, result and log, where the tenant has no number of its
+    /// own. Default 30, 1 to 3,650.
+    pub retention_days: u32,
+    /// Directory that history is written to, as compressed JSON lines, before retention deletes it. Default none: it is
+    /// deleted without.
+    pub export_dir: Option<PathBuf>,
 }
 
 impl Default for Scheduler {
     fn default() -> Self {
-        Self { tick_ms: 1_000, max_handovers: 10 }
+        Self { tick_ms: 1_000, max_handovers: 10, retention_days: 30, export_dir: None }
     }
 }
 

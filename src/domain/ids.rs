@@ -52,4 +52,8 @@ ids! {
     WorkerId;
     /// One claimed batch.
     LeaseId;
+    /// One bulk operation.
+    BulkId;
+    /// One pause.
+    PauseId;
 }

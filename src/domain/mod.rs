@@ -3,7 +3,9 @@
 
 pub mod admission;
 pub mod breaker;
+pub mod bulk;
 pub mod fairness;
+pub mod fingerprint;
 pub mod ids;
 pub mod invocation;
 pub mod names;

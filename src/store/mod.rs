@@ -6,12 +6,16 @@
 
 pub mod audit;
 mod breaker;
+pub mod bulk;
+pub mod dead_letter;
 pub mod duty;
 pub mod invocation;
 pub mod key;
 pub mod log;
 pub mod people;
+pub mod pause;
 pub mod queue;
+pub mod retention;
 pub mod task;
 pub mod tenant;
 pub mod why;

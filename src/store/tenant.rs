@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::domain::ids::{KeyId, TenantId, UserId};
 use crate::domain::permission::{Permits, Role, Scope};
-use crate::store::{ApiStore, Error, Result, WorkerStore};
+use crate::store::{ApiStore, Error, Result, TenantConn, Tries, WorkerStore};
 
 /// Who acts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -188,6 +188,30 @@ impl WorkerStore {
             sqlx::query_scalar("SELECT erase_tenant($1)").bind(limit).fetch_one(&mut *transaction).await?;
         transaction.commit().await?;
         Ok(gone.unsigned_abs())
+    }
+}
+
+impl TenantConn {
+    /// How many of this tenant's invocations wait, counted up to its limit and one more, and that limit: its own, or
+    /// `default`.
+    ///
+    /// # Errors
+    /// Postgres does not answer in time.
+    pub async fn queue_depth(&mut self, default: u64) -> Result<(u64, u64)> {
+        let tenant = self.tenant();
+        let (counted, limit): (i64, i64) = sqlx::query_as(
+            "WITH most AS MATERIALIZED (SELECT COALESCE(max_queued, $2) AS n FROM tenants WHERE tenant_id = $1)
+             SELECT (SELECT count(*) FROM (
+                 (SELECT 1 FROM queued q WHERE q.tenant_id = $1 LIMIT (SELECT n + 1 FROM most))
+                 UNION ALL
+                 (SELECT 1 FROM scheduled s WHERE s.tenant_id = $1 LIMIT (SELECT n + 1 FROM most))) w),
+               (SELECT n FROM most)",
+        )
+        .bind(tenant)
+        .bind(i64::try_from(default).unwrap_or(i64::MAX))
+        .fetch_one(&mut **self)
+        .await?;
+        Ok((counted.unsigned_abs(), limit.unsigned_abs()))
     }
 }
 

@@ -2,6 +2,8 @@
 //! these shapes are promised to clients and those are not. Owns no rules: ranges are checked in `app`.
 
 pub mod audit;
+pub mod bulk;
+pub mod dead_letter;
 pub mod invocation;
 pub mod key;
 pub mod operate;

@@ -26,6 +26,21 @@ pub struct Problem {
     /// Why a module was refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rejection: Option<Rejection>,
+    /// Which quota was hit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota: Option<Quota>,
+}
+
+/// A quota that was hit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Quota {
+    /// Its name.
+    #[schema(example = "queue-depth")]
+    pub name: String,
+    /// What it allows.
+    pub limit: u64,
+    /// What there is, as far as this server knows.
+    pub current: u64,
 }
 
 /// One thing that is wrong with a request body.

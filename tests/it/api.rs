@@ -4,6 +4,9 @@
 mod access;
 mod audit;
 mod batch;
+mod bulk;
+mod dead_letter;
+mod depth;
 mod document;
 mod edge;
 mod flush;
@@ -15,6 +18,7 @@ mod logs;
 mod operate;
 mod people;
 mod read;
+mod retention;
 mod task_changes;
 mod upload;
 
@@ -178,6 +182,26 @@ impl Api {
             self.worker.claim(worker, epoch, &[Want::of(self.tenant, 1)]).await.unwrap().pop()
         })
         .await
+    }
+
+    /// Claims one attempt if there is one now.
+    async fn try_claim(&self, (worker, epoch): (WorkerId, i64)) -> Vec<Claimed> {
+        self.worker.claim(worker, epoch, &[Want::of(self.tenant, 1)]).await.unwrap()
+    }
+
+    /// Does what waits as bulk operations, as the duty would.
+    async fn bulk_turns(&self) {
+        self.worker.duty_announce("bulk", SOON).await.unwrap();
+        let me = WorkerId::generate();
+        let held = self.worker.duty_hold("bulk", me, SOON, true).await.unwrap().unwrap();
+        loop {
+            let (_, again) = self.app.bulk_turn(&held, &self.worker).await.unwrap();
+            match again {
+                None => break,
+                Some(wait) => tokio::time::sleep(wait).await,
+            }
+        }
+        self.worker.duties_release(me).await.unwrap();
     }
 
     async fn ack(&self, (worker, epoch): (WorkerId, i64), finished: Finished) -> Acked {
