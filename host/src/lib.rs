@@ -10,6 +10,7 @@ pub mod compile;
 mod compiler;
 mod control;
 mod denied;
+pub mod egress;
 mod engine;
 pub mod inspect;
 pub mod limiter;
