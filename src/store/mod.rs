@@ -6,6 +6,7 @@
 
 mod breaker;
 pub mod duty;
+pub mod grant;
 pub mod invocation;
 pub mod log;
 pub mod queue;

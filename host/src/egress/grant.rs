@@ -15,7 +15,7 @@ pub const MAX_GRANT: usize = MAX_NAME + "https://".len() + ":65535".len();
 const MIN_LABELS_BEHIND_WILDCARD: usize = 2;
 
 /// How a request travels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Scheme {
     /// In the clear.
     Http,
