@@ -27,10 +27,10 @@ use crate::domain::ids::{InvocationId, TenantId};
 use crate::store::WorkerStore;
 use crate::worker::lease::Lease;
 
-/// Calls at once of all attempts of a worker: each is a socket.
-const MAX_CALLS_PER_WORKER: usize = 2_048;
+/// Calls at once of all attempts of a worker: each is a socket, and a quarter of a MiB of buffers when both sides stall.
+const MAX_CALLS_PER_WORKER: usize = 1_024;
 /// Calls at once of one tenant in a worker, so that it leaves sockets to others.
-const MAX_CALLS_PER_TENANT: usize = 512;
+const MAX_CALLS_PER_TENANT: usize = 256;
 /// Longest wait for the next piece of a response.
 const BETWEEN_BYTES: Duration = Duration::from_secs(60);
 
