@@ -283,7 +283,13 @@ async fn who_does_not_answer_is_given_up_in_time() {
     let grants = [grant(&format!("http://a.test:{port}"))];
     assert_eq!(refused(&client, &grants, &request).await, Code::HttpResponseTimeout);
     // TLS with somebody who does not speak it.
-    let (port, _heads) = server("HTTP/1.1 400 Bad Request\r\n\r\n").await;
+    let plain = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = plain.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let (mut stream, _) = plain.accept().await.unwrap();
+        stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    });
     let grants = [grant(&format!("https://a.test:{port}"))];
     let secure = self::request("GET", Scheme::Https, &format!("a.test:{port}"), "/");
     assert_eq!(refused(&client, &grants, &secure).await, Code::TlsProtocolError);
