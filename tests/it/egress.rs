@@ -27,11 +27,11 @@ impl Target {
         let (connections, open) = (target.connections.clone(), target.open.clone());
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                connections.fetch_add(1, Ordering::SeqCst);
+                let number = connections.fetch_add(1, Ordering::SeqCst) + 1;
                 open.fetch_add(1, Ordering::SeqCst);
                 let open = open.clone();
                 tokio::spawn(async move {
-                    serve(stream).await;
+                    serve(stream, number).await;
                     open.fetch_sub(1, Ordering::SeqCst);
                 });
             }
@@ -52,8 +52,9 @@ impl Target {
     }
 }
 
-/// One request: `/echo` says what came, `/bytes/N` sends N bytes, `/never` nothing, `/away` sends elsewhere.
-async fn serve(mut stream: TcpStream) {
+/// One request: `/echo` says what came, `/bytes/N` sends N bytes, `/never` nothing, `/away` sends
+/// elsewhere, `/busy` is busy for the first connection.
+async fn serve(mut stream: TcpStream, number: usize) {
     let mut head = Vec::new();
     let mut buffer = vec![0; 16 << 10];
     let end = loop {
@@ -84,6 +85,9 @@ async fn serve(mut stream: TcpStream) {
             // Until the other side goes away.
             while stream.read(&mut buffer).await.is_ok_and(|n| n > 0) {}
             return;
+        }
+        None if path == "/busy" && number == 1 => {
+            ("503 Service Unavailable", "retry-after: 0\r\n".to_owned(), Vec::new())
         }
         None if path == "/away" => {
             ("302 Found", "location: http://169.254.169.254/\r\n".to_owned(), Vec::new())
@@ -288,6 +292,28 @@ async fn a_request_ends_with_its_attempt_at_a_deadline_a_cancellation_and_the_de
     start().await;
     deployment.workers.remove(0).kill_9();
     closed().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_webhook_example_delivers_to_a_receiver_that_was_busy_at_first() {
+    let target = Target::start().await;
+    let (_deployment, client) = deployment(&[]).await;
+    client.upload("webhook", &support::guest("webhook")).await.expect(201);
+    let grants = json!({"grants": target.grant()});
+    support::send(client.request(Method::PATCH, "/v1/tasks/webhook").json(&grants)).await.expect(200);
+    let input = json!({"url": target.url("/busy"), "event": "order.paid", "data": {"order": 7}});
+    let body = json!({"input": input, "retry": {"initial_ms": 10, "jitter": 0}});
+    let ended = client.invoke("webhook", &body).await.expect(200).json();
+    assert_eq!(ended["state"], "succeeded", "{ended:#}");
+    assert_eq!(ended["attempts"].as_array().unwrap().len(), 2, "{ended:#}");
+    let id = ended["id"].as_str().unwrap();
+    let out = client.get(&format!("/v1/invocations/{id}/result")).await.expect(200).json();
+    let answer = out["answer"].as_str().unwrap();
+    assert!(answer.starts_with("11 post /busy http/1.1"), "{answer}");
+    for header in ["x-event: order.paid", "content-type: application/json", &format!("idempotency-key: {id}")]
+    {
+        assert!(answer.contains(header), "{header} in {answer}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
