@@ -42,6 +42,9 @@ const CALL_BYTES: u64 = (2 * WINDOW + 2 * WRITE_BYTES + 2 * MAX_HEADER_BYTES) as
 /// Where refusals stand in the log of an attempt.
 const LOG_TARGET: &str = "sandbar.http";
 
+/// The interface of the library whose function for errors is replaced, under the library's own version of it.
+const TYPES: &str = "wasi:http/types@0.2.12";
+
 /// Takes messages about calls out of the process, and hands out what comes back.
 #[derive(Default)]
 pub struct Calls {
@@ -376,7 +379,29 @@ impl Body for Incoming {
 pub(crate) fn link(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     let options = bindings::LinkOptions::default();
     types::add_to_linker::<Host, WasiHttp>(linker, &(&options).into(), WasiHttpView::http)?;
-    linker.instance("wasi:http/outgoing-handler@0.2.0")?.func_wrap("handle", handle)
+    linker.instance("wasi:http/outgoing-handler@0.2.0")?.func_wrap("handle", handle)?;
+    linker.allow_shadowing(true);
+    linker.instance(TYPES)?.func_wrap("http-error-code", error_code)?;
+    linker.allow_shadowing(false);
+    Ok(())
+}
+
+/// What ended a body. The library's own looks for a form of errors that bodies do not end with, and finds nothing.
+fn error_code(
+    mut cx: StoreContextMut<'_, Host>,
+    (error,): (Resource<types::IoError>,),
+) -> wasmtime::Result<(Option<ErrorCode>,)> {
+    let host = cx.data_mut();
+    host.common.calls += 1;
+    let code = host.table.get(&error)?.downcast_ref::<Error>().map(|error| match error {
+        Error::HttpResponseBodySize(size) => ErrorCode::HttpResponseBodySize(*size),
+        Error::HttpResponseIncomplete => ErrorCode::HttpResponseIncomplete,
+        Error::HttpProtocolError => ErrorCode::HttpProtocolError,
+        Error::ConnectionReadTimeout => ErrorCode::ConnectionReadTimeout,
+        Error::ConnectionTerminated => ErrorCode::ConnectionTerminated,
+        other => ErrorCode::InternalError(Some(other.to_string())),
+    });
+    Ok((code,))
 }
 
 type Handled = Result<Resource<HostFutureIncomingResponse>, ErrorCode>;
