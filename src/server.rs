@@ -251,6 +251,11 @@ fn worker_settings(config: &Config, roles: Roles) -> anyhow::Result<worker::Sett
         poll: config.worker.poll(),
         require_walls: config.worker.walls(),
         max_handovers: i32::try_from(config.scheduler.max_handovers)?,
+        egress: worker::egress::Settings {
+            private_networks: config.egress.networks(),
+            sent_bytes: config.egress.max_sent_bytes,
+            received_bytes: config.egress.max_received_bytes,
+        },
         // Draining the worker of a process that is a server too must not stop the server.
         leave_when_drained: !roles.server,
     })

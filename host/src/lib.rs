@@ -9,7 +9,7 @@ mod classify;
 pub mod compile;
 mod compiler;
 mod control;
-mod denied;
+pub mod egress;
 mod engine;
 pub mod inspect;
 pub mod limiter;

@@ -56,6 +56,11 @@ impl Limiter {
         }
     }
 
+    /// Counts memory of this process that is held for the guest until its end; false if there is no room.
+    pub(crate) fn hold(&mut self, bytes: u64) -> bool {
+        self.grow(bytes)
+    }
+
     /// The engine could not do what was allowed: take the last growth back.
     fn undo(&mut self) {
         self.used = self.used.saturating_sub(self.last);

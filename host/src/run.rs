@@ -438,6 +438,7 @@ impl Run<'_> {
             Start::default(),
             Stream::StdoutLines,
         );
+        host.hooks.carried_by(self.progress.clone());
         host.progress = self.progress.take();
         let mut store = match self.store(host) {
             Ok(store) => store,
@@ -486,7 +487,7 @@ impl Run<'_> {
     }
 
     async fn command_p2(mut self, pre: &CommandPre<Host>, start: Start) -> Outcome {
-        let host = Host::new(
+        let mut host = Host::new(
             self.common(self.limits.output_bytes),
             std::mem::take(&mut self.context),
             self.limits.timeout_ms,
@@ -494,6 +495,7 @@ impl Run<'_> {
             start,
             Stream::Result,
         );
+        host.hooks.carried_by(self.progress.take());
         let mut store = match self.store(host) {
             Ok(store) => store,
             Err(err) => return host_fault(&format!("{err:#}")),

@@ -1,5 +1,5 @@
 //! What lives in a guest's store: accounting, streams, WASI and the task's context.
-//! Nothing ambient: no inherited environment, no preopened directory, no network.
+//! Nothing ambient: no inherited environment, no preopened directory, no network but `egress`.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,7 +10,8 @@ use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::control::Control;
-use crate::denied;
+use crate::egress::call::FromGuest;
+use crate::egress::guest::{Calls, Hooks};
 use crate::limiter::Limiter;
 use crate::output::{Reader, SharedCapture, Stream, Writer};
 use crate::run::Context;
@@ -31,6 +32,14 @@ pub trait LiveSink: Send + Sync {
 
     /// `control` has log records that nobody has taken.
     fn log(&self, control: &Arc<Control>);
+
+    /// The calls of guests by HTTP, where somebody carries them.
+    fn calls(&self) -> Option<&Calls> {
+        None
+    }
+
+    /// A guest says something about a call that [`Self::calls`] has begun.
+    fn http(&self, _token: u64, _call: u64, _message: FromGuest) {}
 }
 
 /// The part of the state that every kind of guest has.
@@ -96,7 +105,7 @@ pub(crate) struct Host {
     /// Built at the first use: many tasks never call WASI.
     wasi: Option<Box<WasiCtx>>,
     http: WasiHttpCtx,
-    hooks: denied::Hooks,
+    pub(crate) hooks: Hooks,
 }
 
 impl Host {
@@ -112,6 +121,7 @@ impl Host {
         table.set_max_capacity(MAX_RESOURCES);
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(MAX_HTTP_FIELDS);
+        let hooks = Hooks::new(common.control.token, common.capture.clone());
         Self {
             common,
             context,
@@ -123,7 +133,7 @@ impl Host {
             stdout,
             wasi: None,
             http,
-            hooks: denied::Hooks,
+            hooks,
         }
     }
 }

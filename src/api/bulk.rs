@@ -7,12 +7,13 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
 use crate::api::dead_letter::{hex, unhex};
-use crate::api::extract::{self, IdPath, Caller, Pairs};
+use crate::api::extract::{self, Caller, IdPath, Pairs};
 use crate::api::problem::{Code, Problem};
 use crate::api::{Api, PAGE, limit, shape, unknown_parameter};
 use crate::app::FieldError;
 use crate::app::bulk::{Asked, Request};
 use crate::domain::bulk::Action;
+use crate::domain::ids::BulkId;
 use crate::domain::names::{Tags, TaskName};
 use crate::store::bulk::Operation;
 use crate::wire::Page;

@@ -10,6 +10,7 @@ use crate::api::Api;
 use crate::api::extract::{self, Caller, IdPath};
 use crate::api::problem::{Code, Problem};
 use crate::app::FieldError;
+use crate::domain::ids::PauseId;
 use crate::domain::names::{Tags, TaskName};
 use crate::store::pause::{Pause, Target};
 use crate::wire::Page;

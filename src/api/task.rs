@@ -19,6 +19,7 @@ use crate::api::problem::{Code, Problem, rejection};
 use crate::api::{Api, PAGE, limit, shape, unknown_parameter};
 use crate::domain::names::TaskName;
 use crate::domain::retry::PartialRetry;
+use crate::store::grant::Grants;
 use crate::store::task::{Change, TaskChange, TaskRow, VersionRow, VersionState};
 use crate::wire::Page;
 use crate::wire::invocation as invocation_wire;
@@ -49,6 +50,7 @@ fn task(row: &TaskRow) -> wire::Task {
             max_ms: row.retry.max_ms,
             jitter: row.retry.jitter,
         }),
+        grants: (row.grants != Grants::default()).then(|| wire::Grants { http: row.grants.http.clone() }),
         created_at: row.created_at,
         updated_at: row.updated_at,
         links: wire::TaskLinks {
@@ -160,7 +162,7 @@ fn merge<T: Serialize>(field: Field<T>) -> Result<Change<serde_json::Value>, Pro
     })
 }
 
-/// Change a task: description, default limits and retries of its invocations, whether it is active, and the version
+/// Change a task: description, default limits and retries of its invocations, what it is given, whether it is active, and the version
 /// that plain invocations use. What was accepted before keeps what it was accepted with.
 #[utoipa::path(
     patch, path = "/v1/tasks/{task}", tag = "tasks",
@@ -187,6 +189,7 @@ pub(super) async fn patch(
         description: change(body.description),
         limits: merge(body.limits)?,
         retry: merge(body.retry)?,
+        grants: merge(body.grants)?,
         active: change(body.active),
         version: change(body.version),
     };
@@ -405,6 +408,7 @@ mod tests {
             active: true,
             limits: PartialLimits::default(),
             retry: PartialRetry::default(),
+            grants: Grants::default(),
             created_at: at,
             updated_at: at,
         };

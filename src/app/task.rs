@@ -3,7 +3,9 @@
 use bytes::Bytes;
 use futures_util::stream::{self, Stream};
 use sandbar_host::ModuleHash;
+use sandbar_host::egress::grant::HttpGrant;
 use sandbar_host::limits::Limits;
+use sandbar_host::manifest::MAX_NAMED_GRANTS;
 use serde_json::{Value, json};
 
 use crate::app::policy::{self, PartialRetry};
@@ -11,6 +13,7 @@ use crate::app::{App, Error, FieldError, Result, audit};
 use crate::domain::ids::TenantId;
 use crate::domain::names::TaskName;
 use crate::domain::retry::RetryPolicy;
+use crate::store::grant::Grants;
 use crate::store::task::{Change, Deleted, Stopped, TaskChange, TaskRow, VersionRow, VersionState};
 
 /// Bytes of a task's description.
@@ -192,10 +195,36 @@ fn check(change: &TaskChange) -> std::result::Result<(), FieldError> {
             .map_err(|error| FieldError::new("/limits", error.to_string()))?;
         policy::limits(Limits::default(), &wanted)?;
     }
+    if let Change::Set(patch) = &change.grants {
+        let wanted: Grants = serde_json::from_value(without_nulls(patch))
+            .map_err(|error| FieldError::new("/grants", error.to_string()))?;
+        grants(&wanted)?;
+    }
     if let Change::Set(patch) = &change.retry {
         let wanted: PartialRetry = serde_json::from_value(patch.clone())
             .map_err(|error| FieldError::new("/retry", error.to_string()))?;
         policy::retry(&RetryPolicy::default(), &wanted)?;
+    }
+    Ok(())
+}
+
+/// What a patch sets, without what it takes away.
+fn without_nulls(patch: &Value) -> Value {
+    match patch {
+        Value::Object(fields) => {
+            fields.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), v.clone())).collect()
+        }
+        other => other.clone(),
+    }
+}
+
+fn grants(wanted: &Grants) -> std::result::Result<(), FieldError> {
+    if wanted.http.len() > MAX_NAMED_GRANTS {
+        return Err(FieldError::new("/grants/http", format!("may have at most {MAX_NAMED_GRANTS} entries")));
+    }
+    for (place, text) in wanted.http.iter().enumerate() {
+        HttpGrant::parse(text)
+            .map_err(|error| FieldError::new(format!("/grants/http/{place}"), error.to_string()))?;
     }
     Ok(())
 }

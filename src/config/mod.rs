@@ -20,6 +20,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use sandbar_host::egress::address::{Network, Networks};
 use sandbar_host::walls::{Wall, Walls};
 use serde::Deserialize;
 
@@ -43,6 +44,8 @@ pub struct Config {
     pub server: Server,
     /// A worker and its cells.
     pub worker: Worker,
+    /// What guests may do by HTTP.
+    pub egress: Egress,
     /// Background duties.
     pub scheduler: Scheduler,
     /// The compiler of uploaded modules.
@@ -58,6 +61,7 @@ impl Default for Config {
             database: Database::default(),
             server: Server::default(),
             worker: Worker::default(),
+            egress: Egress::default(),
             scheduler: Scheduler::default(),
             compile: Compile::default(),
             log: Log::default(),
@@ -236,6 +240,33 @@ fn available_cores() -> u32 {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     // The upper bound of the setting, so that the default is always valid.
     u32::try_from(cores).unwrap_or(u32::MAX).min(256)
+}
+
+/// Section `egress`: what guests may do by HTTP beyond what their tenants grant them. Read by workers.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Egress {
+    /// Private networks that guests may reach, such as `10.1.0.0/16`, where a tenant grants a host in them. Default
+    /// none: loopback, private, link-local and all other addresses that are not public are refused. A metadata address
+    /// of a cloud is refused whatever stands here. At most 64. As a variable: `[10.1.0.0/16,fd00:1::/32]`.
+    pub private_networks: Vec<Network>,
+    /// Bytes that the bodies of one attempt's requests may have in all. Default 16 MiB; 0 to 16 GiB.
+    pub max_sent_bytes: u64,
+    /// Bytes that the bodies of one attempt's responses may have in all. Default 64 MiB; 0 to 16 GiB.
+    pub max_received_bytes: u64,
+}
+
+impl Default for Egress {
+    fn default() -> Self {
+        Self { private_networks: Vec::new(), max_sent_bytes: 16 * MIB, max_received_bytes: 64 * MIB }
+    }
+}
+
+impl Egress {
+    /// Private networks that guests may reach.
+    pub fn networks(&self) -> Networks {
+        Networks::new(self.private_networks.clone())
+    }
 }
 
 /// Section `scheduler`: background duties.

@@ -1,6 +1,8 @@
 //! The range of every number in the configuration, in one table: the validation reads it, and so can whoever
 //! writes the reference.
 
+use sandbar_host::egress::address::MAX_NETWORKS;
+
 use super::{Config, ConfigError, GIB, MIB};
 
 /// The range of one numeric setting, both ends included.
@@ -37,6 +39,8 @@ pub const RANGES: &[Range] = &[
     range("worker.dead_after_ms", 300, 600_000, |c| c.worker.dead_after_ms),
     range("worker.drain_grace_ms", 0, 3_600_000, |c| c.worker.drain_grace_ms),
     range("worker.poll_ms", 10, 60_000, |c| c.worker.poll_ms),
+    range("egress.max_sent_bytes", 0, 16 * GIB, |c| c.egress.max_sent_bytes),
+    range("egress.max_received_bytes", 0, 16 * GIB, |c| c.egress.max_received_bytes),
     range("scheduler.tick_ms", 10, 60_000, |c| c.scheduler.tick_ms),
     range("scheduler.max_handovers", 1, 1_000, |c| c.scheduler.max_handovers.into()),
     range("scheduler.retention_days", 1, 3_650, |c| c.scheduler.retention_days.into()),
@@ -74,6 +78,9 @@ pub(super) fn validate(config: &Config) -> Result<(), ConfigError> {
             "worker.cells is {}, more than worker.slots ({}): some cells could never run anything",
             worker.cells, worker.slots
         ));
+    }
+    if config.egress.private_networks.len() > MAX_NETWORKS {
+        problems.push(format!("egress.private_networks has more than {MAX_NETWORKS} entries"));
     }
     if config.data_dir.as_os_str().is_empty() {
         problems.push("data_dir is empty".to_owned());

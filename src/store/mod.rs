@@ -9,6 +9,7 @@ mod breaker;
 pub mod bulk;
 pub mod dead_letter;
 pub mod duty;
+pub mod grant;
 pub mod invocation;
 pub mod key;
 pub mod log;

@@ -16,6 +16,7 @@ use sqlx::{Acquire, Row};
 use crate::domain::ids::{InvocationId, TaskId, TenantId};
 use crate::domain::names::TaskName;
 use crate::domain::retry::PartialRetry;
+use crate::store::grant::Grants;
 use crate::store::queue::CANCEL_CHANNEL;
 use crate::store::{Error, Result, TenantConn, WorkerStore};
 
@@ -38,6 +39,8 @@ pub struct TaskRow {
     pub limits: PartialLimits,
     /// Retries of its invocations, over the module's own.
     pub retry: PartialRetry,
+    /// What it has been given.
+    pub grants: Grants,
     /// First upload.
     pub created_at: DateTime<Utc>,
     /// Last change of this row.
@@ -120,6 +123,8 @@ pub struct TaskChange {
     pub retry: Change<serde_json::Value>,
     /// Reset: active.
     pub active: Change<bool>,
+    /// Grants as a merge patch: a kind that is null goes.
+    pub grants: Change<serde_json::Value>,
     /// The pinned version. Reset: none.
     pub version: Change<i32>,
 }
@@ -188,7 +193,7 @@ const CANCEL_NOTIFICATIONS: usize = 500;
 
 const TASK_COLUMNS: &str =
     "t.task_id, t.name, t.description, COALESCE(t.pinned_version, t.current_version) AS current_version,
-  t.pinned_version, t.active, t.limits, t.retry, t.created_at AS task_created_at, t.updated_at";
+  t.pinned_version, t.active, t.limits, t.retry, t.grants, t.created_at AS task_created_at, t.updated_at";
 
 const VERSION_COLUMNS: &str =
     "v.number, v.sha256, v.size_bytes, v.kind, v.state, v.rejection, v.manifest, v.created_at";
@@ -240,6 +245,7 @@ fn task(row: &PgRow) -> Result<TaskRow> {
         active: row.try_get("active")?,
         limits: row.try_get::<Option<Json<_>>, _>("limits")?.map(|json| json.0).unwrap_or_default(),
         retry: row.try_get::<Option<Json<_>>, _>("retry")?.map(|json| json.0).unwrap_or_default(),
+        grants: row.try_get::<Option<Json<_>>, _>("grants")?.map(|json| json.0).unwrap_or_default(),
         created_at: row.try_get("task_created_at")?,
         updated_at: row.try_get("updated_at")?,
     })
@@ -454,6 +460,7 @@ impl TenantConn {
         let (retrying, retry) = change.retry.parts();
         let (activate, active) = change.active.parts();
         let (pin, pinned) = change.version.parts();
+        let (grant, grants) = change.grants.parts();
         sqlx::query(&format!(
             "UPDATE tasks t SET updated_at = clock_timestamp(),
                described = CASE WHEN $3 THEN $4 IS NOT NULL ELSE described END,
@@ -465,7 +472,9 @@ impl TenantConn {
                retry = CASE WHEN NOT $7 THEN retry WHEN $8 IS NOT NULL
                  THEN NULLIF(jsonb_strip_nulls(COALESCE(retry, '{{}}') || $8), '{{}}') END,
                active = CASE WHEN $9 THEN COALESCE($10, true) ELSE active END,
-               pinned_version = CASE WHEN $11 THEN $12 ELSE pinned_version END
+               pinned_version = CASE WHEN $11 THEN $12 ELSE pinned_version END,
+               grants = CASE WHEN NOT $13 THEN grants WHEN $14 IS NOT NULL
+                 THEN NULLIF(jsonb_strip_nulls(COALESCE(grants, '{{}}') || $14), '{{}}') END
              WHERE t.tenant_id = $1 AND t.name = $2 AND t.deleted_at IS NULL
              RETURNING {TASK_COLUMNS}"
         ))
@@ -481,6 +490,8 @@ impl TenantConn {
         .bind(active)
         .bind(pin)
         .bind(pinned)
+        .bind(grant)
+        .bind(grants.map(Json))
         .fetch_optional(&mut **self)
         .await?
         .as_ref()

@@ -27,6 +27,7 @@ use crate::store::{Error, WorkerStore};
 use crate::worker::ack;
 use crate::worker::cells::{Cells, Event, Place};
 use crate::worker::claim::{self, Turn};
+use crate::worker::egress::{Egress, Whose};
 use crate::worker::lease::Lease;
 use crate::worker::live::{self, Live};
 use crate::worker::memory::Memory;
@@ -96,6 +97,7 @@ pub async fn run(
         modules,
         lease,
         cells,
+        egress: Egress::new(settings.egress.clone(), store.clone())?,
         ends: Some(ends),
         live,
         unacked: &unacked,
@@ -151,6 +153,7 @@ struct Dispatch<'a> {
     modules: &'a Arc<Modules>,
     lease: &'a Lease,
     cells: Cells,
+    egress: Egress,
     /// Unbounded, yet never longer than the bound in [`Dispatch::free_slots`].
     ends: Option<ack::Sender>,
     live: live::Sender,
@@ -412,6 +415,14 @@ impl Dispatch<'_> {
                     flight.live.log(&self.live, &flight.claimed, flight.started_at, first, &records);
                 }
             }
+            Event::Cell(place, CellEvent::Http { token, call, message }) => {
+                let flight = self.in_flight.get(&token).filter(|flight| flight.place == Some(place));
+                if let (Some(flight), Some(cell)) = (flight, self.cells.get(place)) {
+                    let whose =
+                        Whose { tenant: flight.claimed.tenant, invocation: flight.claimed.invocation };
+                    self.egress.hear(self.lease, whose, cell, token, call, message);
+                }
+            }
             Event::Cell(place, CellEvent::Gone { reason }) => {
                 self.cells.down(place);
                 let lost: Vec<u64> = self
@@ -440,6 +451,7 @@ impl Dispatch<'_> {
             Some(cell) if !flight.cancelled => {
                 flight.cancelled = true;
                 cell.cancel(token, reason);
+                self.egress.close(token);
             }
             Some(_) => {}
             // Not started yet: it ends here.
@@ -454,7 +466,8 @@ impl Dispatch<'_> {
     }
 
     /// An attempt has ended: decide what becomes of the invocation and send it to the ack.
-    fn end(&mut self, token: u64, outcome: Outcome) {
+    fn end(&mut self, token: u64, mut outcome: Outcome) {
+        outcome.receipt.egress_bytes = self.egress.end(token);
         let Some(flight) = self.in_flight.remove(&token) else {
             return;
         };
@@ -483,6 +496,7 @@ impl Dispatch<'_> {
 
     /// Stop every guest now and forget everything: it is no longer ours, or is about to be handed on.
     fn abandon(&mut self) {
+        self.egress.abandon();
         self.cells.kill();
         if !self.in_flight.is_empty() {
             warn!(attempts = self.in_flight.len(), "attempts abandoned");

@@ -1,6 +1,8 @@
 //! A worker host: claims attempts, runs them in cells, acknowledges their ends, and stops by itself before anybody
 //! else may take its work over. Owns no rule about retries or fairness (`domain`) and no SQL (`store`).
 //!
+//! `egress` carries out HTTP requests of guests.
+//!
 //! Parts: `lease` (are we still who the database thinks we are), `cells` (the processes guests run in), `dispatch`
 //! (what runs where), `claim` (whose work it takes), `memory` (what a look at the queue found), `load` (what heartbeats
 //! say), `ack` (ends on their way to the database), `live` (logs and progress on theirs), `modules` (compiled code).
@@ -9,6 +11,7 @@ mod ack;
 mod cells;
 mod claim;
 mod dispatch;
+pub mod egress;
 mod lease;
 mod live;
 mod load;
@@ -53,6 +56,8 @@ pub struct Settings {
     pub require_walls: Walls,
     /// Handovers after which an invocation is given up.
     pub max_handovers: i32,
+    /// What guests may do by HTTP.
+    pub egress: egress::Settings,
     /// Drained by an operator, leave; or else stay, idle, until uncordoned.
     pub leave_when_drained: bool,
 }

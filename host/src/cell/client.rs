@@ -23,6 +23,7 @@ use super::protocol::{
 use super::{CellConfig, MAX_FRAME_BYTES, MAX_SLOTS, MIN_FRAME_BYTES, SUBCOMMAND};
 use crate::artifact::Artifact;
 use crate::control::{CancelReason, Progress};
+use crate::egress::call::{FromGuest, ToGuest};
 use crate::module::ModuleHash;
 use crate::outcome::{LogRecord, Outcome};
 use crate::run::Attempt;
@@ -65,6 +66,16 @@ pub enum CellEvent {
         first: u32,
         /// In order.
         records: Vec<LogRecord>,
+    },
+    /// A guest says something about an HTTP call. A cell that has been taken over may say anything here, also for any
+    /// attempt that is in it.
+    Http {
+        /// The caller's name for the attempt, which may have ended.
+        token: u64,
+        /// The cell's number of the call.
+        call: u64,
+        /// What.
+        message: FromGuest,
     },
     /// The process ended or broke the protocol. The last event. Attempts without an outcome are
     /// lost.
@@ -304,6 +315,18 @@ impl Cell {
         self.shared.filled.notify_one();
     }
 
+    /// Says something about an HTTP call of a guest. Once the cell is gone nobody hears it.
+    pub fn http(&self, call: u64, message: ToGuest) {
+        {
+            let mut book = self.shared.book();
+            if self.shared.is_gone() {
+                return;
+            }
+            let _ = book.out.push(&ToCell::Http { call, message });
+        }
+        self.shared.filled.notify_one();
+    }
+
     /// Kills the process. [`CellEvent::Gone`] follows.
     pub fn kill(&self) {
         self.shared.kill.notify_one();
@@ -523,6 +546,7 @@ async fn receive(shared: &Shared, mut input: Input, events: &mpsc::Sender<CellEv
                 FromCell::Finished { token, outcome } => CellEvent::Finished { token, outcome },
                 FromCell::Progress { token, progress } => CellEvent::Progress { token, progress },
                 FromCell::Log { token, first, records } => CellEvent::Log { token, first, records },
+                FromCell::Http { token, call, message } => CellEvent::Http { token, call, message },
                 FromCell::Ready(_) | FromCell::Loaded(_) | FromCell::NotLoaded { .. } => continue,
             };
             if events.send(event).await.is_err() {
@@ -542,6 +566,8 @@ fn note(shared: &Shared, messages: &[FromCell], finished: &mut HashSet<u64>) -> 
         FromCell::Finished { token, .. } => finished.insert(*token) && book.finished(*token),
         // A report may overtake nothing, so its attempt is still there.
         FromCell::Progress { token, .. } | FromCell::Log { token, .. } => book.attempts.contains_key(token),
+        // A call is let go of a little later than its attempt ends.
+        FromCell::Http { .. } => true,
     })
 }
 

@@ -5,13 +5,14 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::blob;
 use crate::control::{CancelReason, Progress};
+use crate::egress::call::{FromGuest, ToGuest};
 use crate::module::ModuleHash;
 use crate::outcome::{Frame, LogLevel, LogRecord, Outcome, Receipt, Termination, TrapKind};
 use crate::run::Attempt;
 use crate::walls::Walls;
 
 /// Version of the protocol; the child refuses another.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// Bytes of a frame's length.
 pub const HEADER_BYTES: usize = 4;
 /// A frame that has reached this size is closed and a new one begun.
@@ -50,6 +51,13 @@ pub enum ToCell {
         token: u64,
         /// Why.
         why: CancelReason,
+    },
+    /// About an HTTP call of a guest.
+    Http {
+        /// The cell's number of the call.
+        call: u64,
+        /// What.
+        message: ToGuest,
     },
 }
 
@@ -119,6 +127,15 @@ pub enum FromCell {
         /// In order.
         #[serde(with = "records")]
         records: Vec<LogRecord>,
+    },
+    /// A guest says something about an HTTP call.
+    Http {
+        /// Of which attempt. It may have ended.
+        token: u64,
+        /// The cell's number of the call; never used twice.
+        call: u64,
+        /// What.
+        message: FromGuest,
     },
 }
 

@@ -4,15 +4,15 @@ use wasmtime::component;
 use wasmtime::{Caller, Engine, Linker};
 use wasmtime_wasi::I32Exit;
 
-use crate::denied;
+use crate::egress::guest;
 use crate::state::{Host, HostP1};
 use crate::task_world::Task;
 
-/// The imports of components: WASI 0.2, refused HTTP, and the task world.
+/// The imports of components: WASI 0.2, HTTP by grant, and the task world.
 pub(crate) fn components(engine: &Engine) -> wasmtime::Result<component::Linker<Host>> {
     let mut linker = component::Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
-    denied::link(&mut linker)?;
+    guest::link(&mut linker)?;
     Task::add_to_linker::<Host, component::HasSelf<Host>>(&mut linker, |host| host)?;
     Ok(linker)
 }
