@@ -11,6 +11,8 @@ mod compiler;
 mod control;
 mod denied;
 mod engine;
+pub mod files;
+mod fixed;
 pub mod inspect;
 pub mod limiter;
 pub mod limits;

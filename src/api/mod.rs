@@ -1,6 +1,7 @@
 //! The public HTTP API: router, extractors, and the one translation of errors. Handlers are thin: they turn a request
 //! into a call of `app` and its answer into wire types. No rules here, and no SQL.
 
+mod artifact;
 mod batch;
 mod docs;
 mod extract;
@@ -129,12 +130,15 @@ fn documented(quick: Duration, waiting: Duration, uploading: Duration) -> OpenAp
                 .routes(routes!(task::versions))
                 .routes(routes!(task::version_get))
                 .routes(routes!(task::module))
+                .routes(routes!(task::version_release))
                 .routes(routes!(invocation::list))
                 .routes(routes!(invocation::get, invocation::patch))
                 .routes(routes!(invocation::retry))
                 .routes(routes!(batch::batch))
                 .routes(routes!(invocation::result))
                 .routes(routes!(log::logs))
+                .routes(routes!(artifact::list))
+                .routes(routes!(artifact::get))
                 .routes(routes!(invocation::cancel))
                 .routes(routes!(why::get))
                 .routes(routes!(operate::workers))

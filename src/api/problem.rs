@@ -63,6 +63,7 @@ codes! {
     InvocationNotFound "invocation-not-found" 404 "No such invocation";
     WorkerNotFound "worker-not-found" 404 "No such worker";
     DutyNotFound "duty-not-found" 404 "No such duty";
+    ArtifactNotFound "artifact-not-found" 404 "No such artifact";
     NoOutput "no-output" 404 "The invocation left no output";
     MethodNotAllowed "method-not-allowed" 405 "This method is not allowed here";
     RequestTooSlow "request-too-slow" 408 "The request came too slowly";
@@ -74,6 +75,7 @@ codes! {
     TaskInUse "task-in-use" 409 "The task has open invocations";
     UniqueKeyTaken "unique-key-taken" 409 "The unique_key is taken";
     VersionNotReady "version-not-ready" 409 "The version is still being compiled";
+    VersionQuarantined "version-quarantined" 409 "The version is in quarantine";
     VersionRejected "version-rejected" 409 "The version was rejected";
     BodyTooLarge "body-too-large" 413 "The request body is too large";
     InputTooLarge "input-too-large" 413 "The input is too large";
@@ -207,6 +209,8 @@ impl From<Error> for Problem {
             Error::NotRetryable(_) => plain(Code::NotRetryable),
             Error::VersionNotFound { .. } => plain(Code::VersionNotFound),
             Error::VersionNotReady { .. } => plain(Code::VersionNotReady),
+            Error::ArtifactNotFound(_) => plain(Code::ArtifactNotFound),
+            Error::VersionQuarantined { .. } => plain(Code::VersionQuarantined),
             Error::VersionRejected { rejection, .. } => {
                 plain(Code::VersionRejected).with_rejection(rejection)
             }

@@ -1,10 +1,12 @@
 //! The rules that decide and write: upload, invoke, cancel, read. Knows the store and the domain; never HTTP (what
 //! comes in and goes out are types of this module, and `api` translates them).
 
+pub mod artifact;
 pub mod auth;
 pub mod batch;
 pub mod catalog;
 pub mod error;
+pub mod files;
 pub mod flush;
 pub mod invocation;
 pub mod invoke;

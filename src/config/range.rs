@@ -1,7 +1,7 @@
 //! The range of every number in the configuration, in one table: the validation reads it, and so can whoever
 //! writes the reference.
 
-use super::{Config, ConfigError, GIB, MIB};
+use super::{Config, ConfigError, GIB, MIB, TIB};
 
 /// The range of one numeric setting, both ends included.
 pub struct Range {
@@ -35,6 +35,8 @@ pub const RANGES: &[Range] = &[
     range("worker.heartbeat_ms", 100, 60_000, |c| c.worker.heartbeat_ms),
     range("worker.dead_after_ms", 300, 600_000, |c| c.worker.dead_after_ms),
     range("worker.drain_grace_ms", 0, 3_600_000, |c| c.worker.drain_grace_ms),
+    range("worker.memory_bytes", 512 * MIB, 16 * TIB, |c| c.worker.memory_bytes),
+    range("worker.tenant_memory_bytes", 64 * MIB, 16 * TIB, |c| c.worker.tenant_memory_bytes),
     range("worker.poll_ms", 10, 60_000, |c| c.worker.poll_ms),
     range("scheduler.tick_ms", 10, 60_000, |c| c.scheduler.tick_ms),
     range("scheduler.max_handovers", 1, 1_000, |c| c.scheduler.max_handovers.into()),

@@ -3,11 +3,13 @@
 
 pub mod admission;
 pub mod breaker;
+pub mod budget;
 pub mod fairness;
 pub mod ids;
 pub mod invocation;
 pub mod names;
 pub mod retry;
 pub mod role;
+pub mod suspicion;
 pub mod why;
 pub mod worker;

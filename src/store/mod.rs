@@ -4,6 +4,7 @@
 //! Two stores, because there are two database roles: [`ApiStore`] sees one tenant at a time and only through
 //! [`TenantConn`]; [`WorkerStore`] is for workers and background duties.
 
+pub mod artifact;
 mod breaker;
 pub mod duty;
 pub mod invocation;
