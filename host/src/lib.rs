@@ -20,6 +20,7 @@ pub mod manifest;
 mod module;
 pub mod outcome;
 mod output;
+mod recheck;
 pub mod run;
 mod state;
 mod task_world;

@@ -13,13 +13,13 @@ use wasmtime_wasi::p2::{InputStream, OutputStream, Pollable, StreamError, Stream
 use crate::outcome::{LogLevel, LogRecord};
 
 /// Bytes of one line of text; the rest of a longer line is dropped and counted.
-const MAX_LINE: usize = 8 << 10;
+pub(crate) const MAX_LINE: usize = 8 << 10;
 /// Bytes of a log target.
-const MAX_TARGET: usize = 256;
+pub(crate) const MAX_TARGET: usize = 256;
 /// Fields of one record.
-const MAX_FIELDS: usize = 64;
+pub(crate) const MAX_FIELDS: usize = 64;
 /// What a record costs of the log limit beyond its text, so that empty records are bounded too.
-const RECORD_OVERHEAD: u64 = 32;
+pub(crate) const RECORD_OVERHEAD: u64 = 32;
 /// Bytes a stream accepts in one write.
 const WRITE_PERMIT: usize = 64 << 10;
 

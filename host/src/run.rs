@@ -43,7 +43,7 @@ const MAX_HANDLES: usize = 4_096;
 /// Bytes of a guest's error message, as the WIT says.
 const MAX_FAILURE_MESSAGE: usize = 4_096;
 /// What guests are told instead of a hint of more than a year.
-const MAX_RETRY_AFTER_MS: u64 = 365 * 24 * 3_600 * 1_000;
+pub(crate) const MAX_RETRY_AFTER_MS: u64 = 365 * 24 * 3_600 * 1_000;
 
 /// One attempt to run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -632,6 +632,8 @@ fn failed(failure: &Failure) -> Termination {
     }
 }
 
+#[cfg(test)]
+mod budget_tests;
 #[cfg(test)]
 mod files_tests;
 #[cfg(test)]

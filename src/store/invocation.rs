@@ -599,7 +599,14 @@ mod tests {
     fn a_spec_is_read_as_it_was_written_and_as_it_used_to_be_written() {
         let retry = RetryPolicy { max_attempts: 9, factor: 1.5, jitter: 0.25, ..RetryPolicy::default() };
         let limits = Limits { fuel: 7, log_bytes: 8, ..Limits::default() };
-        let spec = Spec { input: InputKind::Task, limits, retry: retry.clone(), retry_of: None };
+        let spec = Spec {
+            input: InputKind::Task,
+            limits,
+            retry: retry.clone(),
+            retry_of: None,
+            scratch: None,
+            determinism: None,
+        };
         let text = serde_json::to_string(&spec).unwrap();
         assert!(!text.contains("memory_bytes"), "{text}");
         assert_eq!(serde_json::from_str::<Spec>(&text).unwrap(), spec);

@@ -71,9 +71,49 @@ async fn run(client: &Client, case: &Case) -> String {
     }
     let ended = client.invoke(&case.name, &case.body).await;
     let ended_body = ended.json();
-    match ended_body["reason"].as_str() {
-        Some(reason) => reason.to_owned(),
-        None => format!("{} {ended_body}", ended.status),
+    let Some(reason) = ended_body["reason"].as_str() else {
+        return format!("{} {ended_body}", ended.status);
+    };
+    match left_behind(client, &ended_body).await {
+        Ok(()) => reason.to_owned(),
+        Err(dirt) => format!("{reason}, but {dirt}"),
+    }
+}
+
+/// What it left in the log, in the words about its end and in files must be fit to be shown, fetched and counted.
+async fn left_behind(client: &Client, ended: &Value) -> Result<(), String> {
+    let base = format!("/v1/invocations/{}", ended["id"].as_str().unwrap());
+    let logs = client.get(&format!("{base}/logs?limit=500")).await.expect(200).json();
+    for (what, said) in [("its log", &logs["items"]), ("its end", &ended["attempts"])] {
+        if let Some(text) = control_characters(said) {
+            return Err(format!("{what} has control characters: {text:?}"));
+        }
+    }
+    for attempt in ended["attempts"].as_array().unwrap() {
+        let receipt = &attempt["receipt"];
+        if attempt["termination"]["reason"] != "denied" && receipt["fuel"].as_u64().unwrap_or(0) == 0 {
+            return Err(format!("its receipt says nothing: {receipt}"));
+        }
+    }
+    let artifacts = client.get(&format!("{base}/artifacts")).await.expect(200).json();
+    for artifact in artifacts["items"].as_array().unwrap() {
+        let link = artifact["links"]["self"].as_str().unwrap();
+        let got = client.get(link).await;
+        let size = u64::try_from(got.body.len()).unwrap();
+        if got.status.as_u16() != 200 || artifact["size_bytes"].as_u64() != Some(size) {
+            return Err(format!("{artifact} cannot be fetched: {}", got.status));
+        }
+    }
+    Ok(())
+}
+
+/// The first text anywhere in it that has some.
+fn control_characters(value: &Value) -> Option<&str> {
+    match value {
+        Value::String(text) => text.contains(|c: char| c.is_control() && c != '\t').then_some(text.as_str()),
+        Value::Array(items) => items.iter().find_map(control_characters),
+        Value::Object(fields) => fields.values().find_map(control_characters),
+        _ => None,
     }
 }
 
