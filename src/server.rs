@@ -250,6 +250,8 @@ fn worker_settings(config: &Config, roles: Roles) -> anyhow::Result<worker::Sett
         drain_grace: config.worker.drain_grace(),
         poll: config.worker.poll(),
         require_walls: config.worker.walls(),
+        memory_bytes: config.worker.memory_bytes,
+        tenant_memory_bytes: config.worker.tenant_memory_bytes,
         max_handovers: i32::try_from(config.scheduler.max_handovers)?,
         egress: worker::egress::Settings {
             private_networks: config.egress.networks(),

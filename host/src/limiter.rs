@@ -127,6 +127,40 @@ mod tests {
         assert_eq!(limiter.peak(), 180);
     }
 
+    proptest::proptest! {
+        #[test]
+        fn whatever_grows_in_whatever_order_the_limit_is_never_passed(
+            limit in 0u64..1 << 20,
+            steps in proptest::collection::vec((0usize..6, 0usize..1 << 19, 0u8..4), 1..100),
+        ) {
+            let mut limiter = Limiter::new(limit);
+            // Three memories in bytes, three tables in elements of 8 bytes.
+            let mut sizes = [0usize; 6];
+            let mut peak = 0;
+            for (which, by, fate) in steps {
+                let (current, desired) = (sizes[which], sizes[which] + by);
+                let table = which >= 3;
+                let allowed = if table {
+                    limiter.table_growing(current, desired, None).unwrap()
+                } else {
+                    limiter.memory_growing(current, desired, None).unwrap()
+                };
+                match (allowed, fate, table) {
+                    // The engine could not do it: what was taken must come back.
+                    (true, 0, true) => limiter.table_grow_failed(wasmtime::Error::msg("no")).unwrap(),
+                    (true, 0, false) => limiter.memory_grow_failed(wasmtime::Error::msg("no")).unwrap(),
+                    (true, ..) => sizes[which] = desired,
+                    (false, ..) => proptest::prop_assert!(limiter.refused()),
+                }
+                let sum: u64 = sizes.iter().enumerate().map(|(n, size)| *size as u64 * if n >= 3 { 8 } else { 1 }).sum();
+                proptest::prop_assert!(sum <= limit);
+                proptest::prop_assert_eq!(sum, limiter.used);
+                peak = peak.max(sum);
+                proptest::prop_assert_eq!(peak, limiter.peak());
+            }
+        }
+    }
+
     #[test]
     fn a_growth_that_the_engine_fails_is_not_counted() {
         let mut limiter = Limiter::new(200);

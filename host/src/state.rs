@@ -6,12 +6,16 @@ use std::time::Instant;
 
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::p1::WasiP1Ctx;
+use wasmtime_wasi::random::Deterministic;
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::control::Control;
 use crate::egress::call::FromGuest;
 use crate::egress::guest::{Calls, Hooks};
+use crate::files::p1::Files;
+use crate::files::tree::Tree;
+use crate::fixed::Determinism;
 use crate::limiter::Limiter;
 use crate::output::{Reader, SharedCapture, Stream, Writer};
 use crate::run::Context;
@@ -50,6 +54,8 @@ pub(crate) struct Common {
     /// Calls into the host so far.
     pub(crate) calls: u64,
     pub(crate) fuel_limit: u64,
+    /// Fixed clocks and random values.
+    pub(crate) determinism: Option<Determinism>,
 }
 
 impl Common {
@@ -64,6 +70,10 @@ impl Common {
 pub(crate) trait Accounted: Send + 'static {
     fn common(&self) -> &Common;
     fn common_mut(&mut self) -> &mut Common;
+    /// Files of the guest, if it has a scratch directory.
+    fn tree(&self) -> Option<&Tree> {
+        None
+    }
 }
 
 /// What a command is started with.
@@ -75,7 +85,8 @@ pub(crate) struct Start {
 }
 
 /// A WASI context with these streams and nothing else.
-fn wasi(start: Start, capture: &SharedCapture, stdout: Stream) -> WasiCtxBuilder {
+fn wasi(start: Start, common: &Common, stdout: Stream) -> WasiCtxBuilder {
+    let capture = &common.capture;
     let mut builder = WasiCtxBuilder::new();
     builder
         .args(&start.args)
@@ -86,6 +97,15 @@ fn wasi(start: Start, capture: &SharedCapture, stdout: Stream) -> WasiCtxBuilder
         .allow_tcp(false)
         .allow_udp(false)
         .allow_ip_name_lookup(false);
+    if let Some(fixed) = &common.determinism {
+        let clock = fixed.clock();
+        builder
+            .wall_clock(clock.clone())
+            .monotonic_clock(clock)
+            .secure_random(Deterministic::new(fixed.random(0)))
+            .insecure_random(Deterministic::new(fixed.random(1)))
+            .insecure_random_seed(u128::from(fixed.seed));
+    }
     if !start.stdin.is_empty() {
         builder.stdin(Reader::new(start.stdin));
     }
@@ -152,8 +172,7 @@ impl WasiView for Host {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         self.common.calls += 1;
         let Self { wasi: slot, start, common, stdout, table, .. } = self;
-        let ctx = slot
-            .get_or_insert_with(|| Box::new(wasi(std::mem::take(start), &common.capture, *stdout).build()));
+        let ctx = slot.get_or_insert_with(|| Box::new(wasi(std::mem::take(start), common, *stdout).build()));
         WasiCtxView { ctx, table }
     }
 }
@@ -168,14 +187,15 @@ impl WasiHttpView for Host {
 /// State of a preview 1 command.
 pub(crate) struct HostP1 {
     pub(crate) common: Common,
+    pub(crate) files: Option<Files>,
     wasi: WasiP1Ctx,
 }
 
 impl HostP1 {
-    pub(crate) fn new(common: Common, start: Start) -> Self {
-        let mut wasi = wasi(start, &common.capture, Stream::Result).build_p1();
+    pub(crate) fn new(common: Common, start: Start, files: Option<Files>) -> Self {
+        let mut wasi = wasi(start, &common, Stream::Result).build_p1();
         wasi.ctx().table.set_max_capacity(MAX_RESOURCES);
-        Self { common, wasi }
+        Self { common, files, wasi }
     }
 
     /// Called once per host call by the linker.
@@ -192,5 +212,9 @@ impl Accounted for HostP1 {
 
     fn common_mut(&mut self) -> &mut Common {
         &mut self.common
+    }
+
+    fn tree(&self) -> Option<&Tree> {
+        self.files.as_ref().map(Files::tree)
     }
 }

@@ -188,6 +188,25 @@ impl FromRequestParts<Api> for DutyPath {
     }
 }
 
+/// `{id}` and `{*path}` of a file that an invocation left.
+#[derive(Debug)]
+pub struct ArtifactPath(pub InvocationId, pub String);
+
+impl FromRequestParts<Api> for ArtifactPath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Api) -> Result<Self, Problem> {
+        let found = Path::<(String, String)>::from_request_parts(parts, &()).await;
+        let Ok(Path((id, path))) = found else {
+            return Err(Problem::new(Code::ArtifactNotFound, "the path of a file is UTF-8"));
+        };
+        match id.parse() {
+            Ok(id) => Ok(Self(id, path)),
+            Err(_) => Err(Problem::new(Code::InvocationNotFound, "the id of an invocation is a UUID")),
+        }
+    }
+}
+
 /// The query string as pairs, in order; a key may come again.
 #[derive(Debug)]
 pub struct Pairs(pub Vec<(String, String)>);

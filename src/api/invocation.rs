@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use sandbar_host::limits::PartialLimits;
+use sandbar_host::run::Determinism;
 
 use crate::api::access::Who;
 use crate::api::extract::{
@@ -19,6 +20,7 @@ use crate::api::problem::{Code, Problem};
 use crate::api::shape;
 use crate::api::{Api, PAGE, limit, preference_applied, unknown_parameter};
 use crate::app::FieldError;
+use crate::app::files::Files;
 use crate::app::invoke::{Invoked, Part, Payload, Request, fingerprint};
 use crate::app::policy::PartialRetry;
 use crate::domain::admission::{Admission, Concurrency, Condition, Dependency, Key, Unique, UniquePolicy};
@@ -68,11 +70,32 @@ fn payload(body: &mut wire::InvokeRequest) -> Result<Payload, Problem> {
     Ok(Payload { input, stdin, args: body.args.take(), env: body.env.take() })
 }
 
+fn contents(files: BTreeMap<String, wire::FileContent>) -> Result<BTreeMap<String, Vec<u8>>, Problem> {
+    let decode = |(path, content)| match content {
+        wire::FileContent::Text(text) => Ok((path, text.into_bytes())),
+        wire::FileContent::Bytes(bytes) => match BASE64_STANDARD.decode(&bytes.base64) {
+            Ok(bytes) => Ok((path, bytes)),
+            Err(error) => Err(invalid("/files", format!("`base64` of {path:?} is not base64: {error}"))),
+        },
+    };
+    files.into_iter().map(decode).collect()
+}
+
+fn determinism(wanted: wire::DeterminismRequest) -> Result<Determinism, Problem> {
+    let nanos = wanted.clock.timestamp_nanos_opt().and_then(|nanos| u64::try_from(nanos).ok());
+    let clock_ns = nanos.ok_or_else(|| invalid("/determinism/clock", "must be from 1970 to 2262"))?;
+    Ok(Determinism { clock_ns, seed: wanted.seed })
+}
+
 pub(super) fn request(mut body: wire::InvokeRequest) -> Result<Request, Problem> {
     let payload = payload(&mut body)?;
     let limits = body.limits.unwrap_or_default();
     let retry = body.retry.unwrap_or_default();
+    let files = Files { files: contents(body.files)?, collect: body.collect, bytes: body.scratch_bytes };
+    let determinism = body.determinism.map(determinism).transpose()?;
     Ok(Request {
+        files,
+        determinism,
         version: body.version,
         payload,
         priority: body.priority.unwrap_or(0),

@@ -2,6 +2,7 @@
 //! into a call of `app` and its answer into wire types. No rules here, and no SQL.
 
 pub mod access;
+mod artifact;
 mod audit;
 mod batch;
 mod bulk;
@@ -14,8 +15,8 @@ mod key;
 mod layers;
 mod log;
 mod operate;
-mod people;
 mod pause;
+mod people;
 pub mod problem;
 mod shape;
 mod task;
@@ -145,12 +146,15 @@ fn documented(quick: Duration, waiting: Duration, uploading: Duration) -> OpenAp
                 .routes(routes!(task::versions))
                 .routes(routes!(task::version_get))
                 .routes(routes!(task::module))
+                .routes(routes!(task::version_release))
                 .routes(routes!(invocation::list))
                 .routes(routes!(invocation::get, invocation::patch))
                 .routes(routes!(invocation::retry))
                 .routes(routes!(batch::batch))
                 .routes(routes!(invocation::result))
                 .routes(routes!(log::logs))
+                .routes(routes!(artifact::list))
+                .routes(routes!(artifact::get))
                 .routes(routes!(invocation::cancel))
                 .routes(routes!(why::get))
                 .routes(routes!(key::me))

@@ -8,8 +8,8 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use sandbar_host::inspect::{Rejection, RejectionCode};
 
-use crate::app::token::Refusal;
 use crate::app::depth::RETRY_AFTER_S;
+use crate::app::token::Refusal;
 use crate::app::{Error, FieldError};
 use crate::wire::problem as wire;
 
@@ -81,6 +81,7 @@ codes! {
     DeadLetterNotFound "dead-letter-not-found" 404 "No such dead letter";
     BulkOperationNotFound "bulk-operation-not-found" 404 "No such bulk operation";
     PauseNotFound "pause-not-found" 404 "No such pause";
+    ArtifactNotFound "artifact-not-found" 404 "No such artifact";
     NoOutput "no-output" 404 "The invocation left no output";
     MethodNotAllowed "method-not-allowed" 405 "This method is not allowed here";
     RequestTooSlow "request-too-slow" 408 "The request came too slowly";
@@ -92,6 +93,7 @@ codes! {
     TaskInUse "task-in-use" 409 "The task has open invocations";
     UniqueKeyTaken "unique-key-taken" 409 "The unique_key is taken";
     VersionNotReady "version-not-ready" 409 "The version is still being compiled";
+    VersionQuarantined "version-quarantined" 409 "The version is in quarantine";
     VersionRejected "version-rejected" 409 "The version was rejected";
     LastOwner "last-owner" 409 "The tenant needs an owner";
     NoUser "no-user" 409 "The credential is no user";
@@ -244,6 +246,8 @@ impl From<Error> for Problem {
             Error::NotRetryable(_) => plain(Code::NotRetryable),
             Error::VersionNotFound { .. } => plain(Code::VersionNotFound),
             Error::VersionNotReady { .. } => plain(Code::VersionNotReady),
+            Error::ArtifactNotFound(_) => plain(Code::ArtifactNotFound),
+            Error::VersionQuarantined { .. } => plain(Code::VersionQuarantined),
             Error::VersionRejected { rejection, .. } => {
                 plain(Code::VersionRejected).with_rejection(rejection)
             }

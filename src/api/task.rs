@@ -13,7 +13,8 @@ use sandbar_host::limits::PartialLimits;
 use serde::Serialize;
 
 use crate::api::extract::{
-    Caller, MergePatch, NewTaskPath, Pairs, PreferWait, TaskPath, VersionPath, content_length, media_type,
+    Caller, MergePatch, NewTaskPath, Operator, Pairs, PreferWait, TaskPath, VersionPath, content_length,
+    media_type,
 };
 use crate::api::problem::{Code, Problem, rejection};
 use crate::api::{Api, PAGE, limit, shape, unknown_parameter};
@@ -79,6 +80,10 @@ fn version(task: &TaskName, row: &VersionRow) -> wire::Version {
         size_bytes: row.size_bytes,
         manifest: row.manifest.as_ref().and_then(|m| serde_json::to_value(m).ok()),
         created_at: row.created_at,
+        quarantine: row
+            .quarantine
+            .as_ref()
+            .map(|(since, reason)| wire::Quarantine { since: *since, reason: reason.clone() }),
         links: wire::VersionLinks {
             this: format!("/v1/tasks/{task}/versions/{}", row.number),
             task: format!("/v1/tasks/{task}"),
@@ -342,6 +347,45 @@ pub(super) async fn module(
         error
     }));
     Ok((headers, body).into_response())
+}
+
+/// Take a version out of quarantine, where it is because it was running when two cells died. For operators of the
+/// platform: the tenant whose module it is cannot. Dead invocations of it are not run again by this.
+#[utoipa::path(
+    post, path = "/v1/tasks/{task}/versions/{version}/release", tag = "tasks",
+    params(
+        ("task" = String, Path, description = "Name of the task"),
+        ("version" = i32, Path, description = "Number of the version"),
+        ("tenant" = Option<uuid::Uuid>, Query, description = "Whose task it is; the caller's own if absent"),
+    ),
+    responses(
+        (status = 200, description = "The version; also if it was not in quarantine", body = wire::Version),
+        (status = 400, description = "invalid-query", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 403, description = "forbidden: the key is not the platform's", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 401, description = "unauthenticated", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 404, description = "task-not-found, version-not-found", body = problem_wire::Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn version_release(
+    State(api): State<Api>,
+    _: Operator,
+    Caller(own): Caller,
+    VersionPath(name, number): VersionPath,
+    Pairs(pairs): Pairs,
+) -> Result<Json<wire::Version>, Problem> {
+    let mut tenant = own;
+    for (key, value) in pairs {
+        match key.as_str() {
+            "tenant" => {
+                tenant = value
+                    .parse()
+                    .map_err(|_| Problem::new(Code::InvalidQuery, "`tenant` must be the id of a tenant"))?;
+            }
+            other => return Err(unknown_parameter(other, "tenant")),
+        }
+    }
+    let row = api.app.version_release(tenant, &name, number).await?;
+    Ok(Json(version(&name, &row)))
 }
 
 /// Upload a module as a version of a task, which the first upload makes. The same bytes give the version they already

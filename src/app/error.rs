@@ -69,6 +69,14 @@ pub enum Error {
         /// Why.
         rejection: Rejection,
     },
+    /// It was running when two cells died.
+    #[error("version {version} of task `{task}` is in quarantine: it was running when two cells died")]
+    VersionQuarantined {
+        /// The task.
+        task: String,
+        /// The version.
+        version: i32,
+    },
     /// The uploaded bytes are no module that can run here.
     #[error("{}", .0.detail)]
     ModuleRejected(Rejection),
@@ -96,6 +104,9 @@ pub enum Error {
     /// It ended and left nothing.
     #[error("the invocation is {0} and left no output")]
     NoOutput(State),
+    /// No such file was collected.
+    #[error("no file `{0}` was collected from the last attempt")]
+    ArtifactNotFound(String),
     /// It cannot be cancelled any more.
     #[error("the invocation has already ended: it is {0}")]
     AlreadyFinished(State),

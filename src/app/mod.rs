@@ -1,6 +1,7 @@
 //! The rules that decide and write: upload, invoke, cancel, read. Knows the store and the domain; never HTTP (what
 //! comes in and goes out are types of this module, and `api` translates them).
 
+pub mod artifact;
 pub mod audit;
 pub mod auth;
 pub mod batch;
@@ -9,14 +10,15 @@ pub mod catalog;
 pub mod dead_letter;
 pub mod depth;
 pub mod error;
+pub mod files;
 pub mod flush;
 pub mod invocation;
 pub mod invoke;
 pub mod key;
 pub mod log;
 pub mod operate;
-pub mod people;
 pub mod pause;
+pub mod people;
 pub mod policy;
 pub mod retry;
 pub mod schema;

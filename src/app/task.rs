@@ -152,6 +152,26 @@ impl App {
         resolved.version.ok_or_else(|| Error::VersionNotFound { task: task.as_str().to_owned(), version })
     }
 
+    /// Take a version out of quarantine, if it is there.
+    ///
+    /// # Errors
+    /// There is no such task or version of this tenant.
+    pub async fn version_release(
+        &self,
+        tenant: TenantId,
+        task: &TaskName,
+        version: i32,
+    ) -> Result<VersionRow> {
+        let mut connection = self.tenant(tenant).await?;
+        let found =
+            connection.task_get(task).await?.ok_or_else(|| Error::TaskNotFound(task.as_str().to_owned()))?;
+        if connection.version_release(found.id, version).await? {
+            tracing::warn!(%tenant, %task, version, "released from quarantine");
+        }
+        drop(connection);
+        self.version(tenant, task, version).await
+    }
+
     /// Versions of a task, newest first, below the number `before`; and whether there are more.
     ///
     /// # Errors

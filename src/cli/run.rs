@@ -16,7 +16,7 @@ use sandbar_host::compile::CompileLimits;
 use sandbar_host::egress::call::{Code, FromGuest, Refusal, ToGuest};
 use sandbar_host::limits::{Limits, PartialLimits};
 use sandbar_host::outcome::{LogLevel, Outcome, Termination};
-use sandbar_host::run::{Attempt, Context as GuestContext, Input};
+use sandbar_host::run::{Attempt, Context as GuestContext, Input, Options};
 use sandbar_host::{ArtifactError, Compiler};
 
 use super::failure::{Exit, Failure};
@@ -106,6 +106,7 @@ pub async fn run(command: &Run) -> Result<ExitCode, Failure> {
             max_attempts: 1,
             tags: Vec::new(),
         },
+        options: Options::default(),
     };
     cell.submit(0, &attempt).context("cannot start the attempt")?;
     let mut cancelled = false;

@@ -30,6 +30,7 @@ pub use secret::Secret;
 
 const MIB: u64 = 1024 * 1024;
 const GIB: u64 = 1024 * MIB;
+const TIB: u64 = 1024 * GIB;
 
 /// The whole configuration. See each section for defaults and ranges.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -188,6 +189,13 @@ pub struct Worker {
     pub drain_grace_ms: u64,
     /// Time between looks at the queue when no notification arrives, in milliseconds. Default 1,000; 10 to 60,000.
     pub poll_ms: u64,
+    /// Memory for cells and for all that guests may make them hold, in bytes: attempts whose declared limits do not
+    /// fit next to those that run, wait. Default: three quarters of this machine's (or control group's) memory. 512
+    /// MiB to 16 TiB.
+    pub memory_bytes: u64,
+    /// Of this memory, what the attempts of one tenant may have at once, in bytes. Default 16 TiB: no less than the
+    /// worker has. 64 MiB to 16 TiB.
+    pub tenant_memory_bytes: u64,
     /// Walls of the kernel without which no cell and no compilation is started: `no_new_privileges`, `seccomp`,
     /// `landlock`, `pagemap_scan`. Default none: each goes up where the kernel grants it. As a variable: `[seccomp,landlock]`.
     pub require_walls: Vec<Wall>,
@@ -203,6 +211,8 @@ impl Default for Worker {
             dead_after_ms: 6_000,
             drain_grace_ms: 30_000,
             poll_ms: 1_000,
+            memory_bytes: three_quarters_of_memory(),
+            tenant_memory_bytes: 16 * TIB,
             require_walls: Vec::new(),
         }
     }
@@ -233,6 +243,19 @@ impl Worker {
     pub fn poll(&self) -> Duration {
         Duration::from_millis(self.poll_ms)
     }
+}
+
+/// Three quarters of what this machine, or the control group of this process, has.
+fn three_quarters_of_memory() -> u64 {
+    let info = rustix::system::sysinfo();
+    #[allow(clippy::useless_conversion)] // 32 bits on some machines
+    let machine = u64::from(info.totalram).saturating_mul(u64::from(info.mem_unit));
+    let limit = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let group = limit("/sys/fs/cgroup/memory.max")
+        .or_else(|| limit("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+        .unwrap_or(u64::MAX);
+    // Within the range of the setting, so that the default is always valid.
+    (machine.min(group) / 4 * 3).clamp(512 * MIB, 16 * TIB)
 }
 
 /// Cores this process may use; 1 when the system does not say.

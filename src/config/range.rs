@@ -3,7 +3,7 @@
 
 use sandbar_host::egress::address::MAX_NETWORKS;
 
-use super::{Config, ConfigError, GIB, MIB};
+use super::{Config, ConfigError, GIB, MIB, TIB};
 
 /// The range of one numeric setting, both ends included.
 pub struct Range {
@@ -38,6 +38,8 @@ pub const RANGES: &[Range] = &[
     range("worker.heartbeat_ms", 100, 60_000, |c| c.worker.heartbeat_ms),
     range("worker.dead_after_ms", 300, 600_000, |c| c.worker.dead_after_ms),
     range("worker.drain_grace_ms", 0, 3_600_000, |c| c.worker.drain_grace_ms),
+    range("worker.memory_bytes", 512 * MIB, 16 * TIB, |c| c.worker.memory_bytes),
+    range("worker.tenant_memory_bytes", 64 * MIB, 16 * TIB, |c| c.worker.tenant_memory_bytes),
     range("worker.poll_ms", 10, 60_000, |c| c.worker.poll_ms),
     range("egress.max_sent_bytes", 0, 16 * GIB, |c| c.egress.max_sent_bytes),
     range("egress.max_received_bytes", 0, 16 * GIB, |c| c.egress.max_received_bytes),

@@ -3,6 +3,7 @@
 
 pub mod admission;
 pub mod breaker;
+pub mod budget;
 pub mod bulk;
 pub mod fairness;
 pub mod fingerprint;
@@ -11,5 +12,6 @@ pub mod invocation;
 pub mod names;
 pub mod permission;
 pub mod retry;
+pub mod suspicion;
 pub mod why;
 pub mod worker;

@@ -4,6 +4,7 @@
 //! Two stores, because there are two database roles: [`ApiStore`] sees one tenant at a time and only through
 //! [`TenantConn`]; [`WorkerStore`] is for workers and background duties.
 
+pub mod artifact;
 pub mod audit;
 mod breaker;
 pub mod bulk;
@@ -13,8 +14,8 @@ pub mod grant;
 pub mod invocation;
 pub mod key;
 pub mod log;
-pub mod people;
 pub mod pause;
+pub mod people;
 pub mod queue;
 pub mod retention;
 pub mod task;

@@ -87,6 +87,8 @@ pub struct VersionRow {
     pub manifest: Option<Manifest>,
     /// When it was uploaded.
     pub created_at: DateTime<Utc>,
+    /// Since when, and why, nothing of it starts: it was running when two cells died.
+    pub quarantine: Option<(DateTime<Utc>, String)>,
 }
 
 /// What is to become of one value of a task.
@@ -188,6 +190,9 @@ pub struct ToCompile {
     pub sha256: [u8; 32],
 }
 
+/// Modules in quarantine that workers keep in mind: the latest. Older ones are refused at the door all the same.
+const MAX_QUARANTINED: i64 = 10_000;
+
 /// Cancellations of one notifying statement.
 const CANCEL_NOTIFICATIONS: usize = 500;
 
@@ -196,7 +201,8 @@ const TASK_COLUMNS: &str =
   t.pinned_version, t.active, t.limits, t.retry, t.grants, t.created_at AS task_created_at, t.updated_at";
 
 const VERSION_COLUMNS: &str =
-    "v.number, v.sha256, v.size_bytes, v.kind, v.state, v.rejection, v.manifest, v.created_at";
+    "v.number, v.sha256, v.size_bytes, v.kind, v.state, v.rejection, v.manifest, v.created_at,
+  v.quarantined_at, v.quarantine_reason";
 
 fn corrupt(what: &str) -> Error {
     Error::Corrupt(what.to_owned())
@@ -232,6 +238,15 @@ fn version(row: &PgRow) -> Result<VersionRow> {
         state,
         manifest: row.try_get::<Option<Json<Manifest>>, _>("manifest")?.map(|json| json.0),
         created_at: row.try_get("created_at")?,
+        quarantine: row
+            .try_get::<Option<DateTime<Utc>>, _>("quarantined_at")?
+            .map(|since| {
+                Ok::<_, Error>((
+                    since,
+                    row.try_get::<Option<String>, _>("quarantine_reason")?.unwrap_or_default(),
+                ))
+            })
+            .transpose()?,
     })
 }
 
@@ -252,6 +267,25 @@ fn task(row: &PgRow) -> Result<TaskRow> {
 }
 
 impl TenantConn {
+    /// Let attempts of this version's module start again. False: it was not in quarantine, or there is no such version.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn version_release(&mut self, task: TaskId, number: i32) -> Result<bool> {
+        let tenant = self.tenant();
+        let done = sqlx::query(
+            "UPDATE versions SET quarantined_at = NULL, quarantine_reason = NULL
+             WHERE tenant_id = $1 AND quarantined_at IS NOT NULL AND sha256 =
+               (SELECT v.sha256 FROM versions v WHERE v.tenant_id = $1 AND v.task_id = $2 AND v.number = $3)",
+        )
+        .bind(tenant)
+        .bind(task)
+        .bind(number)
+        .execute(&mut **self)
+        .await?;
+        Ok(done.rows_affected() > 0)
+    }
+
     /// One task by name.
     ///
     /// # Errors
@@ -649,6 +683,38 @@ impl WorkerStore {
             .await?;
         transaction.commit().await?;
         Ok(looked_at)
+    }
+
+    /// No attempt of this module of the tenant starts any more.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn version_quarantine(&self, tenant: TenantId, sha256: &[u8; 32], reason: &str) -> Result<()> {
+        sqlx::query(
+            "UPDATE versions SET quarantined_at = clock_timestamp(), quarantine_reason = left($3, 1024)
+             WHERE tenant_id = $1 AND sha256 = $2 AND quarantined_at IS NULL",
+        )
+        .bind(tenant)
+        .bind(sha256.as_slice())
+        .bind(reason.replace('\0', "\u{fffd}"))
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Modules in quarantine, of all tenants; at most [`MAX_QUARANTINED`].
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn quarantined(&self) -> Result<Vec<(TenantId, [u8; 32])>> {
+        let rows: Vec<(TenantId, Vec<u8>)> = sqlx::query_as(
+            "SELECT tenant_id, sha256 FROM versions WHERE quarantined_at IS NOT NULL
+             ORDER BY quarantined_at DESC LIMIT $1",
+        )
+        .bind(MAX_QUARANTINED)
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter().map(|(tenant, sha256)| Ok((tenant, hash(sha256)?))).collect()
     }
 
     /// The bytes of a tenant's module.

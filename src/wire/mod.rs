@@ -1,6 +1,7 @@
 //! What goes over the wire: requests, responses and the problem body. Apart from domain and store on purpose, because
 //! these shapes are promised to clients and those are not. Owns no rules: ranges are checked in `app`.
 
+pub mod artifact;
 pub mod audit;
 pub mod bulk;
 pub mod dead_letter;

@@ -198,8 +198,20 @@ pub struct Version {
     pub manifest: Option<Value>,
     /// When it was uploaded.
     pub created_at: DateTime<Utc>,
+    /// While it is in quarantine: nothing of it starts until it is released.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quarantine: Option<Quarantine>,
     /// Where to go from here.
     pub links: VersionLinks,
+}
+
+/// A module that was running when two cells died.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Quarantine {
+    /// Since when.
+    pub since: DateTime<Utc>,
+    /// How the second cell died.
+    pub reason: String,
 }
 
 /// Where to go from a version.

@@ -59,6 +59,7 @@ pub async fn run(
             .iter()
             .position(|end| {
                 bytes += end.outcome.output.len() + end.outcome.logs.len() * 128;
+                bytes += end.outcome.artifacts.iter().map(|file| file.bytes.len()).sum::<usize>();
                 bytes > MAX_BYTES
             })
             .unwrap_or(waiting.len())
@@ -99,7 +100,11 @@ async fn acknowledge(
     let mut pending = vec![batch];
     let mut wait = Duration::from_millis(20);
     while let Some(mut batch) = pending.pop() {
-        match store.ack(lease.worker(), lease.epoch(), &batch).await {
+        let told = async {
+            store.artifacts_put(&batch).await?;
+            store.ack(lease.worker(), lease.epoch(), &batch).await
+        };
+        match told.await {
             Ok(acked) => {
                 let accepted = acked.accepted;
                 wake |= acked.wake;
@@ -144,6 +149,7 @@ async fn acknowledge(
                         content_type: String::new(),
                         logs: Vec::new(),
                         backtrace: Vec::new(),
+                        artifacts: Vec::new(),
                         receipt: end.outcome.receipt,
                     },
                     ..end

@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use sandbar_host::ModuleHash;
-use sandbar_host::cell::{CancelReason, Cell, CellEvent, SubmitError};
+use sandbar_host::cell::{CancelReason, Cell, CellEvent, LoadError, SubmitError};
+use sandbar_host::files::scratch_bytes;
+use sandbar_host::limits::reserved_bytes;
 use sandbar_host::outcome::{Outcome, Receipt, Termination};
-use sandbar_host::run::{Attempt, Context, Input};
+use sandbar_host::run::{Attempt, Context, Input, Options};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -25,6 +27,7 @@ use crate::store::invocation::InputKind;
 use crate::store::queue::{Claimed, Finished};
 use crate::store::{Error, WorkerStore};
 use crate::worker::ack;
+use crate::worker::admission::{Admission, Verdict};
 use crate::worker::cells::{Cells, Event, Place};
 use crate::worker::claim::{self, Turn};
 use crate::worker::egress::{Egress, Whose};
@@ -34,6 +37,12 @@ use crate::worker::memory::Memory;
 use crate::worker::modules::Modules;
 use crate::worker::{Settings, Stop};
 
+/// What an attempt of a module in quarantine is denied.
+const QUARANTINED: &str = "run: the module is in quarantine";
+/// Cells that may die under an attempt before it has begun to run; then another host shall try.
+const MAX_PLACES: u8 = 3;
+/// Longest wait of attempts for a cell to come up; a start takes a fraction of a second.
+const PLACELESS: Duration = Duration::from_secs(10);
 /// After a database error: the wait before claiming again.
 const AFTER_ERROR: Duration = Duration::from_millis(200);
 
@@ -54,6 +63,8 @@ struct InFlight {
     place: Option<Place>,
     started_at: DateTime<Utc>,
     cancelled: bool,
+    /// Cells that died before it began to run.
+    displaced: u8,
     live: Live,
 }
 
@@ -81,6 +92,7 @@ pub async fn run(
     lease: &Lease,
     stop: &Stop,
 ) -> anyhow::Result<Ended> {
+    let admission = Admission::new(settings, store)?;
     let (cells, mut events) = Cells::start(&settings.cell(), settings.cells).await?;
     if let Err(error) = store.worker_walls(lease.worker(), lease.epoch(), cells.walls()).await {
         warn!(%error, "could not say which walls stand; only this log does");
@@ -98,6 +110,7 @@ pub async fn run(
         lease,
         cells,
         egress: Egress::new(settings.egress.clone(), store.clone())?,
+        admission,
         ends: Some(ends),
         live,
         unacked: &unacked,
@@ -105,6 +118,8 @@ pub async fn run(
         reports,
         in_flight: HashMap::new(),
         tokens: HashMap::new(),
+        placeless: Vec::new(),
+        placeless_since: Instant::now(),
         next_token: 0,
         share: Some((FairShare::default(), Memory::default())),
         settled: Vec::new(),
@@ -154,6 +169,7 @@ struct Dispatch<'a> {
     lease: &'a Lease,
     cells: Cells,
     egress: Egress,
+    admission: Admission,
     /// Unbounded, yet never longer than the bound in [`Dispatch::free_slots`].
     ends: Option<ack::Sender>,
     live: live::Sender,
@@ -163,6 +179,9 @@ struct Dispatch<'a> {
     reports: mpsc::UnboundedSender<Report>,
     in_flight: HashMap<u64, InFlight>,
     tokens: HashMap<InvocationId, u64>,
+    /// May start, and no cell is up; since when.
+    placeless: Vec<u64>,
+    placeless_since: Instant,
     next_token: u64,
     /// Away while a claim is under way.
     share: Option<(FairShare, Memory)>,
@@ -190,6 +209,13 @@ impl Dispatch<'_> {
         poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut give_back_at: Option<Instant> = None;
         loop {
+            self.admission.refresh();
+            self.start_waiting();
+            if !self.placeless.is_empty() && self.placeless_since.elapsed() > PLACELESS {
+                for token in std::mem::take(&mut self.placeless) {
+                    self.end(token, host_fault("no cell is up"));
+                }
+            }
             let draining = stop.drain.is_cancelled();
             let wish = *wanted.borrow_and_update();
             self.lease.gauge.running(self.in_flight.len());
@@ -262,8 +288,8 @@ impl Dispatch<'_> {
         }
     }
 
-    /// Slots a claim could fill now. Ends that wait for their ack count too, once there are many: a database that
-    /// cannot keep up must not gather them here.
+    /// Slots a claim could fill now, as far as memory goes too. Ends that wait for their ack count too, once there are
+    /// many: a database that cannot keep up must not gather them here.
     fn free_slots(&self) -> u32 {
         let slots = self.settings.slots;
         if !self.cells.any_up() {
@@ -272,7 +298,8 @@ impl Dispatch<'_> {
         if self.unacked.load(Ordering::Acquire) > u64::from(slots) * 4 {
             return 0;
         }
-        slots.saturating_sub(u32::try_from(self.in_flight.len()).unwrap_or(u32::MAX))
+        let slots = slots.saturating_sub(u32::try_from(self.in_flight.len()).unwrap_or(u32::MAX));
+        slots.min(self.admission.room())
     }
 
     /// Start a claim if there may be work, there is room, and none is under way.
@@ -330,6 +357,9 @@ impl Dispatch<'_> {
                 }
                 match result {
                     Ok(()) => self.submit(token, place, cell),
+                    Err(error) if error.downcast_ref() == Some(&LoadError::Gone) => {
+                        self.displace(token, place, &cell);
+                    }
                     Err(error) => {
                         self.cells.give_back(place);
                         warn!(error = format!("{error:#}"), "a module cannot be made ready");
@@ -343,10 +373,13 @@ impl Dispatch<'_> {
         }
     }
 
-    /// Hand a claimed attempt to a cell.
+    /// Take a claimed attempt in, and start it if it may.
     fn start(&mut self, claimed: Claimed, charge: Option<Charge>) {
         let token = self.next_token;
         self.next_token += 1;
+        let key = (claimed.tenant, claimed.sha256);
+        let bytes = reserved_bytes(&claimed.spec.limits, claimed.input.len() as u64)
+            .saturating_add(claimed.spec.scratch.as_ref().map_or(0, |scratch| scratch_bytes(scratch.bytes)));
         self.tokens.insert(claimed.invocation, token);
         self.in_flight.insert(
             token,
@@ -356,12 +389,65 @@ impl Dispatch<'_> {
                 place: None,
                 started_at: Utc::now(),
                 cancelled: false,
+                displaced: 0,
                 live: Live::default(),
             },
         );
-        match self.cells.take() {
-            Some((place, cell)) => self.submit(token, place, cell),
-            None => self.end(token, host_fault("no cell is up")),
+        let verdict = self.admission.ask(token, key, bytes);
+        self.admitted(token, &verdict);
+    }
+
+    /// Hand an attempt that may start to a cell, and end one that never will.
+    fn admitted(&mut self, token: u64, verdict: &Verdict) {
+        match verdict {
+            Verdict::Wait => {}
+            Verdict::Start => self.place(token),
+            Verdict::Quarantined => {
+                self.end(token, without_run(Termination::Denied { capability: QUARANTINED.to_owned() }));
+            }
+            Verdict::TooLarge => {
+                let bytes = self.admission.worker_bytes();
+                self.end(
+                    token,
+                    host_fault(&format!(
+                        "it declares more memory than this worker gives one attempt: it has {bytes} bytes for all, and one tenant may have {}",
+                        self.settings.tenant_memory_bytes
+                    )),
+                );
+            }
+        }
+    }
+
+    /// Start those that waited and may start now.
+    fn start_waiting(&mut self) {
+        while let Some((token, verdict)) = self.admission.next() {
+            self.admitted(token, &verdict);
+        }
+    }
+
+    /// Find a cell for an attempt that may start, or let it wait for one.
+    fn place(&mut self, token: u64) {
+        if let Some((place, cell)) = self.cells.take() {
+            self.submit(token, place, cell);
+            return;
+        }
+        if self.placeless.is_empty() {
+            self.placeless_since = Instant::now();
+        }
+        self.placeless.push(token);
+    }
+
+    /// The cell died before the attempt began to run there: it takes no part in that, and goes to another.
+    fn displace(&mut self, token: u64, place: Place, cell: &Arc<Cell>) {
+        self.cells.gone(place, cell);
+        let Some(flight) = self.in_flight.get_mut(&token) else {
+            return;
+        };
+        flight.displaced += 1;
+        if flight.displaced > MAX_PLACES {
+            self.end(token, host_fault("cells died before it could begin"));
+        } else {
+            self.place(token);
         }
     }
 
@@ -390,6 +476,7 @@ impl Dispatch<'_> {
                     let _ = reports.send(Report::Loaded { token, place, cell, result });
                 });
             }
+            Err(SubmitError::Gone) => self.displace(token, place, &cell),
             Err(error) => {
                 self.cells.give_back(place);
                 self.end(token, host_fault(&error.to_string()));
@@ -403,6 +490,12 @@ impl Dispatch<'_> {
                 self.cells.up(place, cell);
                 self.lease.gauge.cells(self.cells.pids());
                 self.more = true;
+                for token in std::mem::take(&mut self.placeless) {
+                    // Some may have been cancelled meanwhile.
+                    if self.in_flight.contains_key(&token) {
+                        self.place(token);
+                    }
+                }
             }
             Event::Cell(_, CellEvent::Finished { token, outcome }) => self.end(token, *outcome),
             Event::Cell(_, CellEvent::Progress { token, progress }) => {
@@ -432,7 +525,9 @@ impl Dispatch<'_> {
                     .map(|(token, _)| *token)
                     .collect();
                 warn!(reason, attempts = lost.len(), "a cell died");
+                self.admission.died(&lost, &reason);
                 for token in lost {
+                    self.admission.ended(token, false);
                     self.end(token, host_fault(&format!("its cell died: {reason}")));
                 }
             }
@@ -472,6 +567,7 @@ impl Dispatch<'_> {
             return;
         };
         self.tokens.remove(&flight.claimed.invocation);
+        self.admission.ended(token, true);
         if let Some(place) = flight.place {
             self.cells.give_back(place);
         }
@@ -503,6 +599,7 @@ impl Dispatch<'_> {
         }
         self.in_flight.clear();
         self.tokens.clear();
+        self.placeless.clear();
         self.ends = None;
         if let Some(claiming) = self.claiming.take() {
             claiming.abort();
@@ -512,12 +609,20 @@ impl Dispatch<'_> {
 
 /// The message to the cell.
 fn attempt(claimed: &Claimed) -> Attempt {
+    let mut bytes = claimed.input.as_slice();
+    let mut scratch = None;
+    if let Some(spec) = &claimed.spec.scratch {
+        // A row that is too short was not written by this code; it runs without its files, and will miss them.
+        let (input, laid) = spec.unstow(bytes).unwrap_or_default();
+        bytes = input;
+        scratch = Some(laid);
+    }
     let input = match &claimed.spec.input {
-        InputKind::Task => Input::Task { bytes: claimed.input.clone() },
+        InputKind::Task => Input::Task { bytes: bytes.to_vec() },
         InputKind::Command { args, env } => Input::Command {
             args: args.clone(),
             env: env.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
-            stdin: claimed.input.clone(),
+            stdin: bytes.to_vec(),
         },
     };
     let (high, low) = claimed.tenant.0.as_u64_pair();
@@ -534,6 +639,7 @@ fn attempt(claimed: &Claimed) -> Attempt {
             max_attempts: u32::from(claimed.spec.retry.max_attempts),
             tags: claimed.tags.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
         },
+        options: Options { scratch, determinism: claimed.spec.determinism },
     }
 }
 
@@ -569,6 +675,7 @@ fn without_run(termination: Termination) -> Outcome {
         content_type: String::new(),
         logs: Vec::new(),
         backtrace: Vec::new(),
+        artifacts: Vec::new(),
     }
 }
 

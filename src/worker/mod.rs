@@ -4,10 +4,12 @@
 //! `egress` carries out HTTP requests of guests.
 //!
 //! Parts: `lease` (are we still who the database thinks we are), `cells` (the processes guests run in), `dispatch`
-//! (what runs where), `claim` (whose work it takes), `memory` (what a look at the queue found), `load` (what heartbeats
-//! say), `ack` (ends on their way to the database), `live` (logs and progress on theirs), `modules` (compiled code).
+//! (what runs where), `admission` (what may start), `claim` (whose work it takes), `memory` (what a look at the queue
+//! found), `load` (what heartbeats say), `ack` (ends on their way to the database), `live` (logs and progress on
+//! theirs), `modules` (compiled code).
 
 mod ack;
+mod admission;
 mod cells;
 mod claim;
 mod dispatch;
@@ -54,6 +56,10 @@ pub struct Settings {
     pub poll: Duration,
     /// Walls without which no cell is started.
     pub require_walls: Walls,
+    /// Bytes for cells and everything guests may make them hold.
+    pub memory_bytes: u64,
+    /// Of these, bytes for the attempts of one tenant.
+    pub tenant_memory_bytes: u64,
     /// Handovers after which an invocation is given up.
     pub max_handovers: i32,
     /// What guests may do by HTTP.

@@ -224,6 +224,7 @@ fn success(claimed: Claimed) -> Finished {
             content_type: "application/json".to_owned(),
             logs: vec![record("one"), record("two")],
             backtrace: Vec::new(),
+            artifacts: Vec::new(),
         },
     }
 }

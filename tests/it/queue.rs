@@ -81,6 +81,8 @@ impl Fixture {
                 limits: Limits::default(),
                 retry: RetryPolicy::default(),
                 retry_of: None,
+                scratch: None,
+                determinism: None,
             },
             tags: BTreeMap::new(),
             run_at: None,
@@ -201,6 +203,7 @@ fn finished(claimed: Claimed, verdict: Verdict) -> Finished {
             content_type: "application/json".to_owned(),
             logs: Vec::new(),
             backtrace: Vec::new(),
+            artifacts: Vec::new(),
         },
     }
 }

@@ -5,6 +5,7 @@ use wasmtime::{Caller, Engine, Linker};
 use wasmtime_wasi::I32Exit;
 
 use crate::egress::guest;
+use crate::files;
 use crate::state::{Host, HostP1};
 use crate::task_world::Task;
 
@@ -14,6 +15,15 @@ pub(crate) fn components(engine: &Engine) -> wasmtime::Result<component::Linker<
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     guest::link(&mut linker)?;
     Task::add_to_linker::<Host, component::HasSelf<Host>>(&mut linker, |host| host)?;
+    Ok(linker)
+}
+
+/// The imports of core modules that have a scratch directory: WASI preview 1 with files in memory.
+pub(crate) fn modules_with_files(engine: &Engine) -> wasmtime::Result<Linker<HostP1>> {
+    let mut linker = modules(engine)?;
+    linker.allow_shadowing(true);
+    files::p1::link(&mut linker)?;
+    linker.allow_shadowing(false);
     Ok(linker)
 }
 

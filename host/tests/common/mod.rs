@@ -11,7 +11,7 @@ use sandbar_host::cell::{Cell, CellConfig, CellEvent, CellEvents};
 use sandbar_host::compile::CompileLimits;
 use sandbar_host::limits::Limits;
 use sandbar_host::outcome::Outcome;
-use sandbar_host::run::{Attempt, Context, Input};
+use sandbar_host::run::{Attempt, Context, Input, Options};
 use sandbar_host::{Compiler, ModuleHash};
 
 /// Longest any single wait in these tests takes before it counts as failed.
@@ -60,6 +60,7 @@ pub fn attempt(artifact: &Artifact, tenant: u64, limits: Limits) -> Attempt {
             max_attempts: 1,
             tags: vec![],
         },
+        options: Options::default(),
     }
 }
 
