@@ -249,6 +249,7 @@ fn worker_settings(config: &Config, roles: Roles) -> anyhow::Result<worker::Sett
         max_handovers: i32::try_from(config.scheduler.max_handovers)?,
         // Draining the worker of a process that is a server too must not stop the server.
         leave_when_drained: !roles.server,
+        journal: config.worker.journal.clone(),
     })
 }
 

@@ -183,6 +183,9 @@ pub struct Worker {
     /// Walls of the kernel without which no cell and no compilation is started: `no_new_privileges`, `seccomp`,
     /// `landlock`, `pagemap_scan`. Default none: each goes up where the kernel grants it. As a variable: `[seccomp,landlock]`.
     pub require_walls: Vec<Wall>,
+    /// File to which the worker appends one line for each start, end and accepted end of an attempt: a witness outside
+    /// the database, for tests of faults and for an operator who doubts. It grows without bound. Default none.
+    pub journal: Option<PathBuf>,
 }
 
 impl Default for Worker {
@@ -196,6 +199,7 @@ impl Default for Worker {
             drain_grace_ms: 30_000,
             poll_ms: 1_000,
             require_walls: Vec::new(),
+            journal: None,
         }
     }
 }

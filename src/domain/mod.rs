@@ -6,6 +6,7 @@ pub mod breaker;
 pub mod fairness;
 pub mod ids;
 pub mod invocation;
+pub mod lease;
 pub mod names;
 pub mod retry;
 pub mod role;

@@ -17,8 +17,9 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::app::signals::Signals;
-use crate::domain::fairness::{Charge, FairShare};
+use crate::domain::fairness::Charge;
 use crate::domain::ids::InvocationId;
+use crate::domain::lease::free_slots;
 use crate::domain::retry::{Ending, decide};
 use crate::domain::worker::Wanted;
 use crate::store::invocation::InputKind;
@@ -26,10 +27,10 @@ use crate::store::queue::{Claimed, Finished};
 use crate::store::{Error, WorkerStore};
 use crate::worker::ack;
 use crate::worker::cells::{Cells, Event, Place};
-use crate::worker::claim::{self, Turn};
+use crate::worker::claim::{self, Known, Turn};
+use crate::worker::journal::Journal;
 use crate::worker::lease::Lease;
 use crate::worker::live::{self, Live};
-use crate::worker::memory::Memory;
 use crate::worker::modules::Modules;
 use crate::worker::{Settings, Stop};
 
@@ -54,6 +55,8 @@ struct InFlight {
     started_at: DateTime<Utc>,
     cancelled: bool,
     live: Live,
+    /// Its start is in the journal.
+    announced: bool,
 }
 
 /// A report of a task that waited on the loop's behalf.
@@ -63,9 +66,10 @@ enum Report {
 }
 
 struct ClaimReport {
-    share: FairShare,
-    memory: Memory,
+    known: Known,
     turn: Result<Turn, Error>,
+    /// What claims without an answer turned out to have taken.
+    stranded: Vec<Claimed>,
 }
 
 /// Run under one lease until told to stop or the lease is lost.
@@ -78,6 +82,7 @@ pub async fn run(
     signals: &Arc<Signals>,
     modules: &Arc<Modules>,
     lease: &Lease,
+    journal: &Journal,
     stop: &Stop,
 ) -> anyhow::Result<Ended> {
     let (cells, mut events) = Cells::start(&settings.cell(), settings.cells).await?;
@@ -88,13 +93,14 @@ pub async fn run(
     let (live, said) = live::channel();
     let unacked = AtomicU64::new(0);
     let room = Notify::new();
-    let counts = ack::Counts::default();
+    let counts = ack::Counts { accepted: AtomicU64::new(0), late: AtomicU64::new(0), journal };
     let (reports, mut reported) = mpsc::unbounded_channel();
     let mut dispatch = Dispatch {
         settings,
         store,
         modules,
         lease,
+        journal,
         cells,
         ends: Some(ends),
         live,
@@ -104,7 +110,7 @@ pub async fn run(
         in_flight: HashMap::new(),
         tokens: HashMap::new(),
         next_token: 0,
-        share: Some((FairShare::default(), Memory::default())),
+        known: Some(Known::default()),
         settled: Vec::new(),
         claiming: None,
         more: true,
@@ -150,6 +156,7 @@ struct Dispatch<'a> {
     store: &'a WorkerStore,
     modules: &'a Arc<Modules>,
     lease: &'a Lease,
+    journal: &'a Journal,
     cells: Cells,
     /// Unbounded, yet never longer than the bound in [`Dispatch::free_slots`].
     ends: Option<ack::Sender>,
@@ -162,7 +169,7 @@ struct Dispatch<'a> {
     tokens: HashMap<InvocationId, u64>,
     next_token: u64,
     /// Away while a claim is under way.
-    share: Option<(FairShare, Memory)>,
+    known: Option<Known>,
     /// Receipts that came while it was away.
     settled: Vec<(Charge, Duration)>,
     claiming: Option<JoinHandle<()>>,
@@ -259,17 +266,12 @@ impl Dispatch<'_> {
         }
     }
 
-    /// Slots a claim could fill now. Ends that wait for their ack count too, once there are many: a database that
-    /// cannot keep up must not gather them here.
+    /// Slots a claim could fill now.
     fn free_slots(&self) -> u32 {
-        let slots = self.settings.slots;
         if !self.cells.any_up() {
             return 0;
         }
-        if self.unacked.load(Ordering::Acquire) > u64::from(slots) * 4 {
-            return 0;
-        }
-        slots.saturating_sub(u32::try_from(self.in_flight.len()).unwrap_or(u32::MAX))
+        free_slots(self.settings.slots, self.in_flight.len(), self.unacked.load(Ordering::Acquire))
     }
 
     /// Start a claim if there may be work, there is room, and none is under way.
@@ -278,11 +280,11 @@ impl Dispatch<'_> {
         if !self.more || free == 0 || self.claiming.is_some() || Instant::now() < self.not_before {
             return;
         }
-        let Some((mut share, mut memory)) = self.share.take() else {
+        let Some(mut known) = self.known.take() else {
             return;
         };
         for (charge, cpu) in self.settled.drain(..) {
-            share.settle(charge, cpu);
+            known.share.settle(charge, cpu);
         }
         self.more = false; // a signal from now on means more
         let store = self.store.clone();
@@ -290,17 +292,22 @@ impl Dispatch<'_> {
         let reports = self.reports.clone();
         let idle = self.in_flight.is_empty();
         self.claiming = Some(tokio::spawn(async move {
-            let turn = claim::turn(&store, &mut share, &mut memory, free, idle, (worker, epoch)).await;
+            let stranded = known.unanswered.find(&store, (worker, epoch)).await;
+            let turn = claim::turn(&store, &mut known, free, idle, (worker, epoch)).await;
             // Refused only when the loop has ended.
-            let _ = reports.send(Report::Claimed(Box::new(ClaimReport { share, memory, turn })));
+            let _ = reports.send(Report::Claimed(Box::new(ClaimReport { known, turn, stranded })));
         }));
     }
 
     fn report(&mut self, report: Report) {
         match report {
             Report::Claimed(report) => {
-                self.share = Some((report.share, report.memory));
+                self.known = Some(report.known);
                 self.claiming = None;
+                for one in report.stranded {
+                    let token = self.register(one, None);
+                    self.end(token, without_run(Termination::LeaseLost));
+                }
                 match report.turn {
                     Ok(turn) => {
                         self.more |= turn.more;
@@ -342,6 +349,15 @@ impl Dispatch<'_> {
 
     /// Hand a claimed attempt to a cell.
     fn start(&mut self, claimed: Claimed, charge: Option<Charge>) {
+        let token = self.register(claimed, charge);
+        match self.cells.take() {
+            Some((place, cell)) => self.submit(token, place, cell),
+            None => self.end(token, host_fault("no cell is up")),
+        }
+    }
+
+    /// Give a claimed attempt a token.
+    fn register(&mut self, claimed: Claimed, charge: Option<Charge>) -> u64 {
         let token = self.next_token;
         self.next_token += 1;
         self.tokens.insert(claimed.invocation, token);
@@ -354,19 +370,28 @@ impl Dispatch<'_> {
                 started_at: Utc::now(),
                 cancelled: false,
                 live: Live::default(),
+                announced: false,
             },
         );
-        match self.cells.take() {
-            Some((place, cell)) => self.submit(token, place, cell),
-            None => self.end(token, host_fault("no cell is up")),
-        }
+        token
     }
 
     /// Submit to this cell; where it has not got the code, make that ready first and come back.
     fn submit(&mut self, token: u64, place: Place, cell: Arc<Cell>) {
+        // By the clock, not by the watch: after a suspension this may run before the watch wakes, and by then somebody
+        // else may run this attempt.
+        if !self.lease.is_held() {
+            self.cells.give_back(place);
+            self.end(token, without_run(Termination::LeaseLost));
+            return;
+        }
         let Some(flight) = self.in_flight.get_mut(&token) else {
             return;
         };
+        if !flight.announced {
+            self.journal.started(&flight.claimed);
+            flight.announced = true;
+        }
         match cell.submit(token, &attempt(&flight.claimed)) {
             Ok(()) => {
                 flight.place = Some(place);
@@ -458,6 +483,7 @@ impl Dispatch<'_> {
         let Some(flight) = self.in_flight.remove(&token) else {
             return;
         };
+        self.journal.ended(&flight.claimed, &outcome);
         self.tokens.remove(&flight.claimed.invocation);
         if let Some(place) = flight.place {
             self.cells.give_back(place);
@@ -490,6 +516,7 @@ impl Dispatch<'_> {
         self.in_flight.clear();
         self.tokens.clear();
         self.ends = None;
+        self.journal.abandoned();
         if let Some(claiming) = self.claiming.take() {
             claiming.abort();
         }
@@ -525,7 +552,8 @@ fn attempt(claimed: &Claimed) -> Attempt {
 
 /// What retrying makes of each reason. What the same bytes on the same input under the same limits will do again is
 /// fatal; what time, the outside or chance had a part in is worth another attempt.
-fn ending(termination: &Termination) -> Ending {
+#[must_use]
+pub fn ending(termination: &Termination) -> Ending {
     match termination {
         Termination::Succeeded => Ending::Success,
         Termination::GuestError { retryable: true, retry_after_ms, .. } => {

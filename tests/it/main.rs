@@ -15,4 +15,6 @@ mod house;
 mod isolation;
 mod languages;
 mod queue;
+mod sim;
+mod soak;
 mod support;
