@@ -195,6 +195,8 @@ pub struct Db {
     pub late: i64,
     /// Accepted ends, and those that were successes.
     pub ledger: (i64, i64),
+    /// More ran than a cap allows.
+    over: Option<String>,
     /// Since somebody last looked.
     pub did: Vec<Did>,
 }
@@ -226,6 +228,7 @@ impl Db {
             noted: BTreeSet::new(),
             late: 0,
             ledger: (0, 0),
+            over: None,
             did: Vec::new(),
         }
     }
@@ -699,8 +702,9 @@ impl Db {
     }
 
     fn place(&mut self, id: InvocationId, place: Place) {
+        let starts = matches!(place, Place::Running { .. });
         if let Some(invocation) = self.invocations.get_mut(&id) {
-            if matches!(place, Place::Running { .. }) {
+            if starts {
                 *self.running_tenant.entry(invocation.tenant).or_default() += 1;
                 *self.running_task.entry(invocation.task).or_default() += 1;
                 if let Some((key, _)) = &invocation.together {
@@ -708,6 +712,9 @@ impl Db {
                 }
             }
             invocation.place = place;
+        }
+        if starts && self.over.is_none() {
+            self.over = self.look_at_caps(id);
         }
     }
 
@@ -837,24 +844,22 @@ impl Db {
         self.leases.iter().map(|(id, l)| (*id, l.open.len())).collect()
     }
 
-    /// A tenant, task or key of which more runs than its cap allows.
+    /// A tenant, task or key of which more ran than its cap allows.
     pub fn over_cap(&self) -> Option<String> {
-        for (tenant, cap) in &self.tenant_caps {
-            let running = self.running_tenant.get(tenant).copied().unwrap_or(0);
-            if running > *cap {
-                return Some(format!("{running} of tenant {tenant} run, cap {cap}"));
-            }
-        }
-        for (task, cap) in &self.task_caps {
-            let running = self.running_task.get(task).copied().unwrap_or(0);
-            if running > *cap {
-                return Some(format!("{running} of task {task} run, cap {cap}"));
-            }
-        }
-        self.invocations.values().filter(|i| matches!(i.place, Place::Running { .. })).find_map(|i| {
-            let (key, limit) = i.together.as_ref()?;
-            let running = self.running_key.get(&(i.task, key.clone())).copied().unwrap_or(0);
-            (running > *limit).then(|| format!("{running} under key {key} run, cap {limit}"))
-        })
+        self.over.clone()
+    }
+
+    fn look_at_caps(&self, id: InvocationId) -> Option<String> {
+        let Invocation { tenant, task, together, .. } = &self.invocations[&id];
+        let over = |what: String, cap: Option<&i64>, running: Option<&i64>| {
+            let (cap, running) = (cap?, running.copied().unwrap_or(0));
+            (running > *cap).then(|| format!("{running} of {what} run, cap {cap}"))
+        };
+        over(format!("tenant {tenant}"), self.tenant_caps.get(tenant), self.running_tenant.get(tenant))
+            .or_else(|| over(format!("task {task}"), self.task_caps.get(task), self.running_task.get(task)))
+            .or_else(|| {
+                let (key, limit) = together.as_ref()?;
+                over(format!("key {key}"), Some(limit), self.running_key.get(&(*task, key.clone())))
+            })
     }
 }
