@@ -260,6 +260,7 @@ fn worker_settings(config: &Config, roles: Roles) -> anyhow::Result<worker::Sett
         },
         // Draining the worker of a process that is a server too must not stop the server.
         leave_when_drained: !roles.server,
+        journal: config.worker.journal.clone(),
     })
 }
 

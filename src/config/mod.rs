@@ -199,6 +199,9 @@ pub struct Worker {
     /// Walls of the kernel without which no cell and no compilation is started: `no_new_privileges`, `seccomp`,
     /// `landlock`, `pagemap_scan`. Default none: each goes up where the kernel grants it. As a variable: `[seccomp,landlock]`.
     pub require_walls: Vec<Wall>,
+    /// File to which the worker appends one line for each start, end and accepted end of an attempt: a witness outside
+    /// the database, for tests of faults and for an operator who doubts. It grows without bound. Default none.
+    pub journal: Option<PathBuf>,
 }
 
 impl Default for Worker {
@@ -214,6 +217,7 @@ impl Default for Worker {
             memory_bytes: three_quarters_of_memory(),
             tenant_memory_bytes: 16 * TIB,
             require_walls: Vec::new(),
+            journal: None,
         }
     }
 }

@@ -19,8 +19,9 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::app::signals::Signals;
-use crate::domain::fairness::{Charge, FairShare};
+use crate::domain::fairness::Charge;
 use crate::domain::ids::InvocationId;
+use crate::domain::lease::free_slots;
 use crate::domain::retry::{Ending, decide};
 use crate::domain::worker::Wanted;
 use crate::store::invocation::InputKind;
@@ -29,11 +30,11 @@ use crate::store::{Error, WorkerStore};
 use crate::worker::ack;
 use crate::worker::admission::{Admission, Verdict};
 use crate::worker::cells::{Cells, Event, Place};
-use crate::worker::claim::{self, Turn};
+use crate::worker::claim::{self, Known, Turn};
 use crate::worker::egress::{Egress, Whose};
+use crate::worker::journal::Journal;
 use crate::worker::lease::Lease;
 use crate::worker::live::{self, Live};
-use crate::worker::memory::Memory;
 use crate::worker::modules::Modules;
 use crate::worker::{Settings, Stop};
 
@@ -66,6 +67,8 @@ struct InFlight {
     /// Cells that died before it began to run.
     displaced: u8,
     live: Live,
+    /// Its start is in the journal.
+    announced: bool,
 }
 
 /// A report of a task that waited on the loop's behalf.
@@ -75,9 +78,10 @@ enum Report {
 }
 
 struct ClaimReport {
-    share: FairShare,
-    memory: Memory,
+    known: Known,
     turn: Result<Turn, Error>,
+    /// What claims without an answer turned out to have taken.
+    stranded: Vec<Claimed>,
 }
 
 /// Run under one lease until told to stop or the lease is lost.
@@ -90,6 +94,7 @@ pub async fn run(
     signals: &Arc<Signals>,
     modules: &Arc<Modules>,
     lease: &Lease,
+    journal: &Journal,
     stop: &Stop,
 ) -> anyhow::Result<Ended> {
     let admission = Admission::new(settings, store)?;
@@ -101,13 +106,14 @@ pub async fn run(
     let (live, said) = live::channel();
     let unacked = AtomicU64::new(0);
     let room = Notify::new();
-    let counts = ack::Counts::default();
+    let counts = ack::Counts { accepted: AtomicU64::new(0), late: AtomicU64::new(0), journal };
     let (reports, mut reported) = mpsc::unbounded_channel();
     let mut dispatch = Dispatch {
         settings,
         store,
         modules,
         lease,
+        journal,
         cells,
         egress: Egress::new(settings.egress.clone(), store.clone())?,
         admission,
@@ -121,7 +127,7 @@ pub async fn run(
         placeless: Vec::new(),
         placeless_since: Instant::now(),
         next_token: 0,
-        share: Some((FairShare::default(), Memory::default())),
+        known: Some(Known::default()),
         settled: Vec::new(),
         claiming: None,
         more: true,
@@ -167,6 +173,7 @@ struct Dispatch<'a> {
     store: &'a WorkerStore,
     modules: &'a Arc<Modules>,
     lease: &'a Lease,
+    journal: &'a Journal,
     cells: Cells,
     egress: Egress,
     admission: Admission,
@@ -184,7 +191,7 @@ struct Dispatch<'a> {
     placeless_since: Instant,
     next_token: u64,
     /// Away while a claim is under way.
-    share: Option<(FairShare, Memory)>,
+    known: Option<Known>,
     /// Receipts that came while it was away.
     settled: Vec<(Charge, Duration)>,
     claiming: Option<JoinHandle<()>>,
@@ -288,18 +295,13 @@ impl Dispatch<'_> {
         }
     }
 
-    /// Slots a claim could fill now, as far as memory goes too. Ends that wait for their ack count too, once there are
-    /// many: a database that cannot keep up must not gather them here.
+    /// Slots a claim could fill now, as far as memory goes too.
     fn free_slots(&self) -> u32 {
-        let slots = self.settings.slots;
         if !self.cells.any_up() {
             return 0;
         }
-        if self.unacked.load(Ordering::Acquire) > u64::from(slots) * 4 {
-            return 0;
-        }
-        let slots = slots.saturating_sub(u32::try_from(self.in_flight.len()).unwrap_or(u32::MAX));
-        slots.min(self.admission.room())
+        free_slots(self.settings.slots, self.in_flight.len(), self.unacked.load(Ordering::Acquire))
+            .min(self.admission.room())
     }
 
     /// Start a claim if there may be work, there is room, and none is under way.
@@ -308,11 +310,11 @@ impl Dispatch<'_> {
         if !self.more || free == 0 || self.claiming.is_some() || Instant::now() < self.not_before {
             return;
         }
-        let Some((mut share, mut memory)) = self.share.take() else {
+        let Some(mut known) = self.known.take() else {
             return;
         };
         for (charge, cpu) in self.settled.drain(..) {
-            share.settle(charge, cpu);
+            known.share.settle(charge, cpu);
         }
         self.more = false; // a signal from now on means more
         let store = self.store.clone();
@@ -320,17 +322,22 @@ impl Dispatch<'_> {
         let reports = self.reports.clone();
         let idle = self.in_flight.is_empty();
         self.claiming = Some(tokio::spawn(async move {
-            let turn = claim::turn(&store, &mut share, &mut memory, free, idle, (worker, epoch)).await;
+            let stranded = known.unanswered.find(&store, (worker, epoch)).await;
+            let turn = claim::turn(&store, &mut known, free, idle, (worker, epoch)).await;
             // Refused only when the loop has ended.
-            let _ = reports.send(Report::Claimed(Box::new(ClaimReport { share, memory, turn })));
+            let _ = reports.send(Report::Claimed(Box::new(ClaimReport { known, turn, stranded })));
         }));
     }
 
     fn report(&mut self, report: Report) {
         match report {
             Report::Claimed(report) => {
-                self.share = Some((report.share, report.memory));
+                self.known = Some(report.known);
                 self.claiming = None;
+                for one in report.stranded {
+                    let token = self.register(one, None);
+                    self.end(token, without_run(Termination::LeaseLost));
+                }
                 match report.turn {
                     Ok(turn) => {
                         self.more |= turn.more;
@@ -375,11 +382,18 @@ impl Dispatch<'_> {
 
     /// Take a claimed attempt in, and start it if it may.
     fn start(&mut self, claimed: Claimed, charge: Option<Charge>) {
-        let token = self.next_token;
-        self.next_token += 1;
         let key = (claimed.tenant, claimed.sha256);
         let bytes = reserved_bytes(&claimed.spec.limits, claimed.input.len() as u64)
             .saturating_add(claimed.spec.scratch.as_ref().map_or(0, |scratch| scratch_bytes(scratch.bytes)));
+        let token = self.register(claimed, charge);
+        let verdict = self.admission.ask(token, key, bytes);
+        self.admitted(token, &verdict);
+    }
+
+    /// Give a claimed attempt a token.
+    fn register(&mut self, claimed: Claimed, charge: Option<Charge>) -> u64 {
+        let token = self.next_token;
+        self.next_token += 1;
         self.tokens.insert(claimed.invocation, token);
         self.in_flight.insert(
             token,
@@ -391,10 +405,10 @@ impl Dispatch<'_> {
                 cancelled: false,
                 displaced: 0,
                 live: Live::default(),
+                announced: false,
             },
         );
-        let verdict = self.admission.ask(token, key, bytes);
-        self.admitted(token, &verdict);
+        token
     }
 
     /// Hand an attempt that may start to a cell, and end one that never will.
@@ -453,9 +467,20 @@ impl Dispatch<'_> {
 
     /// Submit to this cell; where it has not got the code, make that ready first and come back.
     fn submit(&mut self, token: u64, place: Place, cell: Arc<Cell>) {
+        // By the clock, not by the watch: after a suspension this may run before the watch wakes, and by then somebody
+        // else may run this attempt.
+        if !self.lease.is_held() {
+            self.cells.give_back(place);
+            self.end(token, without_run(Termination::LeaseLost));
+            return;
+        }
         let Some(flight) = self.in_flight.get_mut(&token) else {
             return;
         };
+        if !flight.announced {
+            self.journal.started(&flight.claimed);
+            flight.announced = true;
+        }
         match cell.submit(token, &attempt(&flight.claimed)) {
             Ok(()) => {
                 flight.place = Some(place);
@@ -566,6 +591,7 @@ impl Dispatch<'_> {
         let Some(flight) = self.in_flight.remove(&token) else {
             return;
         };
+        self.journal.ended(&flight.claimed, &outcome);
         self.tokens.remove(&flight.claimed.invocation);
         self.admission.ended(token, true);
         if let Some(place) = flight.place {
@@ -601,6 +627,7 @@ impl Dispatch<'_> {
         self.tokens.clear();
         self.placeless.clear();
         self.ends = None;
+        self.journal.abandoned();
         if let Some(claiming) = self.claiming.take() {
             claiming.abort();
         }
@@ -645,7 +672,8 @@ fn attempt(claimed: &Claimed) -> Attempt {
 
 /// What retrying makes of each reason. What the same bytes on the same input under the same limits will do again is
 /// fatal; what time, the outside or chance had a part in is worth another attempt.
-fn ending(termination: &Termination) -> Ending {
+#[must_use]
+pub fn ending(termination: &Termination) -> Ending {
     match termination {
         Termination::Succeeded => Ending::Success,
         Termination::GuestError { retryable: true, retry_after_ms, .. } => {

@@ -18,4 +18,6 @@ mod isolation;
 mod languages;
 mod queue;
 mod sandbox;
+mod sim;
+mod soak;
 mod support;
