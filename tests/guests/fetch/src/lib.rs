@@ -88,7 +88,7 @@ fn at_once(input: &Input) -> usize {
         let request = OutgoingRequest::new(Fields::new());
         request.set_scheme(Some(&Scheme::Http)).unwrap();
         request.set_authority(Some(authority)).unwrap();
-        request.set_path_with_query(Some(&path)).unwrap();
+        request.set_path_with_query(Some(path.as_str())).unwrap();
         if let Ok(future) = outgoing_handler::handle(request, None) {
             begun.push(future);
         }
