@@ -81,12 +81,14 @@ fn send(input: &Input) -> Result<http::Response, http::Error> {
 
 /// Begins requests without waiting for any, and says how many the host took.
 fn at_once(input: &Input) -> usize {
-    let authority = input.url.trim_start_matches("http://").split('/').next().unwrap_or_default();
+    let (authority, path) = input.url.trim_start_matches("http://").split_once('/').unwrap();
+    let path = format!("/{path}");
     let mut begun = Vec::new();
     for _ in 0..input.at_once {
         let request = OutgoingRequest::new(Fields::new());
         request.set_scheme(Some(&Scheme::Http)).unwrap();
         request.set_authority(Some(authority)).unwrap();
+        request.set_path_with_query(Some(path.as_str())).unwrap();
         if let Ok(future) = outgoing_handler::handle(request, None) {
             begun.push(future);
         }
