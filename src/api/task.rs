@@ -12,6 +12,7 @@ use futures_util::TryStreamExt;
 use sandbar_host::limits::PartialLimits;
 use serde::Serialize;
 
+use crate::api::access::Who;
 use crate::api::extract::{
     Caller, MergePatch, NewTaskPath, Operator, Pairs, PreferWait, TaskPath, VersionPath, content_length,
     media_type,
@@ -19,6 +20,7 @@ use crate::api::extract::{
 use crate::api::problem::{Code, Problem, rejection};
 use crate::api::{Api, PAGE, limit, shape, unknown_parameter};
 use crate::domain::names::TaskName;
+use crate::domain::permission::Action;
 use crate::domain::retry::PartialRetry;
 use crate::store::grant::Grants;
 use crate::store::task::{Change, TaskChange, TaskRow, VersionRow, VersionState};
@@ -186,10 +188,14 @@ fn merge<T: Serialize>(field: Field<T>) -> Result<Change<serde_json::Value>, Pro
 )]
 pub(super) async fn patch(
     State(api): State<Api>,
-    Caller(tenant): Caller,
+    who: Who,
     TaskPath(name): TaskPath,
     MergePatch(body): MergePatch<wire::TaskPatch>,
 ) -> Result<Json<wire::Task>, Problem> {
+    // Changing a task is one thing, opening the way out for it another.
+    if !body.grants.is_absent() {
+        who.authorize(Action::ChangeSecrets, Some(name.as_str()))?;
+    }
     let patch = TaskChange {
         description: change(body.description),
         limits: merge(body.limits)?,
@@ -198,7 +204,7 @@ pub(super) async fn patch(
         active: change(body.active),
         version: change(body.version),
     };
-    Ok(Json(task(&api.app.change_task(tenant, &name, &patch).await?)))
+    Ok(Json(task(&api.app.change_task(who.0.tenant, &name, &patch).await?)))
 }
 
 /// Delete a task. Invocations that ended stay readable under its name; the name is free for another task. Modules

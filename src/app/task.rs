@@ -197,7 +197,7 @@ impl App {
 fn settings(task: &TaskRow) -> Value {
     json!({
         "name": task.name, "description": task.description, "active": task.active, "version": task.pinned_version,
-        "limits": task.limits, "retry": task.retry,
+        "limits": task.limits, "retry": task.retry, "grants": task.grants,
     })
 }
 

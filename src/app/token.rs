@@ -140,7 +140,8 @@ pub(super) fn header(token: &str) -> std::result::Result<Header, Refusal> {
         let first = token.split('.').next().unwrap_or_default();
         let named = URL_SAFE_NO_PAD.decode(first).ok();
         let named = named.and_then(|json| serde_json::from_slice::<serde_json::Value>(&json).ok());
-        if named.is_some_and(|header| header["alg"].is_string()) {
+        let whole = token.split('.').count() == 3;
+        if whole && named.is_some_and(|header| header["alg"].is_string()) {
             Refusal::Algorithm
         } else {
             Refusal::Invalid

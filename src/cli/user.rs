@@ -154,7 +154,7 @@ impl User {
         };
         match self.what {
             What::List { pages, remote } => {
-                members(output, &Client::new(&remote.connection)?, &pages).await?
+                members(output, &Client::new(&remote.connection)?, &pages).await?;
             }
             What::Invitations { pages, remote } => {
                 invitations(output, &Client::new(&remote.connection)?, &pages).await?;
