@@ -13,6 +13,8 @@ pub mod egress;
 mod engine;
 pub mod files;
 mod fixed;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod inspect;
 pub mod limiter;
 pub mod limits;

@@ -164,7 +164,7 @@ impl Capture {
         self.records.push(LogRecord { at_us: self.at_us(), level, target, message, fields });
     }
 
-    fn write(&mut self, stream: Stream, bytes: &[u8]) {
+    pub(crate) fn write(&mut self, stream: Stream, bytes: &[u8]) {
         match stream {
             Stream::Result => {
                 let room = self.out_limit.saturating_sub(self.out.len() as u64);

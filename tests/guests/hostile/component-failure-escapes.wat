@@ -39,7 +39,6 @@
     (import "host" "progress" (func $progress (param i64 i64 i32 i32)))
     (import "host" "emit" (func $emit (param i32 i32 i32 i32 i32 i32 i32)))
     (data (i32.const 64) "text/plain") (data (i32.const 96) "\1b[31m\0a\00")
-    (data (i32.const 96) "no luck")
     ;; result: ok = 0, content-type, bytes
     (func $ok (param $ptr i32) (param $len i32) (result i32)
       (i32.store8 (i32.const 256) (i32.const 0))

@@ -1,5 +1,5 @@
 ;; Logs more fields than there is memory.
-;; expect: trap
+;; expect: trap,quota-exceeded
 ;; body: {"input": null, "retry": {"max_attempts": 1}}
 (component
   (import "sandbar:task/types@0.1.0" (instance $types

@@ -1,5 +1,5 @@
 ;; Returns as many bytes as memory can have.
-;; expect: trap
+;; expect: trap,output-too-large
 ;; body: {"input": null, "retry": {"max_attempts": 1}}
 (component
   (import "sandbar:task/types@0.1.0" (instance $types
