@@ -142,6 +142,8 @@ impl Scene<'_> {
                 limits: Limits::default(),
                 retry: RetryPolicy::default(),
                 retry_of: None,
+                scratch: None,
+                determinism: None,
             },
             tags: BTreeMap::new(),
             run_at: None,
@@ -255,6 +257,7 @@ fn succeeded(claimed: Claimed) -> Finished {
             content_type: "application/json".to_owned(),
             logs: Vec::new(),
             backtrace: Vec::new(),
+            artifacts: Vec::new(),
         },
     }
 }

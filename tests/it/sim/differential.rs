@@ -652,6 +652,8 @@ fn as_asked(row: &Row, at: impl Fn(Time) -> chrono::DateTime<Utc>) -> NewInvocat
             limits: Limits::default(),
             retry: RetryPolicy::default(),
             retry_of: None,
+            scratch: None,
+            determinism: None,
         },
         tags: BTreeMap::new(),
         run_at: row.run_at.map(&at),
@@ -721,6 +723,7 @@ fn finished(claimed: sandbar::store::queue::Claimed) -> Finished {
             content_type: "application/json".to_owned(),
             logs: Vec::new(),
             backtrace: Vec::new(),
+            artifacts: Vec::new(),
         },
     }
 }
