@@ -207,6 +207,13 @@ fn preference_applied(headers: &mut HeaderMap, wait: Duration) {
     }
 }
 
+/// `limit` of a list.
+fn limit(text: &str) -> Result<u16, problem::Problem> {
+    text.parse().ok().filter(|n| (1..=PAGE.1).contains(n)).ok_or_else(|| {
+        problem::Problem::new(problem::Code::InvalidQuery, format!("`limit` must be from 1 to {}", PAGE.1))
+    })
+}
+
 /// Address of the next page: the same question, continued after `last`.
 fn again(path: &str, pairs: &[(String, String)], last: impl std::fmt::Display) -> String {
     let mut query = String::new();

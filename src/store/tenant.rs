@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::domain::ids::{KeyId, TenantId, UserId};
 use crate::domain::permission::{Permits, Role, Scope};
-use crate::store::{ApiStore, Error, Result, TenantConn, Tries, WorkerStore};
+use crate::store::{ApiStore, Error, Result, TenantConn, WorkerStore};
 
 /// Who acts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
