@@ -36,6 +36,7 @@ pub fn plan(seed: u64, kills: usize, workers: usize, servers: usize) -> Vec<Faul
     let mut random = StdRng::seed_from_u64(seed);
     let mut faults = Vec::new();
     let mut killed = 0;
+    let mut cell = 0;
     let mut first: Vec<u32> = vec![0, 4, 7, 9, 11, 12, 13, 14];
     while killed < kills || !first.is_empty() {
         let die = if first.is_empty() {
@@ -46,7 +47,12 @@ pub fn plan(seed: u64, kills: usize, workers: usize, servers: usize) -> Vec<Faul
         let (worker, server) = (random.random_range(0..workers), random.random_range(0..servers));
         let fault = match die {
             0..=3 => Fault::Worker(worker),
-            4..=6 => Fault::Cell(worker),
+            4..=6 => {
+                // Never the same worker's twice in a row: a module that is there at both deaths, with hardly an end in
+                // between, is rightly put in quarantine.
+                cell = (cell + 1 + worker % (workers - 1)) % workers;
+                Fault::Cell(cell)
+            }
             7..=8 => Fault::Server(server),
             9..=10 => Fault::Suspend(worker),
             11 => Fault::Postgres,
