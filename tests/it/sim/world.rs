@@ -22,6 +22,9 @@ use worker::Worker;
 
 use super::model::{Cancelled, Db, Did, End, Enqueued, Gone, Item, Place, Row, Sabotage, Time};
 
+/// What may run at once of a tenant and of a task, where that is capped.
+type Caps = (Option<(TenantId, usize)>, Option<(TaskId, usize)>);
+
 /// Silence after which a worker is dead, and time between heartbeats.
 const DEAD_AFTER: Time = 900;
 const HEARTBEAT: Time = 200;
@@ -117,7 +120,7 @@ pub struct World {
     accepted: HashSet<(InvocationId, i16)>,
     lost: HashSet<(InvocationId, i16)>,
     terminal: HashSet<InvocationId>,
-    caps: (Option<(TenantId, usize)>, Option<(TaskId, usize)>),
+    caps: Caps,
     /// Work done, for those who want to know that something happened.
     pub starts: usize,
     pub handed_on: i64,
@@ -538,7 +541,7 @@ impl World {
             }
             // Its id is taken: by its predecessor, or by a call whose answer was lost. The reaper will see to it.
             (Call::Register { at, life, .. }, Answer::Registered(false)) => {
-                self.after(100, Event::Register(at, life))
+                self.after(100, Event::Register(at, life));
             }
             (Call::Register { at, .. }, _) => self.register(at),
             (Call::Beat { at, life, sent, .. }, Answer::Beat(Ok(cancels))) => {

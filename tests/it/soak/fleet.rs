@@ -12,6 +12,9 @@ use tempfile::TempDir;
 use super::plan::Fault;
 use crate::support::{self, Client, Database, Process};
 
+/// When a worker was suspended, and which processes with it.
+type Suspended = Option<(Instant, Vec<u32>)>;
+
 /// Silence after which a worker is dead, in milliseconds.
 pub const DEAD_AFTER_MS: u64 = 1_500;
 /// How long somebody holds locks, or all connections.
@@ -27,7 +30,7 @@ pub struct Fleet {
     pub database: Database,
     servers: Vec<(Process, String)>,
     /// With the time until which it stands still, and the processes to wake then.
-    workers: Vec<(Process, Option<(Instant, Vec<u32>)>)>,
+    workers: Vec<(Process, Suspended)>,
     variables: Vec<(&'static str, String)>,
     dir: TempDir,
 }
