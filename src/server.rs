@@ -20,7 +20,7 @@ use tracing::{info, warn};
 use crate::app::signals::Signals;
 use crate::app::{self, App};
 use crate::config::{Config, Secret};
-use crate::store::{ApiStore, Connect, WorkerStore};
+use crate::store::{ApiStore, Connect, WorkerStore, patiently};
 use crate::worker::Stop;
 use crate::{api, scheduler, worker};
 
@@ -51,12 +51,15 @@ pub struct Urls {
 /// Run the roles until told to stop.
 ///
 /// # Errors
-/// Postgres cannot be reached at the start, the address is taken, or cells cannot be started.
+/// Postgres cannot be reached within `database.start_timeout_ms`, the address is taken, or cells cannot be started.
 pub async fn run(config: &Config, urls: &Urls, roles: Roles, stop: Stop) -> anyhow::Result<()> {
     let signals = Arc::new(Signals::default());
-    let store = WorkerStore::connect(&connect(config, &urls.worker))
-        .await
-        .context("cannot connect to Postgres as sandbar_worker")?;
+    let store = patiently(config.database.start_timeout(), async || {
+        WorkerStore::connect(&connect(config, &urls.worker))
+            .await
+            .context("cannot connect to Postgres as sandbar_worker")
+    })
+    .await?;
     let compiler = Arc::new(compiler(config)?);
 
     let duties_stop = CancellationToken::new();
@@ -141,9 +144,12 @@ impl Http {
         signals: Arc<Signals>,
         stop: CancellationToken,
     ) -> anyhow::Result<Self> {
-        let store = ApiStore::connect(&connect(config, &urls.api))
-            .await
-            .context("cannot connect to Postgres as sandbar_api")?;
+        let store = patiently(config.database.start_timeout(), async || {
+            ApiStore::connect(&connect(config, &urls.api))
+                .await
+                .context("cannot connect to Postgres as sandbar_api")
+        })
+        .await?;
         let listening = tokio::spawn(app::signals::listen(store.clone(), signals.clone(), stop.clone()));
         let settings = app::Settings {
             max_module_bytes: config.server.max_module_bytes,

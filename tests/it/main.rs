@@ -20,4 +20,5 @@ mod queue;
 mod sandbox;
 mod sim;
 mod soak;
+mod start;
 mod support;
