@@ -16,6 +16,7 @@ mod hostile;
 mod house;
 mod isolation;
 mod languages;
+mod programs;
 mod queue;
 mod sandbox;
 mod sim;
