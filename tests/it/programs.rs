@@ -1,5 +1,5 @@
 //! WebAssembly programs that nobody here wrote, from package registries, run unmodified through the public API under
-//! the default limits. What cannot be had is skipped, loudly (`scripts/programs.sh`).
+//! the default limits, raised only in size. What cannot be had is skipped, loudly (`scripts/programs.sh`).
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -7,8 +7,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
-use crate::support::{self, Client, Deployment};
+use crate::support::{self, Client, Process};
 
 /// Longest compilation of an interpreter of 25 MiB on a busy machine.
 const COMPILATION: Duration = Duration::from_secs(400);
@@ -29,16 +30,24 @@ fn program(name: &str) -> Option<PathBuf> {
     Some(root.join(format!("target/programs/{name}.wasm")))
 }
 
-/// A deployment with this program, compiled; none if the program cannot be had.
-async fn deployed(name: &str) -> Option<(Deployment, Client)> {
+/// All roles in one process, which has compiled this program; none if the program cannot be had.
+async fn deployed(name: &str) -> Option<(Process, TempDir, Client)> {
     let module = program(name)?;
-    let settings = vec![
+    let (database, dir) = (support::database().await, support::data_dir());
+    let settings = [
+        ("SANDBAR_DATABASE__URL", database.admin_url()),
+        ("SANDBAR_DATABASE__API_URL", database.api_url()),
+        ("SANDBAR_DATABASE__WORKER_URL", database.worker_url()),
+        ("SANDBAR_SERVER__ADMIN_KEY", support::ADMIN_KEY.to_owned()),
+        ("SANDBAR_SERVER__LISTEN", "127.0.0.1:0".to_owned()),
         ("SANDBAR_WORKER__SLOTS", "4".to_owned()),
+        ("SANDBAR_DATA_DIR", dir.path().display().to_string()),
         // A quiet machine needs none of it; this one may run other tests.
         ("SANDBAR_COMPILE__WALL_MS", "200000".to_owned()),
     ];
-    let deployment = Deployment::on(support::database().await, 1, &settings).await;
-    let client = deployment.client();
+    let mut process = Process::spawn("dev", dir.path(), &["dev"], &settings);
+    let client = Client::new(format!("http://{}", process.address().await));
+    process.ready(&client).await;
     let answer = client.upload(name, &module).await;
     let version = answer.json();
     assert!(answer.status.is_success(), "{name}: {version:#}");
@@ -49,7 +58,7 @@ async fn deployed(name: &str) -> Option<(Deployment, Client)> {
         (version["state"] == "ready").then_some(())
     })
     .await;
-    Some((deployment, client))
+    Some((process, dir, client))
 }
 
 /// Runs it once, to its end.
@@ -64,9 +73,9 @@ async fn run(client: &Client, name: &str, mut body: Value) -> Value {
 }
 
 /// What it wrote to stdout; it succeeded.
-fn stdout(ended: &Value) -> &str {
+async fn stdout(client: &Client, ended: &Value) -> String {
     assert_eq!(ended["state"], "succeeded", "{ended:#}");
-    ended["result"]["text"].as_str().unwrap()
+    client.get(ended["links"]["result"].as_str().unwrap()).await.expect(200).text()
 }
 
 async fn artifact(client: &Client, ended: &Value, path: &str) -> String {
@@ -90,7 +99,7 @@ print(sys.version_info[:2], hashlib.sha256(b"abc").hexdigest()[:8], dict(os.envi
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cpython_runs_a_script_with_its_library_and_leaves_a_file() {
-    let Some((_deployment, client)) = deployed("python").await else { return };
+    let Some((_process, _dir, client)) = deployed("python").await else { return };
     let body = json!({
         "args": ["main.py"],
         "env": {"WHO": "me"},
@@ -99,11 +108,11 @@ async fn cpython_runs_a_script_with_its_library_and_leaves_a_file() {
         "collect": ["out/*"],
     });
     let ended = run(&client, "python", body.clone()).await;
-    assert_eq!(stdout(&ended), "(3, 12) ba7816bf {'WHO': 'me'} ['main.py', 'out']\n");
+    assert_eq!(stdout(&client, &ended).await, "(3, 12) ba7816bf {'WHO': 'me'} ['main.py', 'out']\n");
     assert_eq!(artifact(&client, &ended, "out/sums.json").await, r#"{"ann": 5, "bob": 2}"#);
     // Nothing of it is there for the next, which would fail to make its directory.
     let again = run(&client, "python", body).await;
-    assert_eq!(stdout(&again), stdout(&ended));
+    assert_eq!(stdout(&client, &again).await, stdout(&client, &ended).await);
 
     let failed = run(&client, "python", json!({"args": ["-c", "raise SystemExit(7)"]})).await;
     let end = &failed["attempts"][0]["termination"];
@@ -125,15 +134,16 @@ puts "#{RUBY_VERSION} #{words.size} #{ARGV.join(",")}"
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ruby_runs_a_script_with_arguments_and_leaves_a_file() {
-    let Some((_deployment, client)) = deployed("ruby").await else { return };
+    let Some((_process, _dir, client)) = deployed("ruby").await else { return };
     let body = json!({
         "args": ["/main.rb", "x", "y"],
+        "limits": {"memory_bytes": 256 << 20},
         "stdin": "b a b c",
         "files": {"main.rb": MAIN_RB},
         "collect": ["out/words.json"],
     });
     let ended = run(&client, "ruby", body).await;
-    assert_eq!(stdout(&ended), "3.2.0 3 x,y\n");
+    assert_eq!(stdout(&client, &ended).await, "3.2.0 3 x,y\n");
     assert_eq!(artifact(&client, &ended, "out/words.json").await, r#"{"a":1,"b":2,"c":1}"#);
 }
 
@@ -146,22 +156,22 @@ echo PHP_VERSION, " ", preg_replace("/[aeiou]/", "*", $in[0]["who"]), " ", array
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn php_runs_a_page_on_a_file_it_was_brought() {
-    let Some((_deployment, client)) = deployed("php").await else { return };
+    let Some((_process, _dir, client)) = deployed("php").await else { return };
     let body = json!({
         "args": ["-q", "/page.php"],
         "files": {"page.php": PAGE_PHP, "in.json": r#"[{"who": "ann", "n": 1}, {"who": "bob", "n": 41}]"#},
         "collect": ["*.txt"],
     });
     let ended = run(&client, "php", body).await;
-    assert_eq!(stdout(&ended), "8.2.0 b*b 42\n");
+    assert_eq!(stdout(&client, &ended).await, "8.2.0 b*b 42\n");
     assert_eq!(artifact(&client, &ended, "top.txt").await, "bob");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tool_for_hardware_designers_answers_and_fails_by_exit_code() {
-    let Some((_deployment, client)) = deployed("icepll").await else { return };
+    let Some((_process, _dir, client)) = deployed("icepll").await else { return };
     let ended = run(&client, "icepll", json!({"args": ["-i", "12", "-o", "48"]})).await;
-    let said = stdout(&ended);
+    let said = stdout(&client, &ended).await;
     assert!(said.contains("F_PLLOUT:   48.000 MHz (achieved)"), "{said}");
     assert!(said.contains("DIVF: 63 (7'b0111111)"), "{said}");
     let failed = run(&client, "icepll", json!({"args": ["-i", "nothing", "-o", "1"]})).await;
