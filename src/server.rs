@@ -158,6 +158,7 @@ impl Http {
             request_timeout: config.server.request_timeout(),
             idempotency_ttl: config.server.idempotency_ttl(),
             max_queued: config.server.max_queued,
+            issuers: config.identity.issuers.clone(),
             limits: sandbar_host::limits::Limits::default(),
         };
         let app = App::new(store.clone(), signals, settings).context("cannot start the application")?;

@@ -102,6 +102,7 @@ pub(super) async fn me(State(api): State<Api>, Who(who): Who) -> Result<Json<wir
     let (kind, id) = match who.actor {
         Actor::Key(id) => (wire::ActorKind::Key, id.0),
         Actor::User(id, _) => (wire::ActorKind::User, id.0),
+        Actor::Subject(id) => (wire::ActorKind::Subject, id),
     };
     let permits = who.permits();
     let may = Action::ALL.iter().filter(|action| permits.reach(**action) != Reach::Nothing);

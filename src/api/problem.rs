@@ -64,6 +64,7 @@ codes! {
     TokenWrongAudience "token-wrong-audience" 401 "The token is for somebody else";
     TokenUnknownKey "token-unknown-key" 401 "No key has signed the token";
     TokenWrongAlgorithm "token-wrong-algorithm" 401 "The token is signed by the wrong algorithm";
+    TokenWithoutRole "token-without-role" 403 "The token gives no role here";
     LoginFailed "login-failed" 401 "The login failed";
     SessionOver "session-over" 401 "The session is over";
     TenantSuspended "tenant-suspended" 403 "The tenant is suspended";
@@ -129,6 +130,7 @@ codes! {
     QuotaExceeded "quota-exceeded" 429 "A quota of this tenant is used up";
     Internal "internal" 500 "An internal error";
     Overloaded "overloaded" 503 "The server is overloaded";
+    IssuerUnavailable "issuer-unavailable" 503 "The issuer of the token does not answer";
     DatabaseUnavailable "database-unavailable" 503 "The database is not available";
     Timeout "timeout" 503 "The request took too long";
 }
@@ -157,6 +159,7 @@ impl Problem {
             retry_after: match code {
                 Code::QueueFull | Code::QuotaExceeded => Some(RETRY_AFTER_S),
                 Code::VersionNotReady | Code::Overloaded | Code::DatabaseUnavailable => Some(1),
+                Code::IssuerUnavailable => Some(10),
                 _ => None,
             },
         }
@@ -264,6 +267,7 @@ impl From<Error> for Problem {
                 Refusal::Audience => Code::TokenWrongAudience,
                 Refusal::UnknownKey => Code::TokenUnknownKey,
                 Refusal::Algorithm => Code::TokenWrongAlgorithm,
+                Refusal::NoRole => Code::TokenWithoutRole,
             }),
             Error::LoginFailed => plain(Code::LoginFailed),
             Error::LoginLocked(wait) => {
@@ -306,6 +310,7 @@ impl From<Error> for Problem {
             Error::IdempotencyKeyReused => plain(Code::IdempotencyKeyReused),
             Error::Overloaded(_) => plain(Code::Overloaded),
             // The causes are for the log: they name hosts, statements and constraints.
+            Error::IssuerUnavailable(_) => plain(Code::IssuerUnavailable),
             Error::Unavailable(cause) => {
                 tracing::warn!(error = format!("{cause:#}"), "the database is not available");
                 plain(Code::DatabaseUnavailable)

@@ -242,6 +242,9 @@ pub enum Error {
     /// Too much at once. Nothing was done.
     #[error("the server is overloaded: {0}; nothing was done")]
     Overloaded(&'static str),
+    /// The keys of an issuer elsewhere cannot be had.
+    #[error("the issuer {0} of this token does not answer; try again")]
+    IssuerUnavailable(String),
     /// Postgres does not answer. Unknown whether something was done.
     #[error("the database is not available")]
     Unavailable(#[source] anyhow::Error),
@@ -258,6 +261,7 @@ fn refused(refusal: Refusal) -> &'static str {
         Refusal::Audience => "this token is for somebody else, or from somebody else",
         Refusal::UnknownKey => "no key of this issuer has the `kid` of this token",
         Refusal::Algorithm => "this token is signed by an algorithm that its issuer does not use",
+        Refusal::NoRole => "this token is good, and gives no role in any tenant here",
     }
 }
 

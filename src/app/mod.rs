@@ -60,6 +60,8 @@ pub struct Settings {
     pub idempotency_ttl: Duration,
     /// Invocations of a tenant that may wait, where the tenant has no limit of its own.
     pub max_queued: u64,
+    /// Whose tokens are believed besides our own.
+    pub issuers: Vec<crate::config::Issuer>,
     /// Limits of an attempt when neither the task nor the request names any.
     pub limits: Limits,
 }
@@ -75,6 +77,7 @@ impl Default for Settings {
             request_timeout: Duration::from_secs(30),
             idempotency_ttl: Duration::from_secs(86_400),
             max_queued: 1_000_000,
+            issuers: Vec::new(),
             limits: Limits::default(),
         }
     }
@@ -97,6 +100,7 @@ struct Inner {
     audit: audit::Audit,
     hashing: people::Hashing,
     issuer: token::Issuer,
+    issuers: token::outside::Issuers,
     depths: depth::Depths,
     schemas: schema::Checker,
     inspections: Semaphore,
@@ -122,6 +126,7 @@ impl App {
                 audit: audit::Audit::start(&store),
                 hashing: people::Hashing::default(),
                 issuer: token::Issuer::default(),
+                issuers: token::outside::Issuers::new(settings.issuers.clone())?,
                 depths: depth::Depths::default(),
                 schemas: schema::Checker::start()?,
                 inspections: Semaphore::new(INSPECTIONS),

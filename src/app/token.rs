@@ -1,8 +1,9 @@
 //! Access tokens of our own: made at login, good for ten minutes, signed by keys that all servers share. Owns what is in a
-//! token and when one is refused. A token says which session it belongs to, and nothing about what may be done: that is
+//! token and when one is refused; `outside` has the tokens of others. A token says which session it belongs to, and nothing about what may be done: that is
 //! asked of the database, so that it changes within seconds.
 
 mod crypto;
+pub(super) mod outside;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -51,6 +52,8 @@ pub enum Refusal {
     UnknownKey,
     /// It is signed by an algorithm that its issuer does not use, or not at all.
     Algorithm,
+    /// Its issuer is believed, and gives no role in any tenant here.
+    NoRole,
 }
 
 /// What is in a token.

@@ -6,6 +6,7 @@
 //!
 //! This module never opens a connection, never creates a directory and never prints a secret.
 
+mod issuer;
 mod load;
 mod range;
 mod secret;
@@ -24,6 +25,7 @@ use sandbar_host::egress::address::{Network, Networks};
 use sandbar_host::walls::{Wall, Walls};
 use serde::Deserialize;
 
+pub use issuer::Issuer;
 pub use load::{ConfigError, Overrides};
 pub use range::{RANGES, Range};
 pub use secret::Secret;
@@ -45,6 +47,8 @@ pub struct Config {
     pub server: Server,
     /// A worker and its cells.
     pub worker: Worker,
+    /// People from elsewhere.
+    pub identity: Identity,
     /// What guests may do by HTTP.
     pub egress: Egress,
     /// Background duties.
@@ -62,6 +66,7 @@ impl Default for Config {
             database: Database::default(),
             server: Server::default(),
             worker: Worker::default(),
+            identity: Identity::default(),
             egress: Egress::default(),
             scheduler: Scheduler::default(),
             compile: Compile::default(),
@@ -276,6 +281,15 @@ fn available_cores() -> u32 {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     // The upper bound of the setting, so that the default is always valid.
     u32::try_from(cores).unwrap_or(u32::MAX).min(256)
+}
+
+/// Section `identity`: people who prove who they are elsewhere. Read by servers.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Identity {
+    /// Issuers whose tokens are believed besides our own, each a table `[[identity.issuers]]` in the file: see
+    /// [operations](operations.md#single-sign-on). Default none. At most 16.
+    pub issuers: Vec<Issuer>,
 }
 
 /// Section `egress`: what guests may do by HTTP beyond what their tenants grant them. Read by workers.

@@ -19,6 +19,8 @@ pub enum Actor {
     Key(KeyId),
     /// A user, in a session.
     User(UserId, Uuid),
+    /// Somebody whom an issuer elsewhere vouches for.
+    Subject(Uuid),
 }
 
 impl Actor {
@@ -27,6 +29,7 @@ impl Actor {
     pub fn parts(self) -> (&'static str, Uuid) {
         match self {
             Self::Key(id) => ("key", id.0),
+            Self::Subject(id) => ("subject", id),
             Self::User(id, _) => ("user", id.0),
         }
     }
@@ -115,6 +118,19 @@ pub struct TenantRow {
 }
 
 impl ApiStore {
+    /// The tenant of this name, and whether it works.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn tenant_named(&self, name: &str) -> Result<Option<(TenantId, bool)>> {
+        let work = async {
+            let asked =
+                sqlx::query_as("SELECT tenant_id, state = 'active' FROM identify_tenant($1)").bind(name);
+            Ok(asked.fetch_optional(&self.pool).await?)
+        };
+        self.guard.call(work).await
+    }
+
     /// Tenants by name, after this one; or one of them.
     ///
     /// # Errors

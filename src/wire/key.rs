@@ -126,6 +126,8 @@ pub enum ActorKind {
     Key,
     /// A user who logged in.
     User,
+    /// Somebody with a token of an issuer elsewhere.
+    Subject,
 }
 
 /// Who the credential belongs to.

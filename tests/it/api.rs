@@ -15,6 +15,7 @@ mod invocation_changes;
 mod invoke;
 mod keys;
 mod logs;
+mod oidc;
 mod operate;
 mod people;
 mod read;
