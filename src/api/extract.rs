@@ -62,8 +62,12 @@ async fn authenticate(parts: &Parts, api: &Api) -> Result<Identity, Problem> {
     let Some(key) = presented_key(&parts.headers) else {
         return refuse("send the API key in the header x-api-key, or as Authorization: Bearer");
     };
+    if !api.app.remembers(key) {
+        api.limits.stranger(&parts.extensions)?;
+    }
     match api.app.authenticate(key).await? {
         Some(identity) => {
+            api.limits.known(&parts.extensions, identity.tenant.0, identity.key.0)?;
             tracing::Span::current().record("tenant", tracing::field::display(identity.tenant));
             Ok(identity)
         }

@@ -2,11 +2,13 @@
 //! into a call of `app` and its answer into wire types. No rules here, and no SQL.
 
 mod batch;
+mod common;
 mod docs;
 mod extract;
 mod health;
 mod invocation;
 mod layers;
+mod limit;
 mod log;
 mod operate;
 pub mod problem;
@@ -17,13 +19,17 @@ mod why;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{
+    CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+    X_FRAME_OPTIONS,
+};
 use axum::http::{HeaderMap, HeaderValue};
 use axum::routing::get;
 use axum::{Router, middleware};
 use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{PropagateRequestIdLayer, SetRequestIdLayer};
+use tower_http::set_header::SetResponseHeaderLayer;
 use tower_http::trace::TraceLayer;
 use utoipa::OpenApi;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
@@ -46,6 +52,7 @@ const UPLOAD_TIME: Duration = Duration::from_secs(960);
 struct Api {
     app: App,
     bodies: Arc<Semaphore>,
+    limits: Arc<limit::Limits>,
 }
 
 #[derive(OpenApi)]
@@ -90,8 +97,10 @@ pub fn router(app: App) -> Router {
     let waiting = quick.saturating_add(settings.max_wait);
     let uploading = UPLOAD_TIME.saturating_add(settings.max_wait);
     let permits = usize::try_from(BODY_MEMORY / extract::PERMIT_BYTES).unwrap_or(usize::MAX);
-    let api = Api { app, bodies: Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS))) };
-    let (router, document) = documented(quick, waiting, uploading).split_for_parts();
+    let limits = Arc::new(limit::Limits::new(app.rates(), settings.trusted_proxies.clone()));
+    let api = Api { app, limits, bodies: Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS))) };
+    let (router, mut document) = documented(quick, waiting, uploading).split_for_parts();
+    common::document(&mut document);
     // Rendered once: it never changes.
     let document: bytes::Bytes = serde_json::to_vec(&document).unwrap_or_default().into();
     let requests = Arc::new(Semaphore::new(MAX_REQUESTS));
@@ -102,6 +111,7 @@ pub fn router(app: App) -> Router {
         .fallback(problem::route_not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)
         .layer(CatchPanicLayer::custom(problem::panicked))
+        .layer(middleware::from_fn_with_state(api.clone(), limit::measure))
         .layer(middleware::from_fn(move |request, next| {
             layers::bounded(Arc::clone(&requests), request, next)
         }))
@@ -115,7 +125,16 @@ pub fn router(app: App) -> Router {
         )
         .layer(SetRequestIdLayer::x_request_id(layers::RequestIds))
         .layer(middleware::map_request(layers::own_request_id))
+        .layer(guard(X_CONTENT_TYPE_OPTIONS, "nosniff"))
+        .layer(guard(X_FRAME_OPTIONS, "DENY"))
+        .layer(guard(REFERRER_POLICY, "no-referrer"))
+        .layer(guard(CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"))
         .with_state(api)
+}
+
+/// What a browser is told with every answer; a page that needs more says so itself.
+fn guard(name: HeaderName, value: &'static str) -> SetResponseHeaderLayer<HeaderValue> {
+    SetResponseHeaderLayer::if_not_present(name, HeaderValue::from_static(value))
 }
 
 fn documented(quick: Duration, waiting: Duration, uploading: Duration) -> OpenApiRouter<Api> {
@@ -184,7 +203,8 @@ mod tests {
 
     fn document() -> Value {
         let second = Duration::from_secs(1);
-        let (_, document) = documented(second, second, second).split_for_parts();
+        let (_, mut document) = documented(second, second, second).split_for_parts();
+        common::document(&mut document);
         serde_json::to_value(document).unwrap()
     }
 

@@ -97,6 +97,7 @@ codes! {
     ModuleDoesNotCompile "module-does-not-compile" 422 "The module does not compile";
     ModuleCompileTimeout "module-compile-timeout" 422 "The module takes too long to compile";
     ModuleCompileMemory "module-compile-memory" 422 "The module takes too much memory to compile";
+    RateLimited "rate-limited" 429 "Too many calls in a short time";
     Internal "internal" 500 "An internal error";
     Overloaded "overloaded" 503 "The server is overloaded";
     DatabaseUnavailable "database-unavailable" 503 "The database is not available";
@@ -127,6 +128,13 @@ impl Problem {
                 _ => None,
             },
         }
+    }
+
+    /// To be sent again after so many seconds.
+    #[must_use]
+    pub fn retry_after(mut self, seconds: u32) -> Self {
+        self.retry_after = Some(seconds);
+        self
     }
 
     /// Its kind.

@@ -67,6 +67,12 @@ impl App {
         Ok(identity)
     }
 
+    /// Whether this key was found to be somebody's in the last seconds: asking for it costs nothing.
+    #[must_use]
+    pub fn remembers(&self, key: &str) -> bool {
+        self.inner.keys.get(&key_hash(key), Instant::now()).is_some()
+    }
+
     /// Whether this caller may do this: nothing, or [`Error::Forbidden`].
     ///
     /// # Errors

@@ -20,11 +20,13 @@ pub mod upload;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use sandbar_host::limits::Limits;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::ids::TenantId;
+use crate::domain::rate::Rates;
 use crate::store::{ApiStore, TenantConn};
 
 pub use error::{Error, FieldError, Result};
@@ -47,12 +49,16 @@ pub struct Settings {
     pub request_timeout: Duration,
     /// How long an idempotency key is remembered.
     pub idempotency_ttl: Duration,
+    /// What one server lets through.
+    pub rates: Rates,
+    /// Networks of proxies that are believed about whom they speak for.
+    pub trusted_proxies: Vec<IpNet>,
     /// Limits of an attempt when neither the task nor the request names any.
     pub limits: Limits,
 }
 
 impl Default for Settings {
-    /// 64 MiB modules, 4 MiB inputs, 60 s of waiting, 30 s per request, keys for a day.
+    /// 64 MiB modules, 4 MiB inputs, 60 s of waiting, 30 s per request, keys for a day, any rate.
     fn default() -> Self {
         Self {
             max_module_bytes: 64 << 20,
@@ -60,6 +66,8 @@ impl Default for Settings {
             max_wait: Duration::from_secs(60),
             request_timeout: Duration::from_secs(30),
             idempotency_ttl: Duration::from_secs(86_400),
+            rates: Rates::UNLIMITED,
+            trusted_proxies: Vec::new(),
             limits: Limits::default(),
         }
     }
@@ -76,6 +84,7 @@ struct Inner {
     store: ApiStore,
     signals: Arc<signals::Signals>,
     settings: Settings,
+    rates: watch::Sender<Rates>,
     flusher: flush::Flusher,
     catalog: catalog::Catalog,
     keys: auth::Keys,
@@ -109,6 +118,7 @@ impl App {
                 ),
                 draining: CancellationToken::new(),
                 streams: log::Streams::default(),
+                rates: watch::Sender::new(settings.rates),
                 store,
                 signals,
                 settings,
@@ -130,6 +140,17 @@ impl App {
     #[must_use]
     pub fn settings(&self) -> &Settings {
         &self.inner.settings
+    }
+
+    /// What this server lets through, now and when it is changed.
+    #[must_use]
+    pub fn rates(&self) -> watch::Receiver<Rates> {
+        self.inner.rates.subscribe()
+    }
+
+    /// Let other rates hold from now on.
+    pub fn set_rates(&self, rates: Rates) {
+        self.inner.rates.send_replace(rates);
     }
 
     /// Whether requests can be served.

@@ -113,7 +113,7 @@ pub enum Command {
     Versions(Versions),
     Profile(Profile),
     /// Start everything on this machine: an embedded Postgres, the API, the scheduler and a worker
-    Dev(Role),
+    Dev(Dev),
     /// Start the API and the scheduler
     Server(Role),
     /// Start a worker
@@ -149,6 +149,24 @@ impl Command {
             | Self::Completions(_)
             | Self::Reference(_) => false,
         }
+    }
+}
+
+/// Options of `sandbar dev`.
+#[derive(Debug, clap::Args)]
+pub struct Dev {
+    /// Serve HTTPS, with a certificate for this machine made in the data directory
+    #[arg(long)]
+    pub tls: bool,
+    /// Options of both roles.
+    #[command(flatten)]
+    role: Role,
+}
+
+impl Dev {
+    /// As the configuration takes them.
+    pub fn overrides(&self) -> Overrides {
+        self.role.overrides()
     }
 }
 

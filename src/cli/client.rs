@@ -176,6 +176,15 @@ impl Client {
             // What a proxy elsewhere would find at this address is another machine.
             builder = builder.no_proxy();
         }
+        if let Some(path) = &target.certificate {
+            let read = std::fs::read(path).map_err(|error| error.to_string());
+            let certificate =
+                read.and_then(|pem| reqwest::Certificate::from_pem(&pem).map_err(|error| chain(&error)));
+            let certificate = certificate.map_err(|why| {
+                Failure::new(Exit::Failed, format!("cannot use the certificate in {}: {why}", path.display()))
+            })?;
+            builder = builder.add_root_certificate(certificate);
+        }
         let http = builder
             .build()
             .map_err(|error| Failure::new(Exit::Failed, format!("cannot set up HTTP: {}", chain(&error))))?;

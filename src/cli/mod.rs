@@ -58,7 +58,7 @@ pub fn main() -> ExitCode {
 
 fn dispatch(command: Command) -> Result<ExitCode, Failure> {
     let outcome = match command {
-        Command::Dev(role) => serve(&role.overrides(), async |config| dev::run(config).await),
+        Command::Dev(dev) => serve(&dev.overrides(), async |config| dev::run(config, dev.tls).await),
         Command::Server(role) => serve(&role.overrides(), async |config| role::server(config).await),
         Command::Worker(role) => serve(&role.overrides(), async |config| role::worker(config).await),
         Command::Migrate(settings) => {

@@ -22,15 +22,17 @@ const ENV_CONFIG_FILE: &str = "SANDBAR_CONFIG";
 const ENV_DATA_DIR: &str = "SANDBAR_DATA_DIR";
 
 /// Sections, to recognise a variable with one underscore where two belong.
-const SECTIONS: [&str; 6] = ["database", "server", "worker", "scheduler", "compile", "log"];
+const SECTIONS: [&str; 7] = ["database", "server", "rate_limits", "worker", "scheduler", "compile", "log"];
 
 /// Keys whose values are texts: a password of digits in a variable must not become a number.
-const TEXT_KEYS: [&str; 8] = [
+const TEXT_KEYS: [&str; 10] = [
     "database.url",
     "database.api_url",
     "database.worker_url",
     "server.listen",
     "server.admin_key",
+    "server.tls_cert",
+    "server.tls_key",
     "log.format",
     "log.filter",
     "data_dir",

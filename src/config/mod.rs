@@ -16,10 +16,11 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use sandbar_host::walls::{Wall, Walls};
 use serde::Deserialize;
 
@@ -41,6 +42,8 @@ pub struct Config {
     pub database: Database,
     /// The HTTP API.
     pub server: Server,
+    /// How often callers may call.
+    pub rate_limits: RateLimits,
     /// A worker and its cells.
     pub worker: Worker,
     /// Background duties.
@@ -57,6 +60,7 @@ impl Default for Config {
             data_dir: PathBuf::from(".sandbar"),
             database: Database::default(),
             server: Server::default(),
+            rate_limits: RateLimits::default(),
             worker: Worker::default(),
             scheduler: Scheduler::default(),
             compile: Compile::default(),
@@ -115,6 +119,16 @@ impl Database {
 pub struct Server {
     /// Address to listen on. Default `127.0.0.1:7260`. Port 0 takes a free one.
     pub listen: SocketAddr,
+    /// Certificate chain for HTTPS, a PEM file; read again when it changes. Default none: plain HTTP.
+    pub tls_cert: Option<PathBuf>,
+    /// Private key of the certificate, a PEM file. Default none.
+    pub tls_key: Option<PathBuf>,
+    /// Origins whose pages may call the API from a browser, such as `https://app.example.com`. Default none: browsers keep
+    /// the pages of all other origins out. At most 32. As a variable: `["https://app.example.com"]`.
+    pub cors_origins: Vec<String>,
+    /// Networks of reverse proxies, such as `10.0.0.0/8`, whose `X-Forwarded-For` is believed. Default none: the address
+    /// of a caller is the one its connection comes from. As a variable: `["10.0.0.0/8"]`.
+    pub trusted_proxies: Vec<Network>,
     /// Admin key of the first tenant. Default none: one is made at the first start and kept in
     /// `<data_dir>/admin.key`. 16 to 200 visible ASCII characters.
     pub admin_key: Option<Secret>,
@@ -128,18 +142,43 @@ pub struct Server {
     pub idempotency_ttl_s: u64,
     /// Longest request, in seconds, not counting what its caller asked to wait for. Default 60, 1 to 3,600.
     pub request_timeout_s: u64,
+    /// Longest wait for the head of a request, in seconds, and for the next request on a connection that is kept.
+    /// Default 30, 1 to 600.
+    pub header_timeout_s: u64,
+}
+
+/// A network, such as `10.0.0.0/8`; one address is a network too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Network(pub IpNet);
+
+impl TryFrom<String> for Network {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let one = || text.parse::<IpAddr>().map(IpNet::from);
+        text.parse()
+            .or_else(|_| one())
+            .map(Self)
+            .map_err(|_| format!("`{}` is no network", text.escape_debug()))
+    }
 }
 
 impl Default for Server {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7260)),
+            tls_cert: None,
+            tls_key: None,
+            cors_origins: Vec::new(),
+            trusted_proxies: Vec::new(),
             admin_key: None,
             max_module_bytes: 64 * MIB,
             max_input_bytes: 4 * MIB,
             max_wait_s: 60,
             idempotency_ttl_s: 86_400,
             request_timeout_s: 60,
+            header_timeout_s: 30,
         }
     }
 }
@@ -158,6 +197,43 @@ impl Server {
     /// Longest request, without the wait its caller asked for.
     pub fn request_timeout(&self) -> Duration {
         Duration::from_secs(self.request_timeout_s)
+    }
+
+    /// Longest wait for the head of a request.
+    pub fn header_timeout(&self) -> Duration {
+        Duration::from_secs(self.header_timeout_s)
+    }
+}
+
+/// Section `rate_limits`: how often somebody may call one server; several servers let through as many times that. Read
+/// again by SIGHUP. A rate of 0 lets everything through.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RateLimits {
+    /// Calls per second of one address (of a /64 in IPv6) without a credential that is known to be valid. Default 100, 0 to 1,000,000.
+    pub address_per_s: u32,
+    /// Calls at once of one address after a pause. Default 1,000, 1 to 10,000,000.
+    pub address_burst: u32,
+    /// Calls per second of one key. Default 100,000, 0 to 1,000,000: more than a server answers.
+    pub key_per_s: u32,
+    /// Calls at once of one key after a pause. Default 200,000, 1 to 10,000,000.
+    pub key_burst: u32,
+    /// Calls per second of one tenant by all of its keys. Default 100,000, 0 to 1,000,000.
+    pub tenant_per_s: u32,
+    /// Calls at once of one tenant after a pause. Default 200,000, 1 to 10,000,000.
+    pub tenant_burst: u32,
+}
+
+impl Default for RateLimits {
+    fn default() -> Self {
+        Self {
+            address_per_s: 100,
+            address_burst: 1_000,
+            key_per_s: 100_000,
+            key_burst: 200_000,
+            tenant_per_s: 100_000,
+            tenant_burst: 200_000,
+        }
     }
 }
 

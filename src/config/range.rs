@@ -29,6 +29,13 @@ pub const RANGES: &[Range] = &[
     range("server.max_wait_s", 1, 600, |c| c.server.max_wait_s),
     range("server.idempotency_ttl_s", 60, 2_592_000, |c| c.server.idempotency_ttl_s),
     range("server.request_timeout_s", 1, 3_600, |c| c.server.request_timeout_s),
+    range("server.header_timeout_s", 1, 600, |c| c.server.header_timeout_s),
+    range("rate_limits.address_per_s", 0, 1_000_000, |c| c.rate_limits.address_per_s.into()),
+    range("rate_limits.address_burst", 1, 10_000_000, |c| c.rate_limits.address_burst.into()),
+    range("rate_limits.key_per_s", 0, 1_000_000, |c| c.rate_limits.key_per_s.into()),
+    range("rate_limits.key_burst", 1, 10_000_000, |c| c.rate_limits.key_burst.into()),
+    range("rate_limits.tenant_per_s", 0, 1_000_000, |c| c.rate_limits.tenant_per_s.into()),
+    range("rate_limits.tenant_burst", 1, 10_000_000, |c| c.rate_limits.tenant_burst.into()),
     range("worker.slots", 1, 4_096, |c| c.worker.slots.into()),
     range("worker.cells", 1, 64, |c| c.worker.cells.into()),
     range("worker.threads_per_cell", 1, 256, |c| c.worker.threads_per_cell.into()),
@@ -51,6 +58,18 @@ const MIN_HEARTBEATS_BEFORE_DEATH: u64 = 3;
 /// Shortest and longest admin key, in characters.
 const ADMIN_KEY_LENGTH: std::ops::RangeInclusive<usize> = 16..=200;
 
+/// Origins that may call from a browser: each request's origin is compared with all of them.
+const MAX_ORIGINS: usize = 32;
+
+/// `http` or `https`, host, and port if it has one. `*` is none: whoever wants everybody in has a proxy to say so.
+fn is_origin(text: &str) -> bool {
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    host.is_some_and(|host| {
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.:[]".contains(c);
+        !host.is_empty() && host.chars().all(plain)
+    })
+}
+
 /// Checks every rule that types cannot express. Reports all that is wrong, not only the first.
 pub(super) fn validate(config: &Config) -> Result<(), ConfigError> {
     let mut problems = Vec::new();
@@ -72,6 +91,21 @@ pub(super) fn validate(config: &Config) -> Result<(), ConfigError> {
             "worker.cells is {}, more than worker.slots ({}): some cells could never run anything",
             worker.cells, worker.slots
         ));
+    }
+    if config.server.tls_cert.is_some() != config.server.tls_key.is_some() {
+        problems.push("server.tls_cert and server.tls_key are set together or not at all".to_owned());
+    }
+    let origins = &config.server.cors_origins;
+    if origins.len() > MAX_ORIGINS {
+        problems.push(format!("server.cors_origins names {}, at most {MAX_ORIGINS} may", origins.len()));
+    }
+    for origin in origins {
+        if !is_origin(origin) {
+            problems.push(format!(
+                "server.cors_origins: `{}` is no origin; write scheme, host and port only, like https://app.example.com",
+                origin.escape_debug()
+            ));
+        }
     }
     if config.data_dir.as_os_str().is_empty() {
         problems.push("data_dir is empty".to_owned());

@@ -14,6 +14,7 @@ mod read;
 mod task_changes;
 mod upload;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -108,9 +109,11 @@ impl Api {
             tenant: tenants[0].0,
             stop,
             _serving: vec![
-                AbortOnDropHandle::new(tokio::spawn(
-                    async move { axum::serve(listener, router).await.unwrap() },
-                )),
+                AbortOnDropHandle::new(tokio::spawn(async move {
+                    axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>())
+                        .await
+                        .unwrap()
+                })),
                 AbortOnDropHandle::new(tokio::spawn(listening)),
             ],
         }
