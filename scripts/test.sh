@@ -48,6 +48,7 @@ step "languages: rust: native tests" env CARGO_TARGET_DIR="$GUESTS_TARGET" \
     cargo test --locked --quiet --manifest-path examples/languages/rust/Cargo.toml
 step "tests" cargo test --locked --workspace
 step "API page in a browser" scripts/docs-page.sh
+step "API against its document" scripts/schemathesis.sh
 for why in target/languages/*.skipped; do
     [[ ! -e $why ]] || summary+=("SKIPPED  guest in $(basename "$why" .skipped): $(cat "$why")")
 done

@@ -1,9 +1,12 @@
 //! Roles put together in one process, and taken apart in order. Owns start, stop and signals; no rule of any role.
 
 mod http;
+mod reload;
 mod tls;
+mod vault;
 
 pub use tls::local_certificate;
+pub use vault::{make as make_master_key, rewrap};
 
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -90,6 +93,7 @@ pub async fn run(config: &Config, urls: &Urls, roles: Roles, stop: Stop) -> anyh
         }
         http = Some(Http::start(config, urls, signals.clone(), stop.drain.clone()).await?);
     }
+    duties.push(reload::on_hangup(config, http.as_ref().map(Http::app), duties_stop.clone())?);
 
     let result = if roles.worker {
         let settings = worker_settings(config, roles)?;
@@ -168,6 +172,18 @@ fn worker_settings(config: &Config, roles: Roles) -> anyhow::Result<worker::Sett
         // Draining the worker of a process that is a server too must not stop the server.
         leave_when_drained: !roles.server,
     })
+}
+
+/// Whether this configuration could be started with, as far as that shows without starting anything.
+///
+/// # Errors
+/// The certificate cannot be used, or the log filter is none.
+pub fn check(config: &Config) -> anyhow::Result<()> {
+    if let Some(files) = tls::Files::of(&config.server) {
+        files.load()?;
+    }
+    crate::telemetry::check(&config.log)?;
+    Ok(())
 }
 
 /// SIGINT or SIGTERM: drain. A second one: at once.

@@ -12,8 +12,11 @@ mod limit;
 mod log;
 mod operate;
 pub mod problem;
+mod quota;
+mod secret;
 mod shape;
 mod task;
+mod usage;
 mod why;
 
 use std::sync::Arc;
@@ -68,6 +71,8 @@ struct Api {
     tags(
         (name = "tasks", description = "Named definitions and their versions"),
         (name = "invocations", description = "Running tasks, and what became of it"),
+        (name = "tenants", description = "What a tenant may use, and what it does"),
+        (name = "secrets", description = "Values that attempts may be granted, and nobody may read"),
         (name = "platform", description = "Workers and background duties: for operators of the installation"),
         (name = "health", description = "For load balancers and supervisors"),
     ),
@@ -156,6 +161,14 @@ fn documented(quick: Duration, waiting: Duration, uploading: Duration) -> OpenAp
                 .routes(routes!(log::logs))
                 .routes(routes!(invocation::cancel))
                 .routes(routes!(why::get))
+                .routes(routes!(quota::own))
+                .routes(routes!(quota::get, quota::patch))
+                .routes(routes!(quota::task, quota::patch_task))
+                .routes(routes!(quota::plans))
+                .routes(routes!(quota::set_plan))
+                .routes(routes!(usage::get))
+                .routes(routes!(secret::list))
+                .routes(routes!(secret::get, secret::put, secret::delete))
                 .routes(routes!(operate::workers))
                 .routes(routes!(operate::cordon))
                 .routes(routes!(operate::uncordon))

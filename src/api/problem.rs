@@ -6,6 +6,7 @@ use std::fmt;
 use axum::http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use chrono::{DateTime, Utc};
 use sandbar_host::inspect::{Rejection, RejectionCode};
 
 use crate::app::{Error, FieldError};
@@ -57,10 +58,13 @@ codes! {
     InvalidIdempotencyKey "invalid-idempotency-key" 400 "The Idempotency-Key header is not usable";
     Unauthenticated "unauthenticated" 401 "No valid API key";
     Forbidden "forbidden" 403 "The key may not do this";
+    OverQuota "over-quota" 403 "More than the quota allows";
     RouteNotFound "route-not-found" 404 "There is nothing at this address";
     TaskNotFound "task-not-found" 404 "No such task";
     VersionNotFound "version-not-found" 404 "No such version";
     InvocationNotFound "invocation-not-found" 404 "No such invocation";
+    TenantNotFound "tenant-not-found" 404 "No such tenant";
+    SecretNotFound "secret-not-found" 404 "No such secret";
     WorkerNotFound "worker-not-found" 404 "No such worker";
     DutyNotFound "duty-not-found" 404 "No such duty";
     NoOutput "no-output" 404 "The invocation left no output";
@@ -97,8 +101,10 @@ codes! {
     ModuleDoesNotCompile "module-does-not-compile" 422 "The module does not compile";
     ModuleCompileTimeout "module-compile-timeout" 422 "The module takes too long to compile";
     ModuleCompileMemory "module-compile-memory" 422 "The module takes too much memory to compile";
+    QuotaExceeded "quota-exceeded" 429 "A quota of this tenant is used up";
     RateLimited "rate-limited" 429 "Too many calls in a short time";
     Internal "internal" 500 "An internal error";
+    SecretsUnavailable "secrets-unavailable" 503 "Secrets cannot be kept here";
     Overloaded "overloaded" 503 "The server is overloaded";
     DatabaseUnavailable "database-unavailable" 503 "The database is not available";
     Timeout "timeout" 503 "The request took too long";
@@ -111,6 +117,7 @@ pub struct Problem {
     detail: String,
     errors: Vec<FieldError>,
     rejection: Option<Rejection>,
+    quota: Option<wire::Quota>,
     /// Seconds.
     retry_after: Option<u32>,
 }
@@ -123,11 +130,22 @@ impl Problem {
             detail: detail.to_string(),
             errors: Vec::new(),
             rejection: None,
+            quota: None,
             retry_after: match code {
                 Code::VersionNotReady | Code::Overloaded | Code::DatabaseUnavailable => Some(1),
                 _ => None,
             },
         }
+    }
+
+    /// With the quota that was hit; to be sent again when it is counted anew.
+    fn with_quota(mut self, name: &str, limit: u64, current: u64, resets_at: Option<DateTime<Utc>>) -> Self {
+        self.quota = Some(wire::Quota { name: name.to_owned(), limit, current, resets_at });
+        if let Some(at) = resets_at {
+            let seconds = (at - Utc::now()).num_milliseconds().max(0).unsigned_abs().div_ceil(1_000);
+            self.retry_after = Some(u32::try_from(seconds).unwrap_or(u32::MAX).max(1));
+        }
+        self
     }
 
     /// To be sent again after so many seconds.
@@ -177,6 +195,7 @@ impl Problem {
                 .map(|e| wire::FieldProblem { pointer: e.pointer, detail: e.detail })
                 .collect(),
             rejection: self.rejection.as_ref().map(rejection),
+            quota: self.quota,
         }
     }
 }
@@ -236,6 +255,15 @@ impl From<Error> for Problem {
             Error::UniqueKeyTaken { .. } => plain(Code::UniqueKeyTaken),
             Error::DependencyNotFound(_) => plain(Code::DependencyNotFound),
             Error::IdempotencyKeyReused => plain(Code::IdempotencyKeyReused),
+            Error::TenantNotFound(_) => plain(Code::TenantNotFound),
+            Error::SecretNotFound(_) => plain(Code::SecretNotFound),
+            Error::SecretsUnavailable => plain(Code::SecretsUnavailable),
+            Error::QuotaExceeded { name, limit, current, resets_at } => {
+                plain(Code::QuotaExceeded).with_quota(name, limit, current, resets_at)
+            }
+            Error::OverQuota { name, limit, wanted } => {
+                plain(Code::OverQuota).with_quota(name, limit, wanted, None)
+            }
             Error::Overloaded(_) => plain(Code::Overloaded),
             // The causes are for the log: they name hosts, statements and constraints.
             Error::Unavailable(cause) => {

@@ -1,5 +1,6 @@
 //! Why a request was not done, without a word about HTTP: `api::problem` gives each its status and its page.
 
+use chrono::{DateTime, Utc};
 use sandbar_host::ModuleKind;
 use sandbar_host::inspect::Rejection;
 
@@ -144,6 +145,39 @@ pub enum Error {
     /// No such invocation of this tenant to depend on. Nothing was queued.
     #[error("there is no invocation {0} to depend on; nothing was queued")]
     DependencyNotFound(InvocationId),
+    /// A quota is used up until it is counted anew. Nothing was done.
+    #[error("the quota {name} is used up: {current} of {limit}")]
+    QuotaExceeded {
+        /// Which one.
+        name: &'static str,
+        /// What it allows.
+        limit: u64,
+        /// What there is.
+        current: u64,
+        /// When it is counted from 0 again.
+        resets_at: Option<DateTime<Utc>>,
+    },
+    /// More than a quota allows, whenever it is asked for. Nothing was done.
+    #[error("the quota {name} allows {limit}; this would be {wanted}")]
+    OverQuota {
+        /// Which one.
+        name: &'static str,
+        /// What it allows.
+        limit: u64,
+        /// What there would have been.
+        wanted: u64,
+    },
+    /// No such tenant.
+    #[error("there is no tenant `{0}`")]
+    TenantNotFound(String),
+    /// No such secret of this tenant.
+    #[error("there is no secret `{0}`")]
+    SecretNotFound(String),
+    /// Nothing to seal with.
+    #[error(
+        "this server has no master key, so it keeps no secrets; its operator sets `secrets.master_key_file`"
+    )]
+    SecretsUnavailable,
     /// Too much at once. Nothing was done.
     #[error("the server is overloaded: {0}; nothing was done")]
     Overloaded(&'static str),

@@ -11,13 +11,17 @@ pub mod invoke;
 pub mod log;
 pub mod operate;
 pub mod policy;
+pub mod quota;
 pub mod retry;
 pub mod schema;
+pub mod secret;
 pub mod signals;
 pub mod task;
 pub mod upload;
+pub mod usage;
+pub mod vault;
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -26,6 +30,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::ids::TenantId;
+use crate::domain::quota::Level;
 use crate::domain::rate::Rates;
 use crate::store::{ApiStore, TenantConn};
 
@@ -51,6 +56,10 @@ pub struct Settings {
     pub idempotency_ttl: Duration,
     /// What one server lets through.
     pub rates: Rates,
+    /// What a tenant may use when neither its plan nor the platform says otherwise.
+    pub quotas: Level,
+    /// The master keys.
+    pub vault: Arc<vault::Vault>,
     /// Networks of proxies that are believed about whom they speak for.
     pub trusted_proxies: Vec<IpNet>,
     /// Limits of an attempt when neither the task nor the request names any.
@@ -58,7 +67,7 @@ pub struct Settings {
 }
 
 impl Default for Settings {
-    /// 64 MiB modules, 4 MiB inputs, 60 s of waiting, 30 s per request, keys for a day, any rate.
+    /// 64 MiB modules, 4 MiB inputs, 60 s of waiting, 30 s per request, keys for a day, any rate, no quota, no master key.
     fn default() -> Self {
         Self {
             max_module_bytes: 64 << 20,
@@ -67,6 +76,8 @@ impl Default for Settings {
             request_timeout: Duration::from_secs(30),
             idempotency_ttl: Duration::from_secs(86_400),
             rates: Rates::UNLIMITED,
+            quotas: Level::default(),
+            vault: Arc::default(),
             trusted_proxies: Vec::new(),
             limits: Limits::default(),
         }
@@ -85,6 +96,8 @@ struct Inner {
     signals: Arc<signals::Signals>,
     settings: Settings,
     rates: watch::Sender<Rates>,
+    quotas: quota::Quotas,
+    default_quotas: RwLock<Level>,
     flusher: flush::Flusher,
     catalog: catalog::Catalog,
     keys: auth::Keys,
@@ -119,6 +132,8 @@ impl App {
                 draining: CancellationToken::new(),
                 streams: log::Streams::default(),
                 rates: watch::Sender::new(settings.rates),
+                quotas: quota::Quotas::default(),
+                default_quotas: RwLock::new(settings.quotas.clone()),
                 store,
                 signals,
                 settings,
@@ -134,6 +149,7 @@ impl App {
     /// Queue what was accepted, refuse what comes, and return when nothing is left to queue.
     pub async fn shutdown(&self) {
         self.inner.flusher.shutdown().await;
+        self.give_back_tokens().await;
     }
 
     /// What the operator decided.
@@ -151,6 +167,15 @@ impl App {
     /// Let other rates hold from now on.
     pub fn set_rates(&self, rates: Rates) {
         self.inner.rates.send_replace(rates);
+    }
+
+    /// What tenants may use from now on, where nothing else is said. Holds within two seconds.
+    pub fn set_default_quotas(&self, quotas: Level) {
+        *self.inner.default_quotas.write().unwrap_or_else(PoisonError::into_inner) = quotas;
+    }
+
+    fn default_quotas(&self) -> Level {
+        self.inner.default_quotas.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether requests can be served.

@@ -71,7 +71,7 @@ impl App {
             admission: Admission::default(),
         };
         let accepted = as_accepted(&old.task, &row);
-        match self.inner.flusher.enqueue(row).await? {
+        match self.enqueue_within_quota(row).await? {
             Enqueued::Accepted(_) | Enqueued::Waiting(_) => {
                 Ok(Invoked { invocation: accepted, replayed: false, existing: false })
             }

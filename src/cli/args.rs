@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 use super::build::Build;
 use super::cancel::Cancel;
 use super::completions::Completions;
+use super::config::Config;
 use super::get::Get;
 use super::invoke::Invoke;
 use super::list::List;
@@ -16,10 +17,13 @@ use super::logs::Logs;
 use super::new::New;
 use super::profile::Profile;
 use super::push::Push;
+use super::quota::Quota;
 use super::reference::Reference;
 use super::retry::Retry;
 use super::run::Run;
+use super::secret::Secret as SecretCommand;
 use super::tasks::Tasks;
+use super::usage::Usage;
 use super::versions::Versions;
 use crate::config::{LogFormat, Overrides, Secret};
 
@@ -111,6 +115,9 @@ pub enum Command {
     Retry(Retry),
     Tasks(Tasks),
     Versions(Versions),
+    Quota(Quota),
+    Usage(Usage),
+    Secret(SecretCommand),
     Profile(Profile),
     /// Start everything on this machine: an embedded Postgres, the API, the scheduler and a worker
     Dev(Dev),
@@ -120,6 +127,9 @@ pub enum Command {
     Worker(Role),
     /// Bring the database schema up to date
     Migrate(Settings),
+    /// Wrap the keys of all tenants by the configured master key, after it was replaced
+    Rewrap(Settings),
+    Config(Config),
     Completions(Completions),
     #[command(hide = true)]
     Reference(Reference),
@@ -141,11 +151,16 @@ impl Command {
             Self::Retry(c) => c.json(),
             Self::Tasks(c) => c.json(),
             Self::Versions(c) => c.json(),
+            Self::Quota(c) => c.json(),
+            Self::Usage(c) => c.json(),
+            Self::Secret(c) => c.json(),
             Self::Profile(c) => c.json(),
+            Self::Config(c) => c.json(),
             Self::Dev(_)
             | Self::Server(_)
             | Self::Worker(_)
             | Self::Migrate(_)
+            | Self::Rewrap(_)
             | Self::Completions(_)
             | Self::Reference(_) => false,
         }

@@ -93,6 +93,11 @@ impl Request {
         Self::new(Method::POST, path)
     }
 
+    /// `PUT`.
+    pub fn put(path: impl Into<String>) -> Self {
+        Self::new(Method::PUT, path)
+    }
+
     /// `PATCH`.
     pub fn patch(path: impl Into<String>) -> Self {
         // A merge patch says what shall be: twice is the same as once.

@@ -12,6 +12,7 @@ pub async fn run(mut config: Config, tls: bool) -> anyhow::Result<()> {
         config.server.tls_cert = Some(cert);
         config.server.tls_key = Some(key);
     }
+    server::make_master_key(&config)?;
     let stop = server::stop_on_signals()?;
     let roles = Roles { server: true, worker: true };
     if let Some(url) = config.database.url.clone() {

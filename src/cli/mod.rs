@@ -7,6 +7,7 @@ mod build;
 mod cancel;
 mod client;
 mod completions;
+mod config;
 mod dev;
 mod events;
 mod failure;
@@ -21,13 +22,17 @@ mod poll;
 mod profile;
 mod profiles;
 mod push;
+mod quota;
 mod reference;
 mod retry;
+mod rewrap;
 mod role;
 mod run;
+mod secret;
 mod show;
 mod target;
 mod tasks;
+mod usage;
 mod value;
 mod versions;
 mod wait;
@@ -64,6 +69,8 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Migrate(settings) => {
             serve(&settings.overrides(), async |config| migrate::run(&config).await)
         }
+        Command::Rewrap(settings) => serve(&settings.overrides(), async |config| rewrap::run(config).await),
+        Command::Config(command) => command.run(),
         Command::Run(command) => {
             // A tool that prints a result is quiet unless something is wrong.
             let log = Log { filter: "warn".to_owned(), ..Log::default() };
@@ -72,6 +79,9 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         }
         Command::New(command) => command.run(),
         Command::Build(command) => command.run(),
+        Command::Quota(command) => on_runtime(command.run()),
+        Command::Usage(command) => on_runtime(command.run()),
+        Command::Secret(command) => on_runtime(command.run()),
         Command::Profile(command) => command.run(),
         Command::Completions(command) => command.run(),
         Command::Reference(command) => command.run(),

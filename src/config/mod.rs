@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use sandbar_host::walls::{Wall, Walls};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 pub use load::{ConfigError, Overrides};
 pub use range::{RANGES, Range};
@@ -32,7 +32,7 @@ const MIB: u64 = 1024 * 1024;
 const GIB: u64 = 1024 * MIB;
 
 /// The whole configuration. See each section for defaults and ranges.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Directory for everything kept on this machine: the embedded cluster, compiled modules, keys. Default
@@ -44,6 +44,10 @@ pub struct Config {
     pub server: Server,
     /// How often callers may call.
     pub rate_limits: RateLimits,
+    /// What a tenant may use.
+    pub quotas: Quotas,
+    /// Keys of secrets.
+    pub secrets: Secrets,
     /// A worker and its cells.
     pub worker: Worker,
     /// Background duties.
@@ -52,6 +56,9 @@ pub struct Config {
     pub compile: Compile,
     /// Log lines.
     pub log: Log,
+    /// What the flags said, to read everything again.
+    #[serde(skip)]
+    pub source: Overrides,
 }
 
 impl Default for Config {
@@ -61,16 +68,19 @@ impl Default for Config {
             database: Database::default(),
             server: Server::default(),
             rate_limits: RateLimits::default(),
+            quotas: Quotas::default(),
+            secrets: Secrets::default(),
             worker: Worker::default(),
             scheduler: Scheduler::default(),
             compile: Compile::default(),
             log: Log::default(),
+            source: Overrides::default(),
         }
     }
 }
 
 /// Section `database`: how to reach Postgres.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Database {
     /// URL of the role that owns the schema and runs migrations. Default none: `sandbar dev` starts its own
@@ -114,7 +124,7 @@ impl Database {
 }
 
 /// Section `server`: the HTTP API and what it takes from callers.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Server {
     /// Address to listen on. Default `127.0.0.1:7260`. Port 0 takes a free one.
@@ -148,8 +158,8 @@ pub struct Server {
 }
 
 /// A network, such as `10.0.0.0/8`; one address is a network too.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Network(pub IpNet);
 
 impl TryFrom<String> for Network {
@@ -161,6 +171,12 @@ impl TryFrom<String> for Network {
             .or_else(|_| one())
             .map(Self)
             .map_err(|_| format!("`{}` is no network", text.escape_debug()))
+    }
+}
+
+impl From<Network> for String {
+    fn from(network: Network) -> Self {
+        network.0.to_string()
     }
 }
 
@@ -207,7 +223,7 @@ impl Server {
 
 /// Section `rate_limits`: how often somebody may call one server; several servers let through as many times that. Read
 /// again by SIGHUP. A rate of 0 lets everything through.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RateLimits {
     /// Calls per second of one address (of a /64 in IPv6) without a credential that is known to be valid. Default 100, 0 to 1,000,000.
@@ -237,8 +253,56 @@ impl Default for RateLimits {
     }
 }
 
+/// Section `quotas`: what a tenant may use when neither its plan nor the platform says otherwise. 0: no bound.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Quotas {
+    /// Invocations accepted per second, over all servers. Default 0, 0 to 1,000,000.
+    pub invocations_per_s: u64,
+    /// Invocations accepted per day (UTC), over all servers. Default 0, 0 to 10¹².
+    pub invocations_per_day: u64,
+    /// Different modules stored. Default 10,000, 0 to 1,000,000.
+    pub modules: u64,
+    /// Bytes of all modules stored. Default 100 GiB, 0 to 10¹⁵.
+    pub module_bytes: u64,
+    /// Memory that one attempt may ask for, in bytes. Default 4 GiB, 64 KiB to 4 GiB.
+    pub attempt_memory_bytes: u64,
+    /// Log bytes kept per day (UTC). Default 0, 0 to 10¹⁵.
+    pub log_bytes_per_day: u64,
+}
+
+impl Default for Quotas {
+    fn default() -> Self {
+        Self {
+            invocations_per_s: 0,
+            invocations_per_day: 0,
+            modules: 10_000,
+            module_bytes: 100 * GIB,
+            attempt_memory_bytes: 4 * GIB,
+            log_bytes_per_day: 0,
+        }
+    }
+}
+
+/// Section `secrets`: the master key, which wraps the data keys that seal tenants' secrets. 32 random bytes as base64
+/// (`head -c 32 /dev/urandom | base64`), the same for every server and worker. One of the first three; without any,
+/// `<data_dir>/master.key` if it is there, which `sandbar dev` makes.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Secrets {
+    /// The key itself. Default none.
+    pub master_key: Option<Secret>,
+    /// File with the key. Default none.
+    pub master_key_file: Option<PathBuf>,
+    /// Program and arguments that print the key, run once at the start for at most 10 s. Default none. As a variable:
+    /// `["/usr/bin/get-key", "sandbar"]`.
+    pub master_key_command: Vec<String>,
+    /// Files with keys that wrapped before, until `sandbar rewrap` has replaced them. Default none.
+    pub previous_master_key_files: Vec<PathBuf>,
+}
+
 /// Section `worker`: how much one worker runs, and how it proves that it lives.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Worker {
     /// Attempts that run at once in this worker, over all of its cells. Default 64, 1 to 4,096.
@@ -311,7 +375,7 @@ fn available_cores() -> u32 {
 }
 
 /// Section `scheduler`: background duties.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Scheduler {
     /// Time between rounds of timers and reaping, in milliseconds. Default 1,000; 10 to 60,000.
@@ -335,7 +399,7 @@ impl Scheduler {
 }
 
 /// Section `compile`: what compiling one uploaded module may take, and what is kept of it.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Compile {
     /// Address space of the compiling process, in bytes. Default 2 GiB; 256 MiB to 64 GiB.
@@ -371,7 +435,7 @@ impl Compile {
 }
 
 /// Section `log`: what is written to standard error.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Log {
     /// `text` for people (default) or `json` for machines.
@@ -388,7 +452,7 @@ impl Default for Log {
 }
 
 /// The form of a log line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// One readable line.

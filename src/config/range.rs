@@ -36,6 +36,12 @@ pub const RANGES: &[Range] = &[
     range("rate_limits.key_burst", 1, 10_000_000, |c| c.rate_limits.key_burst.into()),
     range("rate_limits.tenant_per_s", 0, 1_000_000, |c| c.rate_limits.tenant_per_s.into()),
     range("rate_limits.tenant_burst", 1, 10_000_000, |c| c.rate_limits.tenant_burst.into()),
+    range("quotas.invocations_per_s", 0, 1_000_000, |c| c.quotas.invocations_per_s),
+    range("quotas.invocations_per_day", 0, 1_000_000_000_000, |c| c.quotas.invocations_per_day),
+    range("quotas.modules", 0, 1_000_000, |c| c.quotas.modules),
+    range("quotas.module_bytes", 0, 1_000_000_000_000_000, |c| c.quotas.module_bytes),
+    range("quotas.attempt_memory_bytes", 64 * 1024, 4 * GIB, |c| c.quotas.attempt_memory_bytes),
+    range("quotas.log_bytes_per_day", 0, 1_000_000_000_000_000, |c| c.quotas.log_bytes_per_day),
     range("worker.slots", 1, 4_096, |c| c.worker.slots.into()),
     range("worker.cells", 1, 64, |c| c.worker.cells.into()),
     range("worker.threads_per_cell", 1, 256, |c| c.worker.threads_per_cell.into()),
@@ -94,6 +100,18 @@ pub(super) fn validate(config: &Config) -> Result<(), ConfigError> {
     }
     if config.server.tls_cert.is_some() != config.server.tls_key.is_some() {
         problems.push("server.tls_cert and server.tls_key are set together or not at all".to_owned());
+    }
+    let secrets = &config.secrets;
+    let named = [
+        secrets.master_key.is_some(),
+        secrets.master_key_file.is_some(),
+        !secrets.master_key_command.is_empty(),
+    ];
+    if named.into_iter().filter(|named| *named).count() > 1 {
+        problems.push(
+            "set one of secrets.master_key, secrets.master_key_file and secrets.master_key_command"
+                .to_owned(),
+        );
     }
     let origins = &config.server.cors_origins;
     if origins.len() > MAX_ORIGINS {

@@ -7,6 +7,7 @@ pub mod fairness;
 pub mod ids;
 pub mod invocation;
 pub mod names;
+pub mod quota;
 pub mod rate;
 pub mod retry;
 pub mod role;

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use axum::Router;
 use axum::http::header::{
     AUTHORIZATION, CONTENT_TYPE, ETAG, LOCATION, RETRY_AFTER, STRICT_TRANSPORT_SECURITY,
 };
@@ -24,8 +23,10 @@ use tracing::{info, warn};
 
 use super::{ADDRESS_FILE, Urls, connect, tls};
 use crate::app::signals::Signals;
+use crate::app::vault::Vault;
 use crate::app::{self, App};
 use crate::config::Config;
+use crate::domain::quota::{Amount, Level, Quota};
 use crate::domain::rate::{Rate, Rates};
 use crate::store::ApiStore;
 use crate::{api, config};
@@ -63,7 +64,8 @@ impl Http {
         let store = ApiStore::connect(&connect(config, &urls.api))
             .await
             .context("cannot connect to Postgres as sandbar_api")?;
-        let app = App::new(store.clone(), signals.clone(), settings(config))
+        let vault = super::vault::load(config).await?;
+        let app = App::new(store.clone(), signals.clone(), settings(config, vault))
             .context("cannot start the application")?;
         let mut helpers = vec![tokio::spawn(app::signals::listen(store.clone(), signals, stop.clone()))];
 
@@ -108,6 +110,11 @@ impl Http {
         }
         info!("listening on {scheme}://{address}");
         Ok(Self { serving, handle, helpers, app, store, address_file })
+    }
+
+    /// The application behind it.
+    pub(super) fn app(&self) -> App {
+        self.app.clone()
     }
 
     /// Resolves when the API ends without having been told to; a drain of the worker must not be cut short by an API
@@ -178,7 +185,7 @@ fn local_url(scheme: &str, address: SocketAddr) -> String {
 }
 
 /// The rates of the configuration.
-fn rates(limits: &config::RateLimits) -> Rates {
+pub(super) fn rates(limits: &config::RateLimits) -> Rates {
     let rate = |per_s, burst| Rate { per_s, burst };
     Rates {
         address: rate(limits.address_per_s, limits.address_burst),
@@ -187,7 +194,25 @@ fn rates(limits: &config::RateLimits) -> Rates {
     }
 }
 
-fn settings(config: &Config) -> app::Settings {
+/// The platform's quotas of the configuration, where 0 is no bound.
+pub(super) fn quotas(quotas: &config::Quotas) -> Level {
+    let mut level = Level::default();
+    for (quota, bound) in [
+        (Quota::InvocationsPerSecond, quotas.invocations_per_s),
+        (Quota::InvocationsPerDay, quotas.invocations_per_day),
+        (Quota::Modules, quotas.modules),
+        (Quota::ModuleBytes, quotas.module_bytes),
+        (Quota::AttemptMemoryBytes, quotas.attempt_memory_bytes),
+        (Quota::LogBytesPerDay, quotas.log_bytes_per_day),
+    ] {
+        let amount = if bound == 0 { Amount::Unlimited } else { Amount::At(bound) };
+        // Their ranges are those of the configuration, which has been checked.
+        let _ = level.set(quota, Some(amount));
+    }
+    level
+}
+
+fn settings(config: &Config, vault: Arc<Vault>) -> app::Settings {
     let server = &config.server;
     app::Settings {
         max_module_bytes: server.max_module_bytes,
@@ -196,6 +221,8 @@ fn settings(config: &Config) -> app::Settings {
         request_timeout: server.request_timeout(),
         idempotency_ttl: server.idempotency_ttl(),
         rates: rates(&config.rate_limits),
+        quotas: quotas(&config.quotas),
+        vault,
         trusted_proxies: server.trusted_proxies.iter().map(|proxy| proxy.0).collect(),
         limits: sandbar_host::limits::Limits::default(),
     }

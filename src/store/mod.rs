@@ -9,8 +9,11 @@ pub mod duty;
 pub mod invocation;
 pub mod log;
 pub mod queue;
+pub mod quota;
+pub mod secret;
 pub mod task;
 pub mod tenant;
+pub mod usage;
 pub mod why;
 pub mod worker;
 

@@ -5,7 +5,10 @@ pub mod invocation;
 pub mod operate;
 pub mod patch;
 pub mod problem;
+pub mod quota;
+pub mod secret;
 pub mod task;
+pub mod usage;
 pub mod why;
 
 use serde::{Deserialize, Serialize};

@@ -10,9 +10,12 @@ mod invocation_changes;
 mod invoke;
 mod logs;
 mod operate;
+mod quota;
 mod read;
+mod secret;
 mod task_changes;
 mod upload;
+mod usage;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
