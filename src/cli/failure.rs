@@ -257,6 +257,7 @@ mod tests {
             detail: "what went wrong".to_owned(),
             errors: Vec::new(),
             rejection: None,
+            quota: None,
         }
     }
 

@@ -79,7 +79,8 @@ async fn a_quota_of_a_second_refuses_with_a_second_to_wait_and_a_repetition_cost
     let api = Api::start().await;
     api.echo().await;
     set(&api, json!({"quotas": {"invocations_per_s": 3}})).await.expect(200);
-    let answers = join_all((0..20).map(|_| api.client.enqueue("echo", &json!({})))).await;
+    let body = json!({});
+    let answers = join_all((0..20).map(|_| api.client.enqueue("echo", &body))).await;
     let refused: Vec<&Answer> = answers.iter().filter(|answer| answer.status == 429).collect();
     // All at once they fall into two seconds at most.
     assert!(refused.len() >= 14, "{}", refused.len());
