@@ -7,7 +7,8 @@ use sqlx::{Connection as _, PgConnection};
 use crate::support;
 
 /// Tables that hold no tenant's data. A new table is either here or has `tenant_id` first in its key.
-const SHARED: &[&str] = &["workers", "workers_gone", "leases", "duties", "late_acks", "plans", "_sqlx_migrations"];
+const SHARED: &[&str] =
+    &["workers", "workers_gone", "leases", "duties", "late_acks", "plans", "_sqlx_migrations"];
 
 #[tokio::test]
 async fn every_tenant_table_is_keyed_by_tenant_and_forces_row_level_security() {

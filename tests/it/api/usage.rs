@@ -5,6 +5,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use reqwest::Method;
 use sandbar::domain::retry::Verdict;
+use sandbar::store::queue::Want;
 use sandbar_host::outcome::Receipt;
 use serde_json::{Value, json};
 
@@ -50,7 +51,7 @@ async fn the_ledger_equals_the_receipts_after_any_run_of_ends_retries_repetition
         }
         let at = random.random_range(0..workers.len());
         let (worker, epoch) = workers[at];
-        let claimed = api.worker.claim(worker, epoch, &[(api.tenant, 4)]).await.unwrap();
+        let claimed = api.worker.claim(worker, epoch, &[Want::of(api.tenant, 4)]).await.unwrap();
         let finished: Vec<_> = claimed
             .into_iter()
             .map(|claimed| {
