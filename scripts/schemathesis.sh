@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Holds a running `sandbar dev` against its own OpenAPI document with schemathesis: no 5xx, no status, media type or shape
-# that the document does not have. The installation is pinned and stays below target/. At most LIMIT seconds of requests.
+# that the document does not have. The installation is pinned and stays below target/. Requests end after BUDGET seconds.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 readonly SANDBAR=$PWD/target/debug/sandbar
 readonly VERSION=4.32.5
 readonly DIR=$PWD/target/schemathesis
-# Longest installation and longest run, in seconds; longest start, in tenths of one.
-readonly INSTALL_LIMIT=300 LIMIT=60 START_LIMIT=600
+# Longest installation, time for requests, and longest run, in seconds; longest start, in tenths of one.
+readonly INSTALL_LIMIT=300 BUDGET=40 LIMIT=60 START_LIMIT=600
 readonly KEY=sbk_key-of-the-check-by-schemathesis
 
 fail() {
@@ -60,18 +60,16 @@ curl -sf -o /dev/null -X PUT "$base/v1/secrets/TOKEN" -H "x-api-key: $KEY" -H 'c
 status=0
 (cd "$work" && timeout "$LIMIT" "$DIR/bin/schemathesis" run "$base/openapi.json" --url "$base" \
     --header "x-api-key: $KEY" --workers 2 --seed 1 --phases examples,coverage,fuzzing --max-examples 3 \
+    --max-time "$BUDGET" \
     --checks not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance \
     --request-timeout 20 --no-color) >"$work/said.log" 2>&1 || status=$?
-if ((status == 124)); then
-    # Out of time: what was found until then counts. Failures are told at the end only, so look at the server too.
-    printf 'schemathesis: stopped after %d s\n' "$LIMIT"
-elif ((status != 0)); then
+if ((status != 0)); then
     tail -n 150 "$work/said.log" >&2
     fail "the server does not keep to its document"
 else
     tail -n 12 "$work/said.log"
 fi
-if grep -E 'status=5[0-9][0-9]|internal error|panicked' "$log" | grep -vE 'status=503' >&2; then
+if grep -E 'internal error|panicked' "$log" >&2; then
     fail "the server failed"
 fi
 printf 'schemathesis: the server keeps to its document\n'
