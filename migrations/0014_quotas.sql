@@ -99,4 +99,4 @@ GRANT EXECUTE ON FUNCTION take_quota, tenant_named TO sandbar_api;
 GRANT SELECT, INSERT, UPDATE ON plans, quotas, task_quotas, quota_windows TO sandbar_api;
 GRANT DELETE ON plans, task_quotas TO sandbar_api;
 GRANT SELECT ON plans, quotas, task_quotas TO sandbar_worker;
-GRANT UPDATE (weight, max_queued) ON tenants TO sandbar_api;
+GRANT UPDATE (weight, max_queued, max_concurrency) ON tenants TO sandbar_api;
