@@ -63,6 +63,8 @@ impl Bench {
                 limits: Limits::default(),
                 retry: RetryPolicy::default(),
                 retry_of: None,
+                scratch: None,
+                determinism: None,
             },
             tags: Default::default(),
             run_at: None,
@@ -166,6 +168,7 @@ fn no_op(claimed: sandbar::store::queue::Claimed) -> Finished {
             content_type: "application/json".to_owned(),
             logs: Vec::new(),
             backtrace: Vec::new(),
+            artifacts: Vec::new(),
         },
     }
 }

@@ -46,7 +46,8 @@ step "guests in other languages" scripts/languages.sh
 guests "languages: rust" examples/languages/rust
 step "languages: rust: native tests" env CARGO_TARGET_DIR="$GUESTS_TARGET" \
     cargo test --locked --quiet --manifest-path examples/languages/rust/Cargo.toml
-step "tests" cargo test --locked --workspace
+# All of them, so that one failure does not hide the others.
+step "tests" cargo test --locked --workspace --no-fail-fast
 step "API page in a browser" scripts/docs-page.sh
 step "API against its document" scripts/schemathesis.sh
 for why in target/languages/*.skipped; do

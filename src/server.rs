@@ -27,7 +27,7 @@ use crate::app::signals::Signals;
 use crate::config::{Config, Secret};
 use crate::store::{Connect, WorkerStore};
 use crate::worker::Stop;
-use crate::{scheduler, worker};
+use crate::{app, scheduler, worker};
 use http::Http;
 
 /// File in the data directory with the address of the API while it runs: how commands find it without being told.
@@ -69,29 +69,31 @@ pub async fn run(config: &Config, urls: &Urls, roles: Roles, stop: Stop) -> anyh
     let mut duties = Vec::new();
     let mut http = None;
     if roles.server {
-        let (task, signals) = (store.clone(), signals.clone());
+        let started = Http::start(config, urls, signals.clone(), stop.drain.clone()).await?;
         let settings = scheduler::Settings {
             tick: config.scheduler.tick(),
             dead_after: config.worker.dead_after(),
             max_handovers: i32::try_from(config.scheduler.max_handovers)?,
+            retention_days: i32::try_from(config.scheduler.retention_days)?,
+            export_dir: config.scheduler.export_dir.clone(),
         };
-        let stop_token = duties_stop.clone();
         duties.push(tokio::spawn(scheduler::run(
             settings,
-            task.clone(),
+            store.clone(),
+            started.app(),
             signals.clone(),
-            stop_token.clone(),
+            duties_stop.clone(),
         )));
         for _ in 0..config.compile.parallel {
-            let (store, compiler) = (task.clone(), compiler.clone());
+            let (store, compiler) = (store.clone(), compiler.clone());
             duties.push(tokio::spawn(scheduler::compile(
                 store,
                 compiler,
                 signals.clone(),
-                stop_token.clone(),
+                duties_stop.clone(),
             )));
         }
-        http = Some(Http::start(config, urls, signals.clone(), stop.drain.clone()).await?);
+        http = Some(started);
     }
     duties.push(reload::on_hangup(config, http.as_ref().map(Http::app), duties_stop.clone())?);
 
@@ -168,9 +170,17 @@ fn worker_settings(config: &Config, roles: Roles) -> anyhow::Result<worker::Sett
         drain_grace: config.worker.drain_grace(),
         poll: config.worker.poll(),
         require_walls: config.worker.walls(),
+        memory_bytes: config.worker.memory_bytes,
+        tenant_memory_bytes: config.worker.tenant_memory_bytes,
         max_handovers: i32::try_from(config.scheduler.max_handovers)?,
+        egress: worker::egress::Settings {
+            private_networks: config.egress.networks(),
+            sent_bytes: config.egress.max_sent_bytes,
+            received_bytes: config.egress.max_received_bytes,
+        },
         // Draining the worker of a process that is a server too must not stop the server.
         leave_when_drained: !roles.server,
+        journal: config.worker.journal.clone(),
     })
 }
 
@@ -234,6 +244,25 @@ pub async fn admin_key(config: &Config, admin_url: &str) -> anyhow::Result<()> {
         },
     };
     crate::store::tenant::bootstrap(admin_url, &key).await
+}
+
+/// Make a user with this role in a tenant, or give an existing one a new password and this role: how the first admin comes in,
+/// and how one who lost the password comes back.
+///
+/// # Errors
+/// The address or the password cannot be one, there is no such tenant, or Postgres does not answer.
+pub async fn make_user(
+    admin_url: &str,
+    tenant: &str,
+    email: &str,
+    name: &str,
+    password: &str,
+    role: crate::domain::permission::Role,
+) -> anyhow::Result<()> {
+    let email = app::people::email(email).map_err(|detail| anyhow::anyhow!("the address {detail}"))?;
+    app::people::password(password).map_err(|detail| anyhow::anyhow!("the password {detail}"))?;
+    let hash = app::people::hash(password)?;
+    crate::store::people::make_user(admin_url, tenant, &email, name, &hash, role).await
 }
 
 /// A new file that only its owner may read.

@@ -117,6 +117,12 @@
 //! In native tests no logger is installed, unless the test asks for one with
 //! [`TestContext::capture_logs`](testing::TestContext::capture_logs).
 //!
+//! # HTTP
+//!
+//! With the feature `http` a task can make requests, by [`http`](mod@http), to hosts that an admin of the tenant has granted it. What
+//! it asks for in `grants` tells the admin what it needs; without the grant every request fails with
+//! `HTTP-request-denied`. Any other library over `wasi:http` works as well.
+//!
 //! # Tests
 //!
 //! The function is called as it stands, with a [`Context::test`] that says what the test wants: which
@@ -151,6 +157,8 @@
 mod context;
 mod error;
 mod fields;
+#[cfg(feature = "http")]
+pub mod http;
 mod manifest;
 mod payload;
 mod schema;

@@ -18,7 +18,7 @@ use sandbar_host::cell::{Cell, CellConfig, CellEvent, CellEvents};
 use sandbar_host::compile::CompileLimits;
 use sandbar_host::limits::Limits;
 use sandbar_host::outcome::Termination;
-use sandbar_host::run::{Attempt, Context, Control, Input, Runtime};
+use sandbar_host::run::{Attempt, Context, Control, Input, Options, Runtime};
 use sandbar_host::{Compiler, ModuleHash};
 use wasmtime::component::{Component, HasSelf, Linker, ResourceTable};
 use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Store};
@@ -171,6 +171,7 @@ fn attempt(hash: ModuleHash) -> Attempt {
             max_attempts: 3,
             tags: Vec::new(),
         },
+        options: Options::default(),
     }
 }
 

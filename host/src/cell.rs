@@ -43,7 +43,19 @@ pub struct CellConfig {
     pub require_walls: Walls,
 }
 
+/// What a cell process takes by itself.
+const PROCESS_BYTES: u64 = 64 << 20;
+
 impl CellConfig {
+    /// Bytes that a cell may hold beyond what its attempts declare: the process, loaded code, and the memory that
+    /// its slots keep resident between attempts.
+    #[must_use]
+    pub fn own_bytes(&self) -> u64 {
+        PROCESS_BYTES
+            .saturating_add(self.code_cache_bytes)
+            .saturating_add(crate::engine::warm_bytes(self.slots))
+    }
+
     /// One thread, 256 slots, 64 MiB frames, 256 MiB of code, no walls insisted on.
     #[must_use]
     pub fn new(program: PathBuf) -> Self {

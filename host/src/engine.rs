@@ -81,6 +81,11 @@ pub(crate) fn compiling() -> wasmtime::Result<Engine> {
     Engine::new(&config())
 }
 
+/// Bytes that the unused slots of a pool for `slots` attempts may keep resident.
+pub(crate) fn warm_bytes(slots: u32) -> u64 {
+    u64::from(slots.clamp(1, WARM_SLOTS)).saturating_mul((KEEP_RESIDENT + TABLE_KEEP_RESIDENT) as u64)
+}
+
 /// An engine that runs up to `slots` attempts at the same time, and whether it asks the kernel which pages a guest
 /// touched.
 pub(crate) fn running(slots: u32) -> wasmtime::Result<(Engine, bool)> {

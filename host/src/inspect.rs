@@ -21,6 +21,19 @@ use crate::module::{ModuleHash, ModuleKind};
 
 /// Largest module that is looked at, in bytes.
 pub const MAX_MODULE_BYTES: usize = 128 << 20;
+/// What a module may declare in all, the modules within it included. Twice and more of what the largest programs have
+/// that anybody ran here (a C++ compiler: 54,000 functions; a CPython snapshot: thousands of segments), and far below
+/// what makes a compilation explode.
+const MAX_FUNCTIONS: u32 = 200_000;
+/// See [`MAX_FUNCTIONS`].
+const MAX_TYPES: u32 = 50_000;
+/// See [`MAX_FUNCTIONS`]. Globals with computed initialisers become one function, which the compiler cannot take from
+/// some ten thousands on.
+const MAX_GLOBALS: u32 = 10_000;
+/// See [`MAX_FUNCTIONS`].
+const MAX_SEGMENTS: u32 = 100_000;
+/// Blocks within blocks of a function: a `switch` makes one for each of its cases.
+const MAX_NESTING: u32 = 10_000;
 /// Characters of a name from the module that a message repeats.
 const MAX_NAME_CHARS: usize = 120;
 /// Exports that a message lists.
@@ -248,6 +261,8 @@ struct Walk<'a> {
     /// Memories and tables of the core module being read.
     memories: u32,
     tables: u32,
+    /// Of all core modules together.
+    declared: Declared,
     /// Sections `sandbar:task`: at the top, and further in.
     top_manifests: Vec<&'a [u8]>,
     inner_manifests: Vec<&'a [u8]>,
@@ -261,6 +276,7 @@ impl<'a> Walk<'a> {
             depth: 0,
             memories: 0,
             tables: 0,
+            declared: Declared::NONE,
             top_manifests: Vec::new(),
             inner_manifests: Vec::new(),
             exports: Vec::new(),
@@ -290,7 +306,21 @@ impl<'a> Walk<'a> {
         let mut allocations = wasmparser::FuncValidatorAllocations::default();
         for (func, body) in bodies {
             let mut validator = func.into_validator(allocations);
-            validator.validate(&body).map_err(invalid)?;
+            let mut reader = body.get_binary_reader();
+            validator.read_locals(&mut reader).map_err(invalid)?;
+            reader.set_features(features);
+            while !reader.eof() {
+                let at = reader.original_position();
+                reader.visit_operator(&mut validator.visitor(at)).map_err(invalid)?.map_err(invalid)?;
+                if validator.control_stack_height() > MAX_NESTING {
+                    return Err(Rejection::new(
+                        RejectionCode::OverLimit,
+                        format!("a function has more than {MAX_NESTING} blocks within each other"),
+                    ));
+                }
+            }
+            let end = reader.original_position();
+            reader.finish_expression(&validator.visitor(end)).map_err(invalid)?;
             allocations = validator.into_allocations();
         }
         types.ok_or_else(|| Rejection::new(RejectionCode::Truncated, "the file ends before its end"))
@@ -317,6 +347,11 @@ impl<'a> Walk<'a> {
                     core_import(import.module, import.name, import.ty)?;
                 }
             }
+            Payload::TypeSection(types) => self.declared.types.add(types.count())?,
+            Payload::FunctionSection(functions) => self.declared.functions.add(functions.count())?,
+            Payload::GlobalSection(globals) => self.declared.globals.add(globals.count())?,
+            Payload::DataSection(data) => self.declared.segments.add(data.count())?,
+            Payload::ElementSection(elements) => self.declared.segments.add(elements.count())?,
             Payload::MemorySection(memories) => {
                 self.memories = self.memories.saturating_add(memories.count());
                 if self.memories > MEMORIES_PER_ATTEMPT {
@@ -408,6 +443,44 @@ impl<'a> Walk<'a> {
                 format!("expected one section `{}`; found {}", manifest::SECTION, more.len()),
             )),
         }
+    }
+}
+
+/// How many of each there are so far.
+struct Declared {
+    types: Count,
+    functions: Count,
+    globals: Count,
+    segments: Count,
+}
+
+/// A number that has a cap.
+struct Count {
+    what: &'static str,
+    found: u32,
+    allowed: u32,
+}
+
+impl Declared {
+    const NONE: Self = Self {
+        types: Count { what: "types", found: 0, allowed: MAX_TYPES },
+        functions: Count { what: "functions", found: 0, allowed: MAX_FUNCTIONS },
+        globals: Count { what: "globals", found: 0, allowed: MAX_GLOBALS },
+        segments: Count { what: "data and element segments", found: 0, allowed: MAX_SEGMENTS },
+    };
+}
+
+impl Count {
+    fn add(&mut self, more: u32) -> Result<(), Found> {
+        self.found = self.found.saturating_add(more);
+        if self.found > self.allowed {
+            let Self { what, found, allowed } = self;
+            return Err(Found::Refused(Rejection::new(
+                RejectionCode::OverLimit,
+                format!("the module declares at least {found} {what}; at most {allowed} are allowed"),
+            )));
+        }
+        Ok(())
     }
 }
 

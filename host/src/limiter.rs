@@ -56,6 +56,11 @@ impl Limiter {
         }
     }
 
+    /// Counts memory of this process that is held for the guest until its end; false if there is no room.
+    pub(crate) fn hold(&mut self, bytes: u64) -> bool {
+        self.grow(bytes)
+    }
+
     /// The engine could not do what was allowed: take the last growth back.
     fn undo(&mut self) {
         self.used = self.used.saturating_sub(self.last);
@@ -120,6 +125,40 @@ mod tests {
         assert!(!limiter.memory_growing(100, 200, None).unwrap());
         assert!(limiter.refused());
         assert_eq!(limiter.peak(), 180);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_grows_in_whatever_order_the_limit_is_never_passed(
+            limit in 0u64..1 << 20,
+            steps in proptest::collection::vec((0usize..6, 0usize..1 << 19, 0u8..4), 1..100),
+        ) {
+            let mut limiter = Limiter::new(limit);
+            // Three memories in bytes, three tables in elements of 8 bytes.
+            let mut sizes = [0usize; 6];
+            let mut peak = 0;
+            for (which, by, fate) in steps {
+                let (current, desired) = (sizes[which], sizes[which] + by);
+                let table = which >= 3;
+                let allowed = if table {
+                    limiter.table_growing(current, desired, None).unwrap()
+                } else {
+                    limiter.memory_growing(current, desired, None).unwrap()
+                };
+                match (allowed, fate, table) {
+                    // The engine could not do it: what was taken must come back.
+                    (true, 0, true) => limiter.table_grow_failed(wasmtime::Error::msg("no")).unwrap(),
+                    (true, 0, false) => limiter.memory_grow_failed(wasmtime::Error::msg("no")).unwrap(),
+                    (true, ..) => sizes[which] = desired,
+                    (false, ..) => proptest::prop_assert!(limiter.refused()),
+                }
+                let sum: u64 = sizes.iter().enumerate().map(|(n, size)| *size as u64 * if n >= 3 { 8 } else { 1 }).sum();
+                proptest::prop_assert!(sum <= limit);
+                proptest::prop_assert_eq!(sum, limiter.used);
+                peak = peak.max(sum);
+                proptest::prop_assert_eq!(peak, limiter.peak());
+            }
+        }
     }
 
     #[test]

@@ -66,6 +66,34 @@ impl Limits {
     }
 }
 
+/// Bytes that a cell keeps for an attempt besides what it declares: stack, store, instances, handles.
+const FIXED_BYTES: u64 = 1 << 20;
+/// What a byte of log costs in the host at the most: records with their strings and times.
+const LOG_FACTOR: u64 = 5;
+/// What a byte of input costs: in the frame it came in, and as the guest reads it.
+const INPUT_FACTOR: u64 = 2;
+
+/// Bytes that an attempt under these limits, with an input of so many bytes, may make its cell hold at the most.
+#[must_use]
+pub fn reserved_bytes(limits: &Limits, input: u64) -> u64 {
+    FIXED_BYTES
+        .saturating_add(limits.memory_bytes)
+        .saturating_add(input.saturating_mul(INPUT_FACTOR))
+        .saturating_add(limits.output_bytes)
+        .saturating_add(limits.log_bytes.saturating_mul(LOG_FACTOR))
+        .saturating_add(hostcall_bytes(limits))
+}
+
+/// Bytes that one call into the host may carry.
+pub(crate) fn hostcall_bytes(limits: &Limits) -> u64 {
+    limits.output_bytes.max(MIN_HOSTCALL_BYTES).saturating_add(HOSTCALL_SLACK)
+}
+
+/// Bytes a guest may hand over in one call into the host, when its output limit is smaller.
+const MIN_HOSTCALL_BYTES: u64 = 1 << 20;
+/// Room for the strings around a result.
+const HOSTCALL_SLACK: u64 = 64 << 10;
+
 impl Default for Limits {
     /// 100 billion fuel (some 10 s of ordinary code), 64 MiB, 60 s, 1 MiB of output, 256 KiB of log.
     fn default() -> Self {

@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::egress::grant::HttpGrant;
 use crate::limits::{Limits, PartialLimits};
 
 /// Name of the custom section.
@@ -12,8 +13,6 @@ pub const SECTION: &str = "sandbar:task";
 pub const MAX_BYTES: usize = 256 << 10;
 /// Hosts, and secrets, that one module may wish for: a list that a person can still judge.
 pub const MAX_NAMED_GRANTS: usize = 32;
-/// Bytes of a host with scheme and port: a DNS name has at most 253.
-const MAX_HOST: usize = 253 + "https://".len() + ":65535".len();
 /// Bytes of a secret's name.
 const MAX_SECRET: usize = 64;
 /// Bytes of scratch that one module may wish for; what it gets is the grant's.
@@ -85,11 +84,13 @@ impl Grants {
                 ));
             }
         }
-        if let Some(host) = self.http.iter().find(|host| !is_host(host)) {
-            return Err(format!(
-                "grants.http holds {host:?}; expected a host such as \"api.example.com\", \"*.example.com\" or \
-                 \"http://example.com:8080\", without a path"
-            ));
+        for host in &self.http {
+            HttpGrant::parse(host).map_err(|error| {
+                format!(
+                    "grants.http holds {host:?}: {error}; expected a host such as \"api.example.com\", \
+                     \"*.example.com\" or \"http://example.com:8080\", without a path"
+                )
+            })?;
         }
         if let Some(name) = self.secrets.iter().find(|name| !is_secret(name)) {
             return Err(format!(
@@ -103,23 +104,6 @@ impl Grants {
             }
         }
     }
-}
-
-/// `[http://|https://][*.]name[:port]`, in lower case.
-fn is_host(grant: &str) -> bool {
-    let rest = grant.strip_prefix("https://").or_else(|| grant.strip_prefix("http://")).unwrap_or(grant);
-    let (host, port) = rest.split_once(':').map_or((rest, None), |(host, port)| (host, Some(port)));
-    let label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    grant.len() <= MAX_HOST
-        && host.strip_prefix("*.").unwrap_or(host).split('.').all(label)
-        && port.is_none_or(|port| {
-            port.bytes().all(|b| b.is_ascii_digit()) && !port.starts_with('0') && port.parse::<u16>().is_ok()
-        })
 }
 
 fn is_secret(name: &str) -> bool {

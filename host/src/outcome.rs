@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::files::File;
+
 /// Why an attempt ended. Closed: a new reason must be classified wherever this is matched.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "reason", rename_all = "kebab-case")]
@@ -174,4 +176,7 @@ pub struct Outcome {
     pub logs: Vec<LogRecord>,
     /// Guest backtrace after a trap, innermost frame first, at most 64 frames.
     pub backtrace: Vec<Frame>,
+    /// Files that were collected, in the order of their paths.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub artifacts: Vec<File>,
 }

@@ -13,13 +13,13 @@ use wasmtime_wasi::p2::{InputStream, OutputStream, Pollable, StreamError, Stream
 use crate::outcome::{LogLevel, LogRecord};
 
 /// Bytes of one line of text; the rest of a longer line is dropped and counted.
-const MAX_LINE: usize = 8 << 10;
+pub(crate) const MAX_LINE: usize = 8 << 10;
 /// Bytes of a log target.
-const MAX_TARGET: usize = 256;
+pub(crate) const MAX_TARGET: usize = 256;
 /// Fields of one record.
-const MAX_FIELDS: usize = 64;
+pub(crate) const MAX_FIELDS: usize = 64;
 /// What a record costs of the log limit beyond its text, so that empty records are bounded too.
-const RECORD_OVERHEAD: u64 = 32;
+pub(crate) const RECORD_OVERHEAD: u64 = 32;
 /// Bytes a stream accepts in one write.
 const WRITE_PERMIT: usize = 64 << 10;
 
@@ -164,7 +164,7 @@ impl Capture {
         self.records.push(LogRecord { at_us: self.at_us(), level, target, message, fields });
     }
 
-    fn write(&mut self, stream: Stream, bytes: &[u8]) {
+    pub(crate) fn write(&mut self, stream: Stream, bytes: &[u8]) {
         match stream {
             Stream::Result => {
                 let room = self.out_limit.saturating_sub(self.out.len() as u64);
@@ -278,6 +278,12 @@ pub(crate) struct Writer {
     pub(crate) stream: Stream,
 }
 
+impl Writer {
+    pub(crate) fn put(&self, bytes: &[u8]) {
+        lock(&self.capture).write(self.stream, bytes);
+    }
+}
+
 impl IsTerminal for Writer {
     fn is_terminal(&self) -> bool {
         false
@@ -348,7 +354,7 @@ impl Reader {
         Self(Arc::new(Mutex::new(Bytes::from(input))))
     }
 
-    fn take(&self, max: usize) -> Option<Bytes> {
+    pub(crate) fn take(&self, max: usize) -> Option<Bytes> {
         let mut rest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if rest.is_empty() {
             return None;
@@ -477,6 +483,30 @@ mod tests {
         let got = capture.finish();
         assert_eq!(got.records.len(), 1);
         assert_eq!((got.log_kept, got.log_dropped), (11, 13));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_is_written_in_whatever_pieces_the_log_is_clean_bounded_and_counted(
+            pieces in proptest::collection::vec(proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200), 0..40),
+            limit in 0u64..2_000,
+        ) {
+            let mut capture = capture(limit, 0);
+            for piece in &pieces {
+                capture.write(Stream::StderrLines, piece);
+            }
+            let got = capture.finish();
+            proptest::prop_assert!(got.log_kept <= limit);
+            for record in &got.records {
+                proptest::prop_assert!(!record.message.contains(|c: char| c.is_control() && c != '\t'));
+                proptest::prop_assert!(record.message.len() <= 3 * MAX_LINE);
+            }
+            let newlines = pieces.iter().flatten().filter(|byte| **byte == b'\n').count() as u64;
+            let written: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
+            // The newlines of lines that were kept count nowhere, those behind a full log as dropped.
+            let counted = got.log_kept + got.log_dropped;
+            proptest::prop_assert!(counted <= written && counted + newlines >= written, "{counted} of {written}");
+        }
     }
 
     #[test]

@@ -21,30 +21,29 @@ use crate::artifact::Artifact;
 use crate::blob;
 use crate::classify::{self, Ended, Facts};
 use crate::engine;
+use crate::files::{self, Collected, Scratch, p1::Files};
 use crate::limiter::Limiter;
-use crate::limits::Limits;
+use crate::limits::{Limits, hostcall_bytes};
 use crate::module::{ModuleHash, ModuleKind};
 use crate::outcome::{Outcome, Receipt, Termination};
-use crate::output::{Capture, Captured, SharedCapture, Stream, clean, media_type, text_type};
+use crate::output::{Capture, Captured, Reader, SharedCapture, Stream, Writer, clean, media_type, text_type};
 use crate::state::{Accounted, Common, Host, HostP1, Start};
 use crate::task_world::{Failure, FailureKind, TaskPre};
 use crate::ticker::Ticker;
+
+pub use crate::fixed::Determinism;
 
 pub use crate::control::{CANCEL_GRACE, CancelReason, Control, Progress};
 pub use crate::state::LiveSink;
 
 /// Fuel after which the engine settles its counter and yields: 0.03 to 0.1 ms of ordinary code.
 pub const FUEL_YIELD_INTERVAL: u64 = 500_000;
-/// Bytes a guest may hand over in one call into the host, when its output limit is smaller.
-const MIN_HOSTCALL_BYTES: usize = 1 << 20;
-/// Room for the strings around a result.
-const HOSTCALL_SLACK: usize = 64 << 10;
 /// Component handles of one attempt.
 const MAX_HANDLES: usize = 4_096;
 /// Bytes of a guest's error message, as the WIT says.
 const MAX_FAILURE_MESSAGE: usize = 4_096;
 /// What guests are told instead of a hint of more than a year.
-const MAX_RETRY_AFTER_MS: u64 = 365 * 24 * 3_600 * 1_000;
+pub(crate) const MAX_RETRY_AFTER_MS: u64 = 365 * 24 * 3_600 * 1_000;
 
 /// One attempt to run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +60,17 @@ pub struct Attempt {
     pub limits: Limits,
     /// What it may know.
     pub context: Context,
+    /// What few attempts ask for.
+    pub options: Options,
+}
+
+/// What few attempts ask for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Options {
+    /// A scratch directory. Only for [`ModuleKind::CommandP1`]; with another it is a host fault.
+    pub scratch: Option<Scratch>,
+    /// Fixed clocks and random values.
+    pub determinism: Option<Determinism>,
 }
 
 /// Input by door. Handing the wrong kind to a module is a host fault.
@@ -145,7 +155,8 @@ pub struct Loaded {
 
 enum Door {
     Task(TaskPre<Host>),
-    CommandP1(InstancePre<HostP1>),
+    /// Without and with a scratch directory.
+    CommandP1(InstancePre<HostP1>, InstancePre<HostP1>),
     CommandP2(CommandPre<Host>),
 }
 
@@ -167,7 +178,7 @@ impl Loaded {
     pub const fn kind(&self) -> ModuleKind {
         match self.door {
             Door::Task(_) => ModuleKind::Task,
-            Door::CommandP1(_) => ModuleKind::CommandP1,
+            Door::CommandP1(..) => ModuleKind::CommandP1,
             Door::CommandP2(_) => ModuleKind::CommandP2,
         }
     }
@@ -183,6 +194,7 @@ struct Inner {
     engine: Engine,
     components: wasmtime::component::Linker<Host>,
     modules: wasmtime::Linker<HostP1>,
+    modules_with_files: wasmtime::Linker<HostP1>,
     ticker: Arc<Ticker>,
 }
 
@@ -202,9 +214,10 @@ impl Runtime {
         let fail = |err: wasmtime::Error| RunError::Engine(format!("{err:#}"));
         let components = link::components(&engine).map_err(fail)?;
         let modules = link::modules(&engine).map_err(fail)?;
+        let modules_with_files = link::modules_with_files(&engine).map_err(fail)?;
         let ticker =
             Arc::new(Ticker::start(engine.clone()).map_err(|err| RunError::Engine(err.to_string()))?);
-        Ok(Self { inner: Arc::new(Inner { engine, components, modules, ticker }) })
+        Ok(Self { inner: Arc::new(Inner { engine, components, modules, modules_with_files, ticker }) })
     }
 
     /// Loads and links compiled code. Takes 0.1 to 2 ms.
@@ -220,7 +233,10 @@ impl Runtime {
 
     fn door(&self, artifact: &Artifact) -> wasmtime::Result<Door> {
         match load::load(&self.inner.engine, artifact)? {
-            load::Code::Module(module) => Ok(Door::CommandP1(self.inner.modules.instantiate_pre(&module)?)),
+            load::Code::Module(module) => Ok(Door::CommandP1(
+                self.inner.modules.instantiate_pre(&module)?,
+                self.inner.modules_with_files.instantiate_pre(&module)?,
+            )),
             load::Code::Component(component) => {
                 component_door(self.inner.components.instantiate_pre(&component)?)
             }
@@ -291,14 +307,18 @@ impl Runtime {
                 progress,
                 started,
                 deadline: started + timeout,
+                determinism: attempt.options.determinism,
             };
-            let input_bytes = attempt.input.len();
+            let scratch = attempt.options.scratch;
+            let input_bytes = attempt.input.len() + scratch.as_ref().map_or(0, Scratch::len);
             let mut outcome = match (&module.door, attempt.input) {
-                (Door::Task(pre), Input::Task { bytes }) => run.task(pre, &bytes).await,
-                (Door::CommandP1(pre), Input::Command { args, env, stdin }) => {
+                (Door::CommandP1(plain, with_files), Input::Command { args, env, stdin }) => {
                     let start = run.start(args, env, stdin);
-                    run.command_p1(pre, start).await
+                    let pre = if scratch.is_some() { with_files } else { plain };
+                    run.command_p1(pre, start, scratch).await
                 }
+                _ if scratch.is_some() => host_fault("this kind of module has no scratch directory"),
+                (Door::Task(pre), Input::Task { bytes }) => run.task(pre, &bytes).await,
                 (Door::CommandP2(pre), Input::Command { args, env, stdin }) => {
                     let start = run.start(args, env, stdin);
                     run.command_p2(pre, start).await
@@ -342,6 +362,7 @@ pub(crate) fn bare_outcome(termination: Termination) -> Outcome {
         content_type: crate::output::OCTET_STREAM.to_owned(),
         logs: Vec::new(),
         backtrace: Vec::new(),
+        artifacts: Vec::new(),
     }
 }
 
@@ -367,17 +388,20 @@ struct Run<'a> {
     progress: Option<Arc<dyn LiveSink>>,
     started: Instant,
     deadline: Instant,
+    determinism: Option<Determinism>,
 }
 
 /// What a guest gave back, before accounting.
 struct Given {
     ended: Ended,
     result: Option<(String, Vec<u8>)>,
+    /// Patterns of the files to collect.
+    collect: Vec<String>,
 }
 
 impl Given {
     fn end(ended: Ended) -> Self {
-        Self { ended, result: None }
+        Self { ended, result: None, collect: Vec::new() }
     }
 
     fn settled(termination: Termination) -> Self {
@@ -405,6 +429,7 @@ impl Run<'_> {
             control: self.control.clone(),
             calls: 0,
             fuel_limit: self.limits.fuel,
+            determinism: self.determinism,
         }
     }
 
@@ -423,8 +448,7 @@ impl Run<'_> {
             }
             Ok(UpdateDeadline::Yield(1))
         });
-        let output = usize::try_from(self.limits.output_bytes).unwrap_or(usize::MAX);
-        store.set_hostcall_fuel(output.max(MIN_HOSTCALL_BYTES).saturating_add(HOSTCALL_SLACK));
+        store.set_hostcall_fuel(usize::try_from(hostcall_bytes(&self.limits)).unwrap_or(usize::MAX));
         store.set_max_component_handles(MAX_HANDLES);
         Ok(store)
     }
@@ -438,6 +462,7 @@ impl Run<'_> {
             Start::default(),
             Stream::StdoutLines,
         );
+        host.hooks.carried_by(self.progress.clone());
         host.progress = self.progress.take();
         let mut store = match self.store(host) {
             Ok(store) => store,
@@ -465,8 +490,26 @@ impl Run<'_> {
         self.settle(store, given)
     }
 
-    async fn command_p1(self, pre: &InstancePre<HostP1>, start: Start) -> Outcome {
-        let host = HostP1::new(self.common(self.limits.output_bytes), start);
+    async fn command_p1(
+        self,
+        pre: &InstancePre<HostP1>,
+        mut start: Start,
+        scratch: Option<Scratch>,
+    ) -> Outcome {
+        let common = self.common(self.limits.output_bytes);
+        let mut collect = Vec::new();
+        let mut files = None;
+        if let Some(scratch) = scratch {
+            let tree = match files::lay(&scratch, self.determinism.map(|fixed| fixed.clock_ns)) {
+                Ok(tree) => tree,
+                Err(why) => return bare_outcome(Termination::QuotaExceeded { quota: why }),
+            };
+            let stdin = Reader::new(std::mem::take(&mut start.stdin));
+            let stdout = Writer { capture: common.capture.clone(), stream: Stream::Result };
+            files = Some(Files::new(tree, stdin, stdout));
+            collect = scratch.collect;
+        }
+        let host = HostP1::new(common, start, files);
         let mut store = match self.store(host) {
             Ok(store) => store,
             Err(err) => return host_fault(&format!("{err:#}")),
@@ -482,11 +525,11 @@ impl Run<'_> {
             Ok(Err(err)) => Given::end(classify::error(&err, facts(&store, false))),
             Ok(Ok(())) => Given::settled(Termination::Succeeded),
         };
-        self.settle(store, given)
+        self.settle(store, Given { collect, ..given })
     }
 
     async fn command_p2(mut self, pre: &CommandPre<Host>, start: Start) -> Outcome {
-        let host = Host::new(
+        let mut host = Host::new(
             self.common(self.limits.output_bytes),
             std::mem::take(&mut self.context),
             self.limits.timeout_ms,
@@ -494,6 +537,7 @@ impl Run<'_> {
             start,
             Stream::Result,
         );
+        host.hooks.carried_by(self.progress.take());
         let mut store = match self.store(host) {
             Ok(store) => store,
             Err(err) => return host_fault(&format!("{err:#}")),
@@ -519,10 +563,13 @@ impl Run<'_> {
         let calls = common.calls;
         let peak = common.limiter.peak();
         let capture: SharedCapture = common.capture.clone();
-        drop(store);
         let Captured { out, out_dropped, records, log_kept, log_dropped } =
             crate::output::lock(&capture).finish();
-        let Given { ended, result } = given;
+        let Given { ended, result, collect } = given;
+        let room = self.limits.output_bytes.saturating_sub(out.len() as u64);
+        let Collected { files: artifacts, dropped: files_dropped } =
+            store.data().tree().map(|tree| files::collect(tree, &collect, room)).unwrap_or_default();
+        drop(store);
         let Ended { mut termination, fuel_exact, backtrace } = ended;
         // An abort before the first settlement would read as nothing although code has run.
         let mut fuel = self.limits.fuel.saturating_sub(left).saturating_add(calls_fuel).max(1);
@@ -558,8 +605,9 @@ impl Run<'_> {
                 wall_ns: 0,
                 peak_memory_bytes: peak,
                 input_bytes: 0,
-                output_bytes: output.len() as u64,
-                output_dropped_bytes: out_dropped,
+                output_bytes: output.len() as u64
+                    + artifacts.iter().map(|file| file.bytes.len() as u64).sum::<u64>(),
+                output_dropped_bytes: out_dropped.saturating_add(files_dropped),
                 log_bytes: log_kept,
                 log_dropped_bytes: log_dropped,
                 egress_bytes: 0,
@@ -569,6 +617,7 @@ impl Run<'_> {
             content_type,
             logs: records,
             backtrace,
+            artifacts,
         }
     }
 }
@@ -585,5 +634,9 @@ fn failed(failure: &Failure) -> Termination {
     }
 }
 
+#[cfg(test)]
+mod budget_tests;
+#[cfg(test)]
+mod files_tests;
 #[cfg(test)]
 pub(crate) mod tests;

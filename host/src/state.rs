@@ -1,16 +1,21 @@
 //! What lives in a guest's store: accounting, streams, WASI and the task's context.
-//! Nothing ambient: no inherited environment, no preopened directory, no network.
+//! Nothing ambient: no inherited environment, no preopened directory, no network but `egress`.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::p1::WasiP1Ctx;
+use wasmtime_wasi::random::Deterministic;
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::control::Control;
-use crate::denied;
+use crate::egress::call::FromGuest;
+use crate::egress::guest::{Calls, Hooks};
+use crate::files::p1::Files;
+use crate::files::tree::Tree;
+use crate::fixed::Determinism;
 use crate::limiter::Limiter;
 use crate::output::{Reader, SharedCapture, Stream, Writer};
 use crate::run::Context;
@@ -31,6 +36,14 @@ pub trait LiveSink: Send + Sync {
 
     /// `control` has log records that nobody has taken.
     fn log(&self, control: &Arc<Control>);
+
+    /// The calls of guests by HTTP, where somebody carries them.
+    fn calls(&self) -> Option<&Calls> {
+        None
+    }
+
+    /// A guest says something about a call that [`Self::calls`] has begun.
+    fn http(&self, _token: u64, _call: u64, _message: FromGuest) {}
 }
 
 /// The part of the state that every kind of guest has.
@@ -41,6 +54,8 @@ pub(crate) struct Common {
     /// Calls into the host so far.
     pub(crate) calls: u64,
     pub(crate) fuel_limit: u64,
+    /// Fixed clocks and random values.
+    pub(crate) determinism: Option<Determinism>,
 }
 
 impl Common {
@@ -55,6 +70,10 @@ impl Common {
 pub(crate) trait Accounted: Send + 'static {
     fn common(&self) -> &Common;
     fn common_mut(&mut self) -> &mut Common;
+    /// Files of the guest, if it has a scratch directory.
+    fn tree(&self) -> Option<&Tree> {
+        None
+    }
 }
 
 /// What a command is started with.
@@ -66,7 +85,8 @@ pub(crate) struct Start {
 }
 
 /// A WASI context with these streams and nothing else.
-fn wasi(start: Start, capture: &SharedCapture, stdout: Stream) -> WasiCtxBuilder {
+fn wasi(start: Start, common: &Common, stdout: Stream) -> WasiCtxBuilder {
+    let capture = &common.capture;
     let mut builder = WasiCtxBuilder::new();
     builder
         .args(&start.args)
@@ -77,6 +97,15 @@ fn wasi(start: Start, capture: &SharedCapture, stdout: Stream) -> WasiCtxBuilder
         .allow_tcp(false)
         .allow_udp(false)
         .allow_ip_name_lookup(false);
+    if let Some(fixed) = &common.determinism {
+        let clock = fixed.clock();
+        builder
+            .wall_clock(clock.clone())
+            .monotonic_clock(clock)
+            .secure_random(Deterministic::new(fixed.random(0)))
+            .insecure_random(Deterministic::new(fixed.random(1)))
+            .insecure_random_seed(u128::from(fixed.seed));
+    }
     if !start.stdin.is_empty() {
         builder.stdin(Reader::new(start.stdin));
     }
@@ -96,7 +125,7 @@ pub(crate) struct Host {
     /// Built at the first use: many tasks never call WASI.
     wasi: Option<Box<WasiCtx>>,
     http: WasiHttpCtx,
-    hooks: denied::Hooks,
+    pub(crate) hooks: Hooks,
 }
 
 impl Host {
@@ -112,6 +141,7 @@ impl Host {
         table.set_max_capacity(MAX_RESOURCES);
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(MAX_HTTP_FIELDS);
+        let hooks = Hooks::new(common.control.token, common.capture.clone());
         Self {
             common,
             context,
@@ -123,7 +153,7 @@ impl Host {
             stdout,
             wasi: None,
             http,
-            hooks: denied::Hooks,
+            hooks,
         }
     }
 }
@@ -142,8 +172,7 @@ impl WasiView for Host {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         self.common.calls += 1;
         let Self { wasi: slot, start, common, stdout, table, .. } = self;
-        let ctx = slot
-            .get_or_insert_with(|| Box::new(wasi(std::mem::take(start), &common.capture, *stdout).build()));
+        let ctx = slot.get_or_insert_with(|| Box::new(wasi(std::mem::take(start), common, *stdout).build()));
         WasiCtxView { ctx, table }
     }
 }
@@ -158,14 +187,15 @@ impl WasiHttpView for Host {
 /// State of a preview 1 command.
 pub(crate) struct HostP1 {
     pub(crate) common: Common,
+    pub(crate) files: Option<Files>,
     wasi: WasiP1Ctx,
 }
 
 impl HostP1 {
-    pub(crate) fn new(common: Common, start: Start) -> Self {
-        let mut wasi = wasi(start, &common.capture, Stream::Result).build_p1();
+    pub(crate) fn new(common: Common, start: Start, files: Option<Files>) -> Self {
+        let mut wasi = wasi(start, &common, Stream::Result).build_p1();
         wasi.ctx().table.set_max_capacity(MAX_RESOURCES);
-        Self { common, wasi }
+        Self { common, files, wasi }
     }
 
     /// Called once per host call by the linker.
@@ -182,5 +212,9 @@ impl Accounted for HostP1 {
 
     fn common_mut(&mut self) -> &mut Common {
         &mut self.common
+    }
+
+    fn tree(&self) -> Option<&Tree> {
+        self.files.as_ref().map(Files::tree)
     }
 }

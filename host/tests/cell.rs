@@ -337,7 +337,7 @@ async fn progress_arrives_and_its_latest_report_comes_before_the_end() {
                 assert_eq!(outcome.termination, Termination::Succeeded);
                 break;
             }
-            CellEvent::Log { .. } => {}
+            CellEvent::Log { .. } | CellEvent::Http { .. } => {}
             CellEvent::Gone { reason } => panic!("{reason}"),
         }
     }
@@ -370,7 +370,7 @@ async fn what_a_running_attempt_logs_is_told_once_while_it_runs_and_again_with_i
                 told.push((first, records));
             }
             CellEvent::Finished { outcome, .. } => break outcome,
-            CellEvent::Progress { .. } => {}
+            CellEvent::Progress { .. } | CellEvent::Http { .. } => {}
             CellEvent::Gone { reason } => panic!("{reason}"),
         }
     };
@@ -388,4 +388,42 @@ async fn an_attempt_that_ends_young_is_told_of_only_by_its_outcome() {
     let event = next(&mut events).await;
     let CellEvent::Finished { outcome, .. } = event else { panic!("{event:?}") };
     assert_eq!(outcome.logs.len(), 1);
+}
+
+#[tokio::test]
+async fn the_same_attempt_costs_the_same_fuel_in_two_processes() {
+    // Floating point with NaNs, the clock and random values decide how long it takes.
+    let code = artifact(
+        r#"(module
+  (import "wasi_snapshot_preview1" "clock_time_get" (func $clock (param i32 i64 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "random_get" (func $random (param i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "fd_write" (func $fd_write (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (func (export "_start") (local $n i32)
+    (drop (call $clock (i32.const 0) (i64.const 0) (i32.const 64)))
+    (drop (call $random (i32.const 72) (i32.const 16)))
+    (f64.store (i32.const 88) (f64.div (f64.const 0) (f64.const 0)))
+    (f32.store (i32.const 96) (f32.sqrt (f32.const -1)))
+    (local.set $n (i32.xor (i32.load16_u (i32.const 72)) (i32.load16_u (i32.const 64))))
+    (loop $l (local.set $n (i32.sub (local.get $n) (i32.const 1))) (br_if $l (i32.gt_s (local.get $n) (i32.const 0))))
+    (i32.store (i32.const 0) (i32.const 64))
+    (i32.store (i32.const 4) (i32.const 40))
+    (drop (call $fd_write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))))"#,
+    )
+    .await;
+    let mut one = attempt(&code, 1, Limits::default());
+    one.options.determinism =
+        Some(sandbar_host::run::Determinism { clock_ns: 1_760_000_000_000_000_000, seed: 42 });
+    let mut runs = Vec::new();
+    for _ in 0..2 {
+        let (cell, mut events) = cell(1, 1).await;
+        cell.load(&code).await.unwrap();
+        cell.submit(1, &one).unwrap();
+        let (_, outcome) = finished(&mut events).await;
+        assert_eq!(outcome.termination, Termination::Succeeded);
+        assert!(outcome.receipt.fuel_exact);
+        runs.push((outcome.output, outcome.receipt.fuel));
+    }
+    assert_eq!(runs[0], runs[1]);
+    assert_eq!(runs[0].0[24..32], f64::NAN.to_bits().to_le_bytes(), "the one NaN");
 }

@@ -7,13 +7,15 @@ use axum::extract::State;
 use serde_json::value::RawValue;
 
 use crate::api::Api;
-use crate::api::extract::{self, Caller, Many};
+use crate::api::access::Who;
+use crate::api::extract::{self, Many};
 use crate::api::invocation::request;
 use crate::api::problem::{Code, Problem};
 use crate::app::FieldError;
 use crate::app::batch::{Accepted, MAX_BATCH};
 use crate::app::invoke::{Request, fingerprint};
 use crate::domain::names::{IdempotencyKey, TaskName};
+use crate::domain::permission::Action;
 use crate::wire::invocation as wire;
 use crate::wire::problem as problem_wire;
 
@@ -35,9 +37,10 @@ use crate::wire::problem as problem_wire;
 )]
 pub(super) async fn batch(
     State(api): State<Api>,
-    Caller(tenant): Caller,
+    who: Who,
     Many(body): Many<wire::BatchRequest>,
 ) -> Result<Json<wire::BatchResponse>, Problem> {
+    let tenant = who.0.tenant;
     let count = body.invocations.len();
     if !(1..=MAX_BATCH).contains(&count) {
         return Err(Problem::new(Code::InvalidBody, "the request body has invalid values").with_errors(
@@ -52,7 +55,11 @@ pub(super) async fn batch(
     let mut places = Vec::with_capacity(count);
     let mut requests = Vec::with_capacity(count);
     for (place, raw) in body.invocations.into_iter().enumerate() {
-        match item(&raw) {
+        let item = item(&raw).and_then(|(task, request)| {
+            who.authorize(Action::Submit, Some(task.as_str()))?;
+            Ok((task, request))
+        });
+        match item {
             Ok(good) => {
                 outcomes.push(None);
                 places.push(place);

@@ -1,16 +1,11 @@
 //! Answers that any operation may give, put into the OpenAPI document in one place: what the edge refuses before a
-//! handler is asked. Owns no status of its own.
+//! handler is asked. Owns no status of its own; what the guard answers is `access::describe`'s.
 
 use utoipa::openapi::{Content, OpenApi, PathItem, Ref, RefOr, Response};
 
 /// Of every operation under `/v1/`.
-const ANY: &[(&str, &str)] = &[
-    ("401", "unauthenticated"),
-    ("403", "forbidden"),
-    ("429", "rate-limited"),
-    ("500", "internal"),
-    ("503", "database-unavailable, overloaded, timeout"),
-];
+const ANY: &[(&str, &str)] =
+    &[("429", "rate-limited"), ("500", "internal"), ("503", "database-unavailable, overloaded, timeout")];
 /// Of those that take parameters in the query or the path.
 const ASKING: &[(&str, &str)] = &[("400", "invalid-query, broken-body, malformed-json")];
 /// Of those with a body.
@@ -30,7 +25,7 @@ pub(super) fn document(document: &mut OpenApi) {
             let asks = operation.parameters.as_ref().is_some_and(|parameters| !parameters.is_empty());
             let add = |wanted: bool, answers: &'static [(&str, &str)]| answers.iter().filter(move |_| wanted);
             let answers = add(!open, ANY).chain(add(asks || body, ASKING)).chain(add(body, SENDING));
-            let limited = add(open && path != "/livez", &ANY[2..3]);
+            let limited = add(open && path != "/livez", &ANY[..1]);
             for (status, codes) in answers.chain(limited) {
                 let there = operation.responses.responses.entry((*status).to_owned());
                 there.or_insert_with(|| RefOr::T(problem(codes)));

@@ -7,19 +7,18 @@ use std::time::Duration;
 use axum::body::{Body, HttpBody};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::HeaderMap;
-use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::request::Parts;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 
 use crate::api::Api;
+use crate::api::access::Who;
 use crate::api::problem::{Code, Problem};
-use crate::app::{App, FieldError};
-use crate::domain::ids::{InvocationId, TenantId, WorkerId};
+use crate::app::FieldError;
+use crate::domain::ids::{InvocationId, KeyId, TenantId, WorkerId};
 use crate::domain::names::{IdempotencyKey, TaskName};
-use crate::domain::role::Action;
-use crate::store::tenant::Identity;
 
 /// Longest time for a JSON body to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -38,13 +37,11 @@ impl FromRequestParts<Api> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Problem> {
-        let caller = authenticate(parts, api).await?;
-        App::authorize(&caller, Action::UseTenant)?;
-        Ok(Self(caller.tenant))
+        Ok(Self(Who::from_request_parts(parts, api).await?.0.tenant))
     }
 }
 
-/// Somebody who operates the platform. Carries nothing: what is asked for belongs to no tenant.
+/// Somebody who may do what this operation is, which belongs to no tenant. Carries nothing for that reason.
 #[derive(Debug, Clone, Copy)]
 pub struct Operator;
 
@@ -52,35 +49,8 @@ impl FromRequestParts<Api> for Operator {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, Problem> {
-        App::authorize(&authenticate(parts, api).await?, Action::OperatePlatform)?;
-        Ok(Self)
+        Who::from_request_parts(parts, api).await.map(|_| Self)
     }
-}
-
-async fn authenticate(parts: &Parts, api: &Api) -> Result<Identity, Problem> {
-    let refuse = |detail: &str| Err(Problem::new(Code::Unauthenticated, detail));
-    let Some(key) = presented_key(&parts.headers) else {
-        return refuse("send the API key in the header x-api-key, or as Authorization: Bearer");
-    };
-    if !api.app.remembers(key) {
-        api.limits.stranger(&parts.extensions)?;
-    }
-    match api.app.authenticate(key).await? {
-        Some(identity) => {
-            api.limits.known(&parts.extensions, identity.tenant.0, identity.key.0)?;
-            tracing::Span::current().record("tenant", tracing::field::display(identity.tenant));
-            Ok(identity)
-        }
-        None => refuse("this API key is unknown or revoked"),
-    }
-}
-
-fn presented_key(headers: &HeaderMap) -> Option<&str> {
-    if let Some(key) = headers.get("x-api-key") {
-        return key.to_str().ok();
-    }
-    let (scheme, key) = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then_some(key.trim_start())
 }
 
 /// `{task}` of the path.
@@ -213,6 +183,44 @@ impl FromRequestParts<Api> for WorkerPath {
     }
 }
 
+/// `{id}` of the path, of a key.
+#[derive(Debug, Clone, Copy)]
+pub struct KeyPath(pub KeyId);
+
+impl FromRequestParts<Api> for KeyPath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Api) -> Result<Self, Problem> {
+        let id = Path::<String>::from_request_parts(parts, &()).await.ok();
+        id.and_then(|Path(text)| text.parse().ok())
+            .map(Self)
+            .ok_or_else(|| Problem::new(Code::KeyNotFound, "the id of a key is a UUID"))
+    }
+}
+
+/// `{id}` of the path, of whatever the handler says.
+#[derive(Debug, Clone, Copy)]
+pub struct IdPath<T>(Option<T>);
+
+impl<T> IdPath<T> {
+    /// The id. What cannot be one belongs to nothing.
+    ///
+    /// # Errors
+    /// A problem of this kind.
+    pub fn or(self, code: Code) -> Result<T, Problem> {
+        self.0.ok_or_else(|| Problem::new(code, "the id is a UUID"))
+    }
+}
+
+impl<T: std::str::FromStr + Send> FromRequestParts<Api> for IdPath<T> {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Api) -> Result<Self, Infallible> {
+        let id = Path::<String>::from_request_parts(parts, &()).await.ok();
+        Ok(Self(id.and_then(|Path(text)| text.parse().ok())))
+    }
+}
+
 /// `{name}` of the path, of a duty.
 #[derive(Debug)]
 pub struct DutyPath(pub String);
@@ -224,6 +232,25 @@ impl FromRequestParts<Api> for DutyPath {
         match Path::<String>::from_request_parts(parts, &()).await {
             Ok(Path(name)) => Ok(Self(name)),
             Err(_) => Err(Problem::new(Code::DutyNotFound, "this is not the name of a duty")),
+        }
+    }
+}
+
+/// `{id}` and `{*path}` of a file that an invocation left.
+#[derive(Debug)]
+pub struct ArtifactPath(pub InvocationId, pub String);
+
+impl FromRequestParts<Api> for ArtifactPath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Api) -> Result<Self, Problem> {
+        let found = Path::<(String, String)>::from_request_parts(parts, &()).await;
+        let Ok(Path((id, path))) = found else {
+            return Err(Problem::new(Code::ArtifactNotFound, "the path of a file is UTF-8"));
+        };
+        match id.parse() {
+            Ok(id) => Ok(Self(id, path)),
+            Err(_) => Err(Problem::new(Code::InvocationNotFound, "the id of an invocation is a UUID")),
         }
     }
 }
@@ -494,18 +521,6 @@ mod tests {
         assert_eq!(wait(&["return=minimal", "wait=3"]), Some(3));
         assert_eq!(wait(&["wait=soon", "wait", "wait=-1"]), None);
         assert_eq!(PreferWait(Some(u64::MAX)).up_to(Duration::from_secs(60)), Some(Duration::from_secs(60)));
-    }
-
-    #[test]
-    fn a_key_comes_in_either_header() {
-        let mut headers = HeaderMap::new();
-        assert_eq!(presented_key(&headers), None);
-        headers.insert("authorization", HeaderValue::from_static("bearer abc"));
-        assert_eq!(presented_key(&headers), Some("abc"));
-        headers.insert("authorization", HeaderValue::from_static("Basic abc"));
-        assert_eq!(presented_key(&headers), None);
-        headers.insert("x-api-key", HeaderValue::from_static("def"));
-        assert_eq!(presented_key(&headers), Some("def"));
     }
 
     fn refused(body: &str) -> Problem {

@@ -10,7 +10,9 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use sandbar_host::limits::PartialLimits;
+use sandbar_host::run::Determinism;
 
+use crate::api::access::Who;
 use crate::api::extract::{
     self, Caller, Idempotency, InvocationPath, MergePatch, OptionalJson, Pairs, PreferWait, TaskPath,
 };
@@ -18,12 +20,14 @@ use crate::api::problem::{Code, Problem};
 use crate::api::shape;
 use crate::api::{Api, PAGE, limit, preference_applied, unknown_parameter};
 use crate::app::FieldError;
+use crate::app::files::Files;
 use crate::app::invoke::{Invoked, Part, Payload, Request, fingerprint};
 use crate::app::policy::PartialRetry;
 use crate::domain::admission::{Admission, Concurrency, Condition, Dependency, Key, Unique, UniquePolicy};
 use crate::domain::ids::InvocationId;
 use crate::domain::invocation::State as Stand;
 use crate::domain::names::{Tags, TaskName};
+use crate::domain::permission::Action;
 use crate::domain::retry::Backoff;
 use crate::store::invocation::{Filter, InvocationChange};
 use crate::wire::Page;
@@ -66,11 +70,32 @@ fn payload(body: &mut wire::InvokeRequest) -> Result<Payload, Problem> {
     Ok(Payload { input, stdin, args: body.args.take(), env: body.env.take() })
 }
 
+fn contents(files: BTreeMap<String, wire::FileContent>) -> Result<BTreeMap<String, Vec<u8>>, Problem> {
+    let decode = |(path, content)| match content {
+        wire::FileContent::Text(text) => Ok((path, text.into_bytes())),
+        wire::FileContent::Bytes(bytes) => match BASE64_STANDARD.decode(&bytes.base64) {
+            Ok(bytes) => Ok((path, bytes)),
+            Err(error) => Err(invalid("/files", format!("`base64` of {path:?} is not base64: {error}"))),
+        },
+    };
+    files.into_iter().map(decode).collect()
+}
+
+fn determinism(wanted: wire::DeterminismRequest) -> Result<Determinism, Problem> {
+    let nanos = wanted.clock.timestamp_nanos_opt().and_then(|nanos| u64::try_from(nanos).ok());
+    let clock_ns = nanos.ok_or_else(|| invalid("/determinism/clock", "must be from 1970 to 2262"))?;
+    Ok(Determinism { clock_ns, seed: wanted.seed })
+}
+
 pub(super) fn request(mut body: wire::InvokeRequest) -> Result<Request, Problem> {
     let payload = payload(&mut body)?;
     let limits = body.limits.unwrap_or_default();
     let retry = body.retry.unwrap_or_default();
+    let files = Files { files: contents(body.files)?, collect: body.collect, bytes: body.scratch_bytes };
+    let determinism = body.determinism.map(determinism).transpose()?;
     Ok(Request {
+        files,
+        determinism,
         version: body.version,
         payload,
         priority: body.priority.unwrap_or(0),
@@ -374,36 +399,17 @@ pub(super) async fn cancel(
 )]
 pub(super) async fn list(
     State(api): State<Api>,
-    Caller(tenant): Caller,
+    who: Who,
     Pairs(pairs): Pairs,
 ) -> Result<Json<Page<wire::InvocationSummary>>, Problem> {
     let (filter, size) = filter(pairs.clone())?;
-    let (rows, more) = api.app.invocations(tenant, &filter, size).await?;
+    who.authorize(Action::ReadInvocations, filter.task.as_ref().map(TaskName::as_str))?;
+    let (rows, more) = api.app.invocations(who.0.tenant, &filter, size).await?;
     let last = rows.last().filter(|_| more);
     Ok(Json(Page {
-        next: last.map(|row| next_page(&pairs, row.id)),
+        next: last.map(|row| super::again("/v1/invocations", &pairs, row.id)),
         items: rows.iter().map(|row| shape::summary(row, false)).collect(),
     }))
-}
-
-/// The same question, continued after `last`.
-fn next_page(pairs: &[(String, String)], last: crate::domain::ids::InvocationId) -> String {
-    let mut query = String::new();
-    for (key, value) in pairs.iter().filter(|(key, _)| key != "after") {
-        query.push_str(key);
-        query.push('=');
-        // What is not plain is escaped; the keys are known words.
-        for byte in value.bytes() {
-            match byte {
-                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b':' => {
-                    query.push(char::from(byte));
-                }
-                _ => query.push_str(&format!("%{byte:02X}")),
-            }
-        }
-        query.push('&');
-    }
-    format!("/v1/invocations?{query}after={last}")
 }
 
 fn filter(pairs: Vec<(String, String)>) -> Result<(Filter, u16), Problem> {
@@ -470,7 +476,10 @@ mod tests {
     fn the_next_page_asks_the_same_question() {
         let id = crate::domain::ids::InvocationId(uuid::Uuid::from_u128(7));
         let asked = pairs(&[("tag", "k:v&x=ü"), ("after", "old"), ("limit", "2")]);
-        assert_eq!(next_page(&asked, id), format!("/v1/invocations?tag=k:v%26x%3D%C3%BC&limit=2&after={id}"));
+        assert_eq!(
+            crate::api::again("/v1/invocations", &asked, id),
+            format!("/v1/invocations?tag=k:v%26x%3D%C3%BC&limit=2&after={id}")
+        );
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! How often an address, a key and a tenant may call this server, and what callers are told about it. Owns the counting
 //! (by `governor`) in bounded memory; which rates hold is configuration. Other servers count for themselves.
 //!
-//! A call without a credential counts for its address; so does one whose credential is not among those that this server
-//! has seen to be valid in the last seconds, before anybody looks for it: guessing costs the guesser, not Postgres.
+//! A call without a credential counts for its address, and so does one of an operation that asks for none, whatever it
+//! carries; so does one whose credential is not among those that this server has seen to be valid in the last seconds,
+//! before anybody looks for it: guessing costs the guesser, not Postgres.
 
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -25,6 +26,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::api::Api;
+use crate::api::access::{Access, operation};
 use crate::api::problem::{Code, Problem};
 use crate::domain::rate::{Rate, Rates};
 
@@ -259,7 +261,7 @@ fn note(
     Err(Problem::new(Code::RateLimited, detail).retry_after(seconds))
 }
 
-/// Learn where a request comes from, count it if nobody is named, and tell the caller how it stands.
+/// Learn where a request comes from, count it if nobody is named or asked for, and tell the caller how it stands.
 pub(super) async fn measure(State(api): State<Api>, mut request: Request, next: Next) -> Response {
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
     let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |ConnectInfo(peer)| peer.ip());
@@ -269,8 +271,14 @@ pub(super) async fn measure(State(api): State<Api>, mut request: Request, next: 
     request.extensions_mut().insert(counted.clone());
     let nameless =
         !request.headers().contains_key("x-api-key") && !request.headers().contains_key(AUTHORIZATION);
-    let lives = request.extensions().get::<MatchedPath>().is_some_and(|path| path.as_str() == LIVENESS);
-    let mut response = match (nameless && !lives).then(|| api.limits.stranger(request.extensions())) {
+    let path = request.extensions().get::<MatchedPath>();
+    let lives = path.is_some_and(|path| path.as_str() == LIVENESS);
+    // Nobody looks at a credential there: a made-up one must not be a way past the count.
+    let open = path
+        .and_then(|path| operation(request.method(), path.as_str()))
+        .is_none_or(|operation| operation.access == Access::Open);
+    let counts = (nameless || open) && !lives;
+    let mut response = match counts.then(|| api.limits.stranger(request.extensions())) {
         Some(Err(problem)) => problem.into_response(),
         _ => next.run(request).await,
     };

@@ -1,21 +1,30 @@
 //! The public HTTP API: router, extractors, and the one translation of errors. Handlers are thin: they turn a request
 //! into a call of `app` and its answer into wire types. No rules here, and no SQL.
 
+pub mod access;
+mod artifact;
+mod audit;
 mod batch;
+mod bulk;
 mod common;
+mod dead_letter;
 mod docs;
 mod extract;
 mod health;
 mod invocation;
+mod key;
 mod layers;
 mod limit;
 mod log;
 mod operate;
+mod pause;
+mod people;
 pub mod problem;
 mod quota;
 mod secret;
 mod shape;
 mod task;
+mod tenant;
 mod usage;
 mod why;
 
@@ -71,7 +80,12 @@ struct Api {
     tags(
         (name = "tasks", description = "Named definitions and their versions"),
         (name = "invocations", description = "Running tasks, and what became of it"),
-        (name = "tenants", description = "What a tenant may use, and what it does"),
+        (name = "keys", description = "API keys, and who a credential belongs to"),
+        (name = "audit", description = "Every change and every denied attempt"),
+        (name = "people", description = "Login, members and invitations"),
+        (name = "dead letters", description = "What ended badly for good, grouped by what ended it"),
+        (name = "operations", description = "One action for many invocations; pauses"),
+        (name = "tenants", description = "What a tenant may use, and what it does; for operators of the installation: all of them"),
         (name = "secrets", description = "Values that attempts may be granted, and nobody may read"),
         (name = "platform", description = "Workers and background duties: for operators of the installation"),
         (name = "health", description = "For load balancers and supervisors"),
@@ -105,11 +119,13 @@ pub fn router(app: App) -> Router {
     let limits = Arc::new(limit::Limits::new(app.rates(), settings.trusted_proxies.clone()));
     let api = Api { app, limits, bodies: Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS))) };
     let (router, mut document) = documented(quick, waiting, uploading).split_for_parts();
+    access::describe(&mut document);
     common::document(&mut document);
     // Rendered once: it never changes.
     let document: bytes::Bytes = serde_json::to_vec(&document).unwrap_or_default().into();
     let requests = Arc::new(Semaphore::new(MAX_REQUESTS));
     router
+        .route_layer(middleware::from_fn_with_state(api.clone(), access::guard))
         .route("/openapi.json", get(move || async move { ([(CONTENT_TYPE, "application/json")], document) }))
         .route("/docs", get(docs::docs))
         .route("/errors/{code}", get(health::error_page))
@@ -153,14 +169,43 @@ fn documented(quick: Duration, waiting: Duration, uploading: Duration) -> OpenAp
                 .routes(routes!(task::versions))
                 .routes(routes!(task::version_get))
                 .routes(routes!(task::module))
+                .routes(routes!(task::version_release))
                 .routes(routes!(invocation::list))
                 .routes(routes!(invocation::get, invocation::patch))
                 .routes(routes!(invocation::retry))
                 .routes(routes!(batch::batch))
                 .routes(routes!(invocation::result))
                 .routes(routes!(log::logs))
+                .routes(routes!(artifact::list))
+                .routes(routes!(artifact::get))
                 .routes(routes!(invocation::cancel))
                 .routes(routes!(why::get))
+                .routes(routes!(key::me))
+                .routes(routes!(key::list, key::create))
+                .routes(routes!(key::get, key::patch, key::revoke))
+                .routes(routes!(key::rotate))
+                .routes(routes!(audit::list))
+                .routes(routes!(people::jwks))
+                .routes(routes!(people::login))
+                .routes(routes!(people::refresh))
+                .routes(routes!(people::accept))
+                .routes(routes!(people::logout))
+                .routes(routes!(people::password))
+                .routes(routes!(people::key))
+                .routes(routes!(people::members))
+                .routes(routes!(people::change, people::remove))
+                .routes(routes!(people::invitations, people::invite))
+                .routes(routes!(people::uninvite))
+                .routes(routes!(tenant::list, tenant::create))
+                .routes(routes!(tenant::get, tenant::patch, tenant::delete))
+                .routes(routes!(dead_letter::list))
+                .routes(routes!(dead_letter::groups))
+                .routes(routes!(dead_letter::purge))
+                .routes(routes!(bulk::create, bulk::list))
+                .routes(routes!(bulk::get))
+                .routes(routes!(bulk::cancel))
+                .routes(routes!(pause::create, pause::list))
+                .routes(routes!(pause::delete))
                 .routes(routes!(quota::own))
                 .routes(routes!(quota::get, quota::patch))
                 .routes(routes!(quota::task, quota::patch_task))
@@ -200,6 +245,26 @@ fn limit(text: &str) -> Result<u16, problem::Problem> {
     })
 }
 
+/// Address of the next page: the same question, continued after `last`.
+fn again(path: &str, pairs: &[(String, String)], last: impl std::fmt::Display) -> String {
+    let mut query = String::new();
+    for (key, value) in pairs.iter().filter(|(key, _)| key != "after") {
+        query.push_str(key);
+        query.push('=');
+        // What is not plain is escaped; the keys are known words.
+        for byte in value.bytes() {
+            match byte {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b':' => {
+                    query.push(char::from(byte));
+                }
+                _ => query.push_str(&format!("%{byte:02X}")),
+            }
+        }
+        query.push('&');
+    }
+    format!("{path}?{query}after={last}")
+}
+
 fn unknown_parameter(name: &str, known: &str) -> problem::Problem {
     let name: String = name.chars().take(64).collect();
     problem::Problem::new(
@@ -214,9 +279,10 @@ mod tests {
     use super::*;
     use serde_json::Value;
 
-    fn document() -> Value {
+    pub(super) fn document() -> Value {
         let second = Duration::from_secs(1);
         let (_, mut document) = documented(second, second, second).split_for_parts();
+        access::describe(&mut document);
         common::document(&mut document);
         serde_json::to_value(document).unwrap()
     }

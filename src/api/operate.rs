@@ -57,7 +57,11 @@ fn description(name: &str) -> &'static str {
         "unpark" => "Brings parked invocations back whose cap has room",
         "reap" => "Declares silent workers dead and hands their work on",
         "expire" => "Ends what waits past its expiry",
+        "erase" => "Deletes tenants whose grace time is over, with everything of them",
         "tidy" => "Forgets old idempotency keys, spent cancellations and workers long gone",
+        "bulk" => "Does bulk operations, a page at a time",
+        "classify" => "Finds out which kind of failure new dead letters are",
+        "retention" => "Exports, if asked for, and deletes what ended longer ago than is kept",
         _ => "",
     }
 }

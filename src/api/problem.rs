@@ -9,6 +9,8 @@ use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
 use sandbar_host::inspect::{Rejection, RejectionCode};
 
+use crate::app::depth::RETRY_AFTER_S;
+use crate::app::token::Refusal;
 use crate::app::{Error, FieldError};
 use crate::wire::problem as wire;
 
@@ -56,17 +58,33 @@ codes! {
     BrokenBody "broken-body" 400 "The request body broke off";
     InvalidQuery "invalid-query" 400 "The query string is not understood";
     InvalidIdempotencyKey "invalid-idempotency-key" 400 "The Idempotency-Key header is not usable";
-    Unauthenticated "unauthenticated" 401 "No valid API key";
-    Forbidden "forbidden" 403 "The key may not do this";
+    Unauthenticated "unauthenticated" 401 "No valid credential";
+    TokenInvalid "token-invalid" 401 "The token is not valid";
+    TokenExpired "token-expired" 401 "The token has expired";
+    TokenNotYetValid "token-not-yet-valid" 401 "The token is not valid yet";
+    TokenWrongAudience "token-wrong-audience" 401 "The token is for somebody else";
+    TokenUnknownKey "token-unknown-key" 401 "No key has signed the token";
+    TokenWrongAlgorithm "token-wrong-algorithm" 401 "The token is signed by the wrong algorithm";
+    LoginFailed "login-failed" 401 "The login failed";
+    SessionOver "session-over" 401 "The session is over";
+    TenantSuspended "tenant-suspended" 403 "The tenant is suspended";
+    Forbidden "forbidden" 403 "The credential may not do this";
     OverQuota "over-quota" 403 "More than the quota allows";
     RouteNotFound "route-not-found" 404 "There is nothing at this address";
     TaskNotFound "task-not-found" 404 "No such task";
     VersionNotFound "version-not-found" 404 "No such version";
     InvocationNotFound "invocation-not-found" 404 "No such invocation";
-    TenantNotFound "tenant-not-found" 404 "No such tenant";
     SecretNotFound "secret-not-found" 404 "No such secret";
     WorkerNotFound "worker-not-found" 404 "No such worker";
+    InvitationNotFound "invitation-not-found" 404 "No such invitation";
+    MemberNotFound "member-not-found" 404 "No such member";
+    TenantNotFound "tenant-not-found" 404 "No such tenant";
+    KeyNotFound "key-not-found" 404 "No such key";
     DutyNotFound "duty-not-found" 404 "No such duty";
+    DeadLetterNotFound "dead-letter-not-found" 404 "No such dead letter";
+    BulkOperationNotFound "bulk-operation-not-found" 404 "No such bulk operation";
+    PauseNotFound "pause-not-found" 404 "No such pause";
+    ArtifactNotFound "artifact-not-found" 404 "No such artifact";
     NoOutput "no-output" 404 "The invocation left no output";
     MethodNotAllowed "method-not-allowed" 405 "This method is not allowed here";
     RequestTooSlow "request-too-slow" 408 "The request came too slowly";
@@ -78,7 +96,15 @@ codes! {
     TaskInUse "task-in-use" 409 "The task has open invocations";
     UniqueKeyTaken "unique-key-taken" 409 "The unique_key is taken";
     VersionNotReady "version-not-ready" 409 "The version is still being compiled";
+    VersionQuarantined "version-quarantined" 409 "The version is in quarantine";
     VersionRejected "version-rejected" 409 "The version was rejected";
+    LastOwner "last-owner" 409 "The tenant needs an owner";
+    NoUser "no-user" 409 "The credential is no user";
+    OwnTenant "own-tenant" 409 "The tenant is the caller's own";
+    TenantNameTaken "tenant-name-taken" 409 "The name of the tenant is taken";
+    TooManyInvitations "too-many-invitations" 409 "The tenant has too many invitations";
+    KeyNotActive "key-not-active" 409 "The key is not active";
+    TooManyKeys "too-many-keys" 409 "The tenant has too many keys";
     BodyTooLarge "body-too-large" 413 "The request body is too large";
     InputTooLarge "input-too-large" 413 "The input is too large";
     ModuleTooLarge "module-too-large" 413 "The module is too large";
@@ -101,6 +127,8 @@ codes! {
     ModuleDoesNotCompile "module-does-not-compile" 422 "The module does not compile";
     ModuleCompileTimeout "module-compile-timeout" 422 "The module takes too long to compile";
     ModuleCompileMemory "module-compile-memory" 422 "The module takes too much memory to compile";
+    LoginLocked "login-locked" 429 "Too many logins failed";
+    QueueFull "queue-full" 429 "Too much of this tenant waits";
     QuotaExceeded "quota-exceeded" 429 "A quota of this tenant is used up";
     RateLimited "rate-limited" 429 "Too many calls in a short time";
     Internal "internal" 500 "An internal error";
@@ -117,7 +145,7 @@ pub struct Problem {
     detail: String,
     errors: Vec<FieldError>,
     rejection: Option<Rejection>,
-    quota: Option<wire::Quota>,
+    quota: Option<Box<wire::Quota>>,
     /// Seconds.
     retry_after: Option<u32>,
 }
@@ -132,15 +160,16 @@ impl Problem {
             rejection: None,
             quota: None,
             retry_after: match code {
+                Code::QueueFull | Code::QuotaExceeded => Some(RETRY_AFTER_S),
                 Code::VersionNotReady | Code::Overloaded | Code::DatabaseUnavailable => Some(1),
                 _ => None,
             },
         }
     }
 
-    /// With the quota that was hit; to be sent again when it is counted anew.
+    /// With the quota that was hit; to be sent again when it is counted anew, if it is.
     fn with_quota(mut self, name: &str, limit: u64, current: u64, resets_at: Option<DateTime<Utc>>) -> Self {
-        self.quota = Some(wire::Quota { name: name.to_owned(), limit, current, resets_at });
+        self.quota = Some(Box::new(wire::Quota { name: name.to_owned(), limit, current, resets_at }));
         if let Some(at) = resets_at {
             let seconds = (at - Utc::now()).num_milliseconds().max(0).unsigned_abs().div_ceil(1_000);
             self.retry_after = Some(u32::try_from(seconds).unwrap_or(u32::MAX).max(1));
@@ -195,7 +224,7 @@ impl Problem {
                 .map(|e| wire::FieldProblem { pointer: e.pointer, detail: e.detail })
                 .collect(),
             rejection: self.rejection.as_ref().map(rejection),
-            quota: self.quota,
+            quota: self.quota.map(|quota| *quota),
         }
     }
 }
@@ -234,6 +263,8 @@ impl From<Error> for Problem {
             Error::NotRetryable(_) => plain(Code::NotRetryable),
             Error::VersionNotFound { .. } => plain(Code::VersionNotFound),
             Error::VersionNotReady { .. } => plain(Code::VersionNotReady),
+            Error::ArtifactNotFound(_) => plain(Code::ArtifactNotFound),
+            Error::VersionQuarantined { .. } => plain(Code::VersionQuarantined),
             Error::VersionRejected { rejection, .. } => {
                 plain(Code::VersionRejected).with_rejection(rejection)
             }
@@ -242,7 +273,39 @@ impl From<Error> for Problem {
             Error::UploadStalled { .. } => plain(Code::RequestTooSlow),
             Error::UploadBroken(_) => plain(Code::BrokenBody),
             Error::InvocationNotFound(_) => plain(Code::InvocationNotFound),
-            Error::Forbidden(_) => plain(Code::Forbidden),
+            Error::Forbidden { .. } => plain(Code::Forbidden),
+            Error::Token(refusal) => plain(match refusal {
+                Refusal::Invalid => Code::TokenInvalid,
+                Refusal::Expired => Code::TokenExpired,
+                Refusal::NotYet => Code::TokenNotYetValid,
+                Refusal::Audience => Code::TokenWrongAudience,
+                Refusal::UnknownKey => Code::TokenUnknownKey,
+                Refusal::Algorithm => Code::TokenWrongAlgorithm,
+            }),
+            Error::LoginFailed => plain(Code::LoginFailed),
+            Error::LoginLocked(wait) => {
+                let seconds = u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1);
+                Self { retry_after: Some(seconds), ..plain(Code::LoginLocked) }
+            }
+            Error::SessionOver => plain(Code::SessionOver),
+            Error::NoUser => plain(Code::NoUser),
+            Error::InvitationNotFound => plain(Code::InvitationNotFound),
+            Error::TooManyInvitations => plain(Code::TooManyInvitations),
+            Error::MemberNotFound(_) => plain(Code::MemberNotFound),
+            Error::LastOwner => plain(Code::LastOwner),
+            Error::TenantNotFound(_) => plain(Code::TenantNotFound),
+            Error::TenantNameTaken(_) => plain(Code::TenantNameTaken),
+            Error::OwnTenant => plain(Code::OwnTenant),
+            Error::TenantSuspended => plain(Code::TenantSuspended),
+            Error::KeyNotFound(_) => plain(Code::KeyNotFound),
+            Error::KeyNotActive => plain(Code::KeyNotActive),
+            Error::TooManyKeys => plain(Code::TooManyKeys),
+            Error::QueueFull { limit, current } => {
+                plain(Code::QueueFull).with_quota("queue-depth", limit, current, None)
+            }
+            Error::DeadLetterNotFound(_) => plain(Code::DeadLetterNotFound),
+            Error::BulkNotFound(_) => plain(Code::BulkOperationNotFound),
+            Error::PauseNotFound(_) => plain(Code::PauseNotFound),
             Error::WorkerNotFound(_) => plain(Code::WorkerNotFound),
             Error::DutyNotFound(_) => plain(Code::DutyNotFound),
             Error::NotFinished(_) => plain(Code::NotFinished),
@@ -255,7 +318,6 @@ impl From<Error> for Problem {
             Error::UniqueKeyTaken { .. } => plain(Code::UniqueKeyTaken),
             Error::DependencyNotFound(_) => plain(Code::DependencyNotFound),
             Error::IdempotencyKeyReused => plain(Code::IdempotencyKeyReused),
-            Error::TenantNotFound(_) => plain(Code::TenantNotFound),
             Error::SecretNotFound(_) => plain(Code::SecretNotFound),
             Error::SecretsUnavailable => plain(Code::SecretsUnavailable),
             Error::QuotaExceeded { name, limit, current, resets_at } => {
@@ -288,10 +350,13 @@ impl IntoResponse for Problem {
         if let Some(seconds) = retry_after {
             headers.insert(RETRY_AFTER, seconds.into());
         }
-        if code == Code::Unauthenticated {
+        if code.status() == StatusCode::UNAUTHORIZED {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        (code.status(), headers, body).into_response()
+        let mut response = (code.status(), headers, body).into_response();
+        // For whoever watches answers: the audit log.
+        response.extensions_mut().insert(code);
+        response
     }
 }
 

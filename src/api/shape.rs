@@ -114,6 +114,19 @@ pub(super) fn summary(row: &Summary, cancelling: bool) -> wire::InvocationSummar
     }
 }
 
+/// A state from the wire.
+pub(super) fn stand(state: wire::State) -> State {
+    match state {
+        wire::State::Scheduled => State::Scheduled,
+        wire::State::Queued => State::Queued,
+        wire::State::Running => State::Running,
+        wire::State::Succeeded => State::Succeeded,
+        wire::State::Dead => State::Dead,
+        wire::State::Cancelled => State::Cancelled,
+        wire::State::Expired => State::Expired,
+    }
+}
+
 /// A state on the wire.
 pub(super) fn state(state: State) -> wire::State {
     match state {

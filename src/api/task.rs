@@ -12,13 +12,17 @@ use futures_util::TryStreamExt;
 use sandbar_host::limits::PartialLimits;
 use serde::Serialize;
 
+use crate::api::access::Who;
 use crate::api::extract::{
-    Caller, MergePatch, NewTaskPath, Pairs, PreferWait, TaskPath, VersionPath, content_length, media_type,
+    Caller, MergePatch, NewTaskPath, Operator, Pairs, PreferWait, TaskPath, VersionPath, content_length,
+    media_type,
 };
 use crate::api::problem::{Code, Problem, rejection};
 use crate::api::{Api, PAGE, limit, shape, unknown_parameter};
 use crate::domain::names::TaskName;
+use crate::domain::permission::Action;
 use crate::domain::retry::PartialRetry;
+use crate::store::grant::Grants;
 use crate::store::task::{Change, TaskChange, TaskRow, VersionRow, VersionState};
 use crate::wire::Page;
 use crate::wire::invocation as invocation_wire;
@@ -49,6 +53,7 @@ fn task(row: &TaskRow) -> wire::Task {
             max_ms: row.retry.max_ms,
             jitter: row.retry.jitter,
         }),
+        grants: (row.grants != Grants::default()).then(|| wire::Grants { http: row.grants.http.clone() }),
         created_at: row.created_at,
         updated_at: row.updated_at,
         links: wire::TaskLinks {
@@ -77,6 +82,10 @@ fn version(task: &TaskName, row: &VersionRow) -> wire::Version {
         size_bytes: row.size_bytes,
         manifest: row.manifest.as_ref().and_then(|m| serde_json::to_value(m).ok()),
         created_at: row.created_at,
+        quarantine: row
+            .quarantine
+            .as_ref()
+            .map(|(since, reason)| wire::Quarantine { since: *since, reason: reason.clone() }),
         links: wire::VersionLinks {
             this: format!("/v1/tasks/{task}/versions/{}", row.number),
             task: format!("/v1/tasks/{task}"),
@@ -160,7 +169,7 @@ fn merge<T: Serialize>(field: Field<T>) -> Result<Change<serde_json::Value>, Pro
     })
 }
 
-/// Change a task: description, default limits and retries of its invocations, whether it is active, and the version
+/// Change a task: description, default limits and retries of its invocations, what it is given, whether it is active, and the version
 /// that plain invocations use. What was accepted before keeps what it was accepted with.
 #[utoipa::path(
     patch, path = "/v1/tasks/{task}", tag = "tasks",
@@ -179,18 +188,23 @@ fn merge<T: Serialize>(field: Field<T>) -> Result<Change<serde_json::Value>, Pro
 )]
 pub(super) async fn patch(
     State(api): State<Api>,
-    Caller(tenant): Caller,
+    who: Who,
     TaskPath(name): TaskPath,
     MergePatch(body): MergePatch<wire::TaskPatch>,
 ) -> Result<Json<wire::Task>, Problem> {
+    // Changing a task is one thing, opening the way out for it another.
+    if !body.grants.is_absent() {
+        who.authorize(Action::ChangeSecrets, Some(name.as_str()))?;
+    }
     let patch = TaskChange {
         description: change(body.description),
         limits: merge(body.limits)?,
         retry: merge(body.retry)?,
+        grants: merge(body.grants)?,
         active: change(body.active),
         version: change(body.version),
     };
-    Ok(Json(task(&api.app.change_task(tenant, &name, &patch).await?)))
+    Ok(Json(task(&api.app.change_task(who.0.tenant, &name, &patch).await?)))
 }
 
 /// Delete a task. Invocations that ended stay readable under its name; the name is free for another task. Modules
@@ -341,6 +355,45 @@ pub(super) async fn module(
     Ok((headers, body).into_response())
 }
 
+/// Take a version out of quarantine, where it is because it was running when two cells died. For operators of the
+/// platform: the tenant whose module it is cannot. Dead invocations of it are not run again by this.
+#[utoipa::path(
+    post, path = "/v1/tasks/{task}/versions/{version}/release", tag = "tasks",
+    params(
+        ("task" = String, Path, description = "Name of the task"),
+        ("version" = i32, Path, description = "Number of the version"),
+        ("tenant" = Option<uuid::Uuid>, Query, description = "Whose task it is; the caller's own if absent"),
+    ),
+    responses(
+        (status = 200, description = "The version; also if it was not in quarantine", body = wire::Version),
+        (status = 400, description = "invalid-query", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 403, description = "forbidden: the key is not the platform's", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 401, description = "unauthenticated", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 404, description = "task-not-found, version-not-found", body = problem_wire::Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn version_release(
+    State(api): State<Api>,
+    _: Operator,
+    Caller(own): Caller,
+    VersionPath(name, number): VersionPath,
+    Pairs(pairs): Pairs,
+) -> Result<Json<wire::Version>, Problem> {
+    let mut tenant = own;
+    for (key, value) in pairs {
+        match key.as_str() {
+            "tenant" => {
+                tenant = value
+                    .parse()
+                    .map_err(|_| Problem::new(Code::InvalidQuery, "`tenant` must be the id of a tenant"))?;
+            }
+            other => return Err(unknown_parameter(other, "tenant")),
+        }
+    }
+    let row = api.app.version_release(tenant, &name, number).await?;
+    Ok(Json(version(&name, &row)))
+}
+
 /// Upload a module as a version of a task, which the first upload makes. The same bytes give the version they already
 /// have. Compilation goes on in the background; `Prefer: wait=N` waits for it.
 #[utoipa::path(
@@ -405,6 +458,7 @@ mod tests {
             active: true,
             limits: PartialLimits::default(),
             retry: PartialRetry::default(),
+            grants: Grants::default(),
             created_at: at,
             updated_at: at,
         };

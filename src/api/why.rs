@@ -19,6 +19,9 @@ fn reason(reason: &Reason) -> wire::WhyReason {
         until: None,
         ahead: None,
         share: None,
+        of: None,
+        limit: None,
+        current: None,
     };
     match reason {
         Reason::Finished => plain("finished", "it has ended".to_owned()),
@@ -36,6 +39,17 @@ fn reason(reason: &Reason) -> wire::WhyReason {
                     format!("it is not to run before {until}")
                 },
             )
+        },
+        Reason::Dependency { left } => {
+            plain("dependency", format!("{left} invocations that it depends on have not ended as it wants"))
+        }
+        Reason::Paused { what } => plain("paused", format!("paused: {what}")),
+        Reason::Inactive => plain("task-inactive", "its task is not active".to_owned()),
+        Reason::Cap(cap) => wire::WhyReason {
+            of: Some(cap.of.to_owned()),
+            limit: Some(cap.limit),
+            current: Some(cap.running),
+            ..plain("cap", format!("{} of its {} run, and {} may", cap.running, cap.of, cap.limit))
         },
         Reason::NoWorker { idle: 0 } => plain("no-worker", "no worker runs".to_owned()),
         Reason::NoWorker { idle } => {
@@ -103,6 +117,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
     use crate::domain::invocation::State as Stand;
+    use crate::domain::why::Cap;
     use std::time::Duration;
 
     #[test]
@@ -113,6 +128,10 @@ mod tests {
             due_at: None,
             spent: 0,
             cancelling: false,
+            dependencies: 0,
+            paused: None,
+            inactive: false,
+            full: vec![Cap { of: "task", limit: 2, running: 2 }],
             ahead: 10_000,
             ahead_is_bound: true,
             workers: 2,

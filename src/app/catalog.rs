@@ -119,6 +119,9 @@ impl App {
             (None, None) => return Err(Error::TaskNotFound(name())),
         };
         match found.state {
+            VersionState::Ready if found.quarantine.is_some() => {
+                return Err(Error::VersionQuarantined { task: name(), version: found.number });
+            }
             VersionState::Ready => {}
             VersionState::Compiling => {
                 return Err(Error::VersionNotReady { task: name(), version: found.number });

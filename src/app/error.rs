@@ -1,12 +1,16 @@
 //! Why a request was not done, without a word about HTTP: `api::problem` gives each its status and its page.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use sandbar_host::ModuleKind;
 use sandbar_host::inspect::Rejection;
 
 use crate::app::flush::Refused;
-use crate::domain::ids::{InvocationId, WorkerId};
+use crate::app::token::Refusal;
+use crate::domain::ids::{BulkId, InvocationId, KeyId, PauseId, UserId, WorkerId};
 use crate::domain::invocation::State;
+use crate::domain::permission::{Action, Role};
 use crate::store;
 
 /// Result of an application call.
@@ -66,6 +70,14 @@ pub enum Error {
         /// Why.
         rejection: Rejection,
     },
+    /// It was running when two cells died.
+    #[error("version {version} of task `{task}` is in quarantine: it was running when two cells died")]
+    VersionQuarantined {
+        /// The task.
+        task: String,
+        /// The version.
+        version: i32,
+    },
     /// The uploaded bytes are no module that can run here.
     #[error("{}", .0.detail)]
     ModuleRejected(Rejection),
@@ -93,6 +105,9 @@ pub enum Error {
     /// It ended and left nothing.
     #[error("the invocation is {0} and left no output")]
     NoOutput(State),
+    /// No such file was collected.
+    #[error("no file `{0}` was collected from the last attempt")]
+    ArtifactNotFound(String),
     /// It cannot be cancelled any more.
     #[error("the invocation has already ended: it is {0}")]
     AlreadyFinished(State),
@@ -122,11 +137,81 @@ pub enum Error {
         /// The limit.
         max: u64,
     },
-    /// The key's role may not do this.
-    #[error(
-        "this key's role is `{0}`, which may not do this; workers and duties are for the platform's operators"
-    )]
-    Forbidden(&'static str),
+    /// The caller may not do this.
+    #[error("{}", forbidden(*.role, *.action, *.scoped))]
+    Forbidden {
+        /// What it is.
+        role: Role,
+        /// What it wanted.
+        action: Action,
+        /// The role may, and the scopes of the key do not.
+        scoped: bool,
+    },
+    /// The token is refused.
+    #[error("{}", refused(*.0))]
+    Token(Refusal),
+    /// Address and password belong to nobody; or to nobody in that tenant.
+    #[error("address and password do not belong together, or not to a member of this tenant")]
+    LoginFailed,
+    /// Too many logins failed.
+    #[error("too many logins failed for this address; the next is possible in {} s", .0.as_secs() + 1)]
+    LoginLocked(Duration),
+    /// The session cannot go on.
+    #[error("this refresh token is unknown, over or was used before; log in again")]
+    SessionOver,
+    /// A key does what only people can.
+    #[error("an API key has no password; log in as a user")]
+    NoUser,
+    /// No such invitation, or it is over.
+    #[error("there is no such invitation, or it was accepted, or is over")]
+    InvitationNotFound,
+    /// The tenant has as many open invitations as it may.
+    #[error("the tenant has 1,000 open invitations; take back those that nobody accepts")]
+    TooManyInvitations,
+    /// No such member of this tenant.
+    #[error("there is no member {0}")]
+    MemberNotFound(UserId),
+    /// Somebody has to be owner.
+    #[error("this is the only owner; make somebody else owner first")]
+    LastOwner,
+    /// No such tenant: no name, or no id.
+    #[error("there is no tenant `{0}`")]
+    TenantNotFound(String),
+    /// Another tenant has the name.
+    #[error("there is a tenant `{0}`")]
+    TenantNameTaken(String),
+    /// It would lock its own door.
+    #[error("this is the tenant of the credential itself; use one of another tenant")]
+    OwnTenant,
+    /// The tenant is suspended, or is being deleted.
+    #[error("the tenant is suspended or is being deleted: nothing new starts, and nothing is changed")]
+    TenantSuspended,
+    /// No such key of this tenant.
+    #[error("there is no key {0}")]
+    KeyNotFound(KeyId),
+    /// It cannot be changed any more.
+    #[error("the key is revoked or expired, or was rotated before")]
+    KeyNotActive,
+    /// The tenant has as many keys as it may.
+    #[error("the tenant has {max} keys, and may not have more; revoke those that nobody uses", max = crate::app::key::MAX_KEYS)]
+    TooManyKeys,
+    /// More of this tenant waits than may. Nothing was accepted.
+    #[error("{current} invocations of this tenant wait, and {limit} may; nothing was accepted")]
+    QueueFull {
+        /// How many may wait.
+        limit: u64,
+        /// How many do, as far as this server knows.
+        current: u64,
+    },
+    /// No such dead letter of this tenant.
+    #[error("there is no dead letter {0}")]
+    DeadLetterNotFound(InvocationId),
+    /// No such bulk operation of this tenant.
+    #[error("there is no bulk operation {0}")]
+    BulkNotFound(BulkId),
+    /// No such pause of this tenant.
+    #[error("there is no pause {0}")]
+    PauseNotFound(PauseId),
     /// No such worker runs.
     #[error("there is no worker {0} that runs")]
     WorkerNotFound(WorkerId),
@@ -145,7 +230,7 @@ pub enum Error {
     /// No such invocation of this tenant to depend on. Nothing was queued.
     #[error("there is no invocation {0} to depend on; nothing was queued")]
     DependencyNotFound(InvocationId),
-    /// A quota is used up until it is counted anew. Nothing was done.
+    /// Another quota of the tenant is used up, until it is counted anew or something has ended. Nothing was done.
     #[error("the quota {name} is used up: {current} of {limit}")]
     QuotaExceeded {
         /// Which one.
@@ -154,7 +239,7 @@ pub enum Error {
         limit: u64,
         /// What there is.
         current: u64,
-        /// When it is counted from 0 again.
+        /// When it is counted from 0 again; `None`: it counts what there is.
         resets_at: Option<DateTime<Utc>>,
     },
     /// More than a quota allows, whenever it is asked for. Nothing was done.
@@ -167,9 +252,6 @@ pub enum Error {
         /// What there would have been.
         wanted: u64,
     },
-    /// No such tenant.
-    #[error("there is no tenant `{0}`")]
-    TenantNotFound(String),
     /// No such secret of this tenant.
     #[error("there is no secret `{0}`")]
     SecretNotFound(String),
@@ -187,6 +269,26 @@ pub enum Error {
     /// Our mistake.
     #[error("an internal error")]
     Internal(#[source] anyhow::Error),
+}
+
+fn refused(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::Invalid => "this token is none of ours, or was changed",
+        Refusal::Expired => "this token has expired; refresh it, or log in again",
+        Refusal::NotYet => "this token is not valid yet: the clocks differ by more than 30 s",
+        Refusal::Audience => "this token is for somebody else, or from somebody else",
+        Refusal::UnknownKey => "no key of this issuer has the `kid` of this token",
+        Refusal::Algorithm => "this token is signed by an algorithm that its issuer does not use",
+    }
+}
+
+fn forbidden(role: Role, action: Action, scoped: bool) -> String {
+    let action = action.as_str();
+    if scoped {
+        format!("the scopes of this key do not include `{action}` here")
+    } else {
+        format!("the role `{}` may not `{action}`", role.as_str())
+    }
 }
 
 fn wrong_kind(kind: ModuleKind) -> &'static str {

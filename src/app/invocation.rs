@@ -94,10 +94,17 @@ impl App {
             return Err(invalid("/tags", "may not contain control characters"));
         }
         let mut connection = self.tenant(tenant).await?;
+        let before = connection.invocation_get(id, 0).await?;
         let changed = connection.invocation_change(id, change).await?;
         let found = connection.invocation_get(id, 0).await?.ok_or(Error::InvocationNotFound(id))?;
         match changed {
             Changed::Done(ready) => {
+                let settings = |i: &Invocation| {
+                    let s = &i.summary;
+                    serde_json::json!({"priority": s.priority, "run_at": s.run_at, "tags": s.tags})
+                };
+                let before = before.as_ref().map_or(serde_json::Value::Null, settings);
+                crate::app::audit::changed(before, settings(&found));
                 if ready {
                     self.inner.signals.ready.notify_one();
                     if let Err(error) = self.inner.store.notify_ready().await {

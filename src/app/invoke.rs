@@ -7,11 +7,13 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use sandbar_host::ModuleKind;
 use sandbar_host::limits::PartialLimits;
+use sandbar_host::run::Determinism;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::time::{Instant, timeout_at};
 
 use crate::app::catalog::Target;
+use crate::app::files::Files;
 use crate::app::policy::{self, PartialRetry};
 use crate::app::signals::Waiter;
 use crate::app::{App, Error, FieldError, Result};
@@ -53,6 +55,10 @@ pub struct Request {
     pub limits: PartialLimits,
     /// Retries in place of the task's.
     pub retry: PartialRetry,
+    /// Files, and room for files.
+    pub files: Files,
+    /// Fixed clocks and random values.
+    pub determinism: Option<Determinism>,
     /// The client's key for this request, and the fingerprint of the request.
     pub idempotency: Option<(IdempotencyKey, [u8; 32])>,
     /// Its place among others.
@@ -205,11 +211,15 @@ impl App {
             .map_err(one)?;
         let (kind, part) = fit(target.kind, request.payload, settings.max_input_bytes)?;
         let mut input = part.bytes;
+        if (input.len() + request.files.input_bytes()) as u64 > settings.max_input_bytes {
+            return Err(Error::InputTooLarge { max: settings.max_input_bytes });
+        }
         if let (InputKind::Task, Some(manifest)) = (&kind, &target.manifest)
             && manifest.input_schema.as_ref().is_some_and(restricts)
         {
             input = self.inner.schemas.check(target.hash, manifest, input, part.pointer).await?;
         }
+        let scratch = request.files.stow(target.kind, &mut input)?;
         Ok(NewInvocation {
             tenant,
             id: InvocationId::generate(),
@@ -217,7 +227,14 @@ impl App {
             version: target.number,
             priority: request.priority,
             input,
-            spec: Spec { input: kind, limits, retry, retry_of: None },
+            spec: Spec {
+                input: kind,
+                limits,
+                retry,
+                retry_of: None,
+                scratch,
+                determinism: request.determinism,
+            },
             tags: request.tags.into(),
             run_at: times.run_at,
             expires_at: times.expires_at,

@@ -1,15 +1,24 @@
 //! The rules that decide and write: upload, invoke, cancel, read. Knows the store and the domain; never HTTP (what
 //! comes in and goes out are types of this module, and `api` translates them).
 
+pub mod artifact;
+pub mod audit;
 pub mod auth;
 pub mod batch;
+pub mod bulk;
 pub mod catalog;
+pub mod dead_letter;
+pub mod depth;
 pub mod error;
+pub mod files;
 pub mod flush;
 pub mod invocation;
 pub mod invoke;
+pub mod key;
 pub mod log;
 pub mod operate;
+pub mod pause;
+pub mod people;
 pub mod policy;
 pub mod quota;
 pub mod retry;
@@ -17,6 +26,8 @@ pub mod schema;
 pub mod secret;
 pub mod signals;
 pub mod task;
+pub mod tenant;
+pub mod token;
 pub mod upload;
 pub mod usage;
 pub mod vault;
@@ -30,7 +41,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::ids::TenantId;
-use crate::domain::quota::Level;
+use crate::domain::quota::{Amount, Level, Quota};
 use crate::domain::rate::Rates;
 use crate::store::{ApiStore, TenantConn};
 
@@ -54,6 +65,8 @@ pub struct Settings {
     pub request_timeout: Duration,
     /// How long an idempotency key is remembered.
     pub idempotency_ttl: Duration,
+    /// Invocations of a tenant that may wait, where the tenant has no limit of its own.
+    pub max_queued: u64,
     /// What one server lets through.
     pub rates: Rates,
     /// What a tenant may use when neither its plan nor the platform says otherwise.
@@ -67,7 +80,8 @@ pub struct Settings {
 }
 
 impl Default for Settings {
-    /// 64 MiB modules, 4 MiB inputs, 60 s of waiting, 30 s per request, keys for a day, any rate, no quota, no master key.
+    /// 64 MiB modules, 4 MiB inputs, 60 s of waiting, 30 s per request, keys for a day, a million of a tenant
+    /// waiting, any rate, no other quota, no master key.
     fn default() -> Self {
         Self {
             max_module_bytes: 64 << 20,
@@ -75,6 +89,7 @@ impl Default for Settings {
             max_wait: Duration::from_secs(60),
             request_timeout: Duration::from_secs(30),
             idempotency_ttl: Duration::from_secs(86_400),
+            max_queued: 1_000_000,
             rates: Rates::UNLIMITED,
             quotas: Level::default(),
             vault: Arc::default(),
@@ -101,6 +116,10 @@ struct Inner {
     flusher: flush::Flusher,
     catalog: catalog::Catalog,
     keys: auth::Keys,
+    audit: audit::Audit,
+    hashing: people::Hashing,
+    issuer: token::Issuer,
+    depths: depth::Depths,
     schemas: schema::Checker,
     inspections: Semaphore,
     upload_memory: Semaphore,
@@ -117,11 +136,15 @@ impl App {
         let flusher = flush::Flusher::start(&store, &signals, settings.idempotency_ttl);
         let upload_permits =
             settings.max_module_bytes.div_ceil(upload::PERMIT_BYTES).saturating_mul(UPLOADS_IN_MEMORY);
-        Ok(Self {
+        let app = Self {
             inner: Arc::new(Inner {
                 flusher,
                 catalog: catalog::Catalog::default(),
                 keys: auth::Keys::default(),
+                audit: audit::Audit::start(&store),
+                hashing: people::Hashing::default(),
+                issuer: token::Issuer::default(),
+                depths: depth::Depths::default(),
                 schemas: schema::Checker::start()?,
                 inspections: Semaphore::new(INSPECTIONS),
                 upload_memory: Semaphore::new(
@@ -138,7 +161,9 @@ impl App {
                 signals,
                 settings,
             }),
-        })
+        };
+        tokio::spawn(Self::keep_uses(Arc::downgrade(&app.inner)));
+        Ok(app)
     }
 
     /// Answer everybody who waits for an end with where it stands now. What is asked from now on does not wait.
@@ -149,6 +174,9 @@ impl App {
     /// Queue what was accepted, refuse what comes, and return when nothing is left to queue.
     pub async fn shutdown(&self) {
         self.inner.flusher.shutdown().await;
+        if let Err(error) = self.write_uses().await {
+            tracing::debug!(%error, "cannot write when keys were used");
+        }
         self.give_back_tokens().await;
     }
 
@@ -175,7 +203,10 @@ impl App {
     }
 
     fn default_quotas(&self) -> Level {
-        self.inner.default_quotas.read().unwrap_or_else(PoisonError::into_inner).clone()
+        let mut level = self.inner.default_quotas.read().unwrap_or_else(PoisonError::into_inner).clone();
+        // What `depth` goes by. Where it is out of the quota's range, only this list does without it.
+        let _ = level.set(Quota::QueueDepth, Some(Amount::At(self.inner.settings.max_queued)));
+        level
     }
 
     /// Whether requests can be served.

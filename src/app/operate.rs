@@ -1,7 +1,9 @@
 //! What operators of the platform see and steer: workers and background duties. Belongs to no tenant; who may come here
 //! is decided by `auth` before.
 
-use crate::app::{App, Error, FieldError, Result};
+use serde_json::{Value, json};
+
+use crate::app::{App, Error, FieldError, Result, audit};
 use crate::domain::ids::WorkerId;
 use crate::domain::worker::Wanted;
 use crate::store::duty::{DutyChange, DutyRow};
@@ -25,7 +27,12 @@ impl App {
     /// No such worker runs.
     pub async fn worker_want(&self, worker: WorkerId, wanted: Wanted) -> Result<WorkerRow> {
         let row = self.inner.store.worker_want(worker, wanted).await?;
-        row.ok_or(Error::WorkerNotFound(worker))
+        let row = row.ok_or(Error::WorkerNotFound(worker))?;
+        audit::changed(
+            Value::Null,
+            json!({"worker": row.worker, "host": row.host, "wanted": format!("{wanted:?}")}),
+        );
+        Ok(row)
     }
 
     /// Every background duty, by name.
@@ -48,8 +55,15 @@ impl App {
             let detail = format!("must be from {least} to {most}, or null for the default");
             return Err(Error::InvalidFields(vec![FieldError::new("/interval_ms", detail)]));
         }
+        let before = self.inner.store.duties().await?.into_iter().find(|duty| duty.name == name);
         // A name longer than any of ours needs no look, and would only fill the log.
         let row = if name.len() > 64 { None } else { self.inner.store.duty_change(name, change).await? };
-        row.ok_or_else(|| Error::DutyNotFound(name.chars().take(64).collect()))
+        let row = row.ok_or_else(|| Error::DutyNotFound(name.chars().take(64).collect()))?;
+        audit::changed(before.as_ref().map_or(Value::Null, settings), settings(&row));
+        Ok(row)
     }
+}
+
+fn settings(duty: &DutyRow) -> Value {
+    json!({"paused": duty.paused, "interval_ms": duty.interval_ms, "run_requested": duty.run_requested})
 }

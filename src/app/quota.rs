@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sandbar_host::limits::Limits;
+use serde_json::{Value, json};
 
-use crate::app::{App, Error, Result};
+use crate::app::{App, Error, Result, audit};
 use crate::domain::ids::{TaskId, TenantId};
 use crate::domain::names::TaskName;
 use crate::domain::quota::{Amount, Level, Levels, Quota, Source, Tokens};
@@ -54,6 +55,17 @@ pub struct Known {
 impl Known {
     fn task_bound(&self, task: TaskId, quota: Quota) -> Option<u64> {
         self.tasks.get(&task)?.get(quota)?.bound()
+    }
+
+    /// Whether submissions are counted: each takes a token of the tenant's, or of its task's.
+    pub(super) fn counts(&self) -> bool {
+        [Quota::InvocationsPerSecond, Quota::InvocationsPerDay].into_iter().any(|quota| {
+            self.levels.bound(quota).is_some()
+                || self
+                    .tasks
+                    .values()
+                    .any(|level| level.get(quota).is_some_and(|said| said.bound().is_some()))
+        })
     }
 
     /// Hold the limits of one attempt to what may be. `asked`: whether somebody named the memory, or it is the default.
@@ -207,20 +219,20 @@ impl App {
         Ok(known)
     }
 
-    /// Queue an invocation if its tenant and its task may have one more; durable on return.
+    /// Queue an invocation if its tenant and its task may have one more, and there is room for it; durable on return.
+    /// Tokens come first: what they refuse does not count as waiting.
     ///
     /// # Errors
-    /// A quota is used up; or what the flusher refuses.
+    /// A quota is used up; [`Error::QueueFull`]; or what the flusher refuses.
     pub(super) async fn enqueue_within_quota(&self, row: NewInvocation) -> Result<Enqueued> {
         let taken = self.take(row.tenant, row.task).await?;
-        match self.inner.flusher.enqueue(row).await {
+        match self.enqueue(row).await {
             Ok(accepted @ (Enqueued::Accepted(_) | Enqueued::Waiting(_))) => Ok(accepted),
             Ok(other) => {
                 taken.give_back().await;
                 Ok(other)
             }
-            Err(refused) => {
-                let error = Error::from(refused);
+            Err(error) => {
                 // When Postgres does not answer, nobody knows whether it was accepted: it counts.
                 if !matches!(error, Error::Unavailable(_)) {
                     taken.give_back().await;
@@ -406,6 +418,11 @@ impl App {
             return Err(crate::app::invoke::invalid("/plan", format!("there is no plan `{name}`")));
         }
         self.forget(tenant);
+        let mut after = json!({"tenant": tenant, "quotas": said(changes)});
+        if let Some(plan) = &plan {
+            after["plan"] = json!(plan);
+        }
+        audit::changed(Value::Null, after);
         Ok(())
     }
 
@@ -434,6 +451,7 @@ impl App {
         let id = self.task(tenant, task).await?.id;
         let level = self.tenant(tenant).await?.task_quotas_change(id, changes).await?;
         self.forget(tenant);
+        audit::changed(Value::Null, json!({"task": task, "quotas": level.to_json()}));
         Ok(level)
     }
 
@@ -458,7 +476,9 @@ impl App {
         for (quota, amount) in changes {
             level.set(*quota, *amount).map_err(|why| invalid(*quota, why))?;
         }
-        Ok(self.inner.store.plan_put(name.as_str(), &level).await?)
+        self.inner.store.plan_put(name.as_str(), &level).await?;
+        audit::changed(Value::Null, json!({"plan": name, "quotas": level.to_json()}));
+        Ok(())
     }
 
     /// The tenant with this name or id.
@@ -488,6 +508,12 @@ fn used_up(quota: Quota, limit: u64, window: &Window, seconds: u32) -> Error {
 
 fn invalid(quota: Quota, why: impl Into<String>) -> Error {
     crate::app::invoke::invalid(&format!("/quotas/{}", quota.as_str()), why)
+}
+
+/// Changes, for the audit log.
+fn said(changes: &[Change]) -> Value {
+    let pairs = changes.iter().map(|(quota, amount)| (quota.as_str().to_owned(), json!(amount)));
+    Value::Object(pairs.collect())
 }
 
 /// Every change is one that may be made, of an amount that may be.

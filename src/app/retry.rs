@@ -71,19 +71,23 @@ impl App {
             admission: Admission::default(),
         };
         let accepted = as_accepted(&old.task, &row);
-        match self.enqueue_within_quota(row).await? {
+        let invoked = match self.enqueue_within_quota(row).await? {
             Enqueued::Accepted(_) | Enqueued::Waiting(_) => {
-                Ok(Invoked { invocation: accepted, replayed: false, existing: false })
+                Invoked { invocation: accepted, replayed: false, existing: false }
             }
             Enqueued::Replayed(id) | Enqueued::Existing(id) => {
                 let invocation = self.invocation(tenant, id, 0).await?;
-                Ok(Invoked { invocation, replayed: true, existing: false })
+                Invoked { invocation, replayed: true, existing: false }
             }
-            Enqueued::Conflict => Err(Error::IdempotencyKeyReused),
+            Enqueued::Conflict => return Err(Error::IdempotencyKeyReused),
             // It asks for neither; should it one day, these are the answers.
-            Enqueued::Duplicate(holder) => Err(Error::UniqueKeyTaken { holder }),
-            Enqueued::UnknownDependency(id) => Err(Error::DependencyNotFound(id)),
+            Enqueued::Duplicate(holder) => return Err(Error::UniqueKeyTaken { holder }),
+            Enqueued::UnknownDependency(id) => return Err(Error::DependencyNotFound(id)),
+        };
+        if old.ended == Some(State::Dead) {
+            self.redriven(tenant, id, invoked.invocation.summary.id).await;
         }
+        Ok(invoked)
     }
 }
 

@@ -3,11 +3,12 @@
 
 use std::sync::Arc;
 
+use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::app::invoke::invalid;
 use crate::app::vault::{self, DataKey, Vault, VaultError, Wrapped};
-use crate::app::{App, Error, Result};
+use crate::app::{App, Error, Result, audit};
 use crate::domain::ids::TenantId;
 use crate::store::WorkerStore;
 use crate::store::secret::{SealedSecret, SecretRow};
@@ -90,7 +91,9 @@ impl App {
             |version| -> Result<Vec<u8>> { Ok(vault::seal_secret(&key, tenant, name, version, value)?) };
         let set = connection.secret_put(name, MAX_SECRETS, KEPT_VERSIONS, seal).await?;
         let limit = MAX_SECRETS.unsigned_abs();
-        set.ok_or(Error::OverQuota { name: "secrets", limit, wanted: limit + 1 })
+        let row = set.ok_or(Error::OverQuota { name: "secrets", limit, wanted: limit + 1 })?;
+        audit::changed(Value::Null, json!({"name": row.name, "version": row.version}));
+        Ok(row)
     }
 
     /// Delete a secret with all its versions.
@@ -98,7 +101,11 @@ impl App {
     /// # Errors
     /// There is none; or Postgres does not answer.
     pub async fn delete_secret(&self, tenant: TenantId, name: &str) -> Result<()> {
-        if self.tenant(tenant).await?.secret_delete(name).await? { Ok(()) } else { Err(not_found(name)) }
+        if !self.tenant(tenant).await?.secret_delete(name).await? {
+            return Err(not_found(name));
+        }
+        audit::changed(json!({"name": name}), Value::Null);
+        Ok(())
     }
 }
 

@@ -3,13 +3,17 @@
 use bytes::Bytes;
 use futures_util::stream::{self, Stream};
 use sandbar_host::ModuleHash;
+use sandbar_host::egress::grant::HttpGrant;
 use sandbar_host::limits::Limits;
+use sandbar_host::manifest::MAX_NAMED_GRANTS;
+use serde_json::{Value, json};
 
 use crate::app::policy::{self, PartialRetry};
-use crate::app::{App, Error, FieldError, Result};
+use crate::app::{App, Error, FieldError, Result, audit};
 use crate::domain::ids::TenantId;
 use crate::domain::names::TaskName;
 use crate::domain::retry::RetryPolicy;
+use crate::store::grant::Grants;
 use crate::store::task::{Change, Deleted, Stopped, TaskChange, TaskRow, VersionRow, VersionState};
 
 /// Bytes of a task's description.
@@ -52,10 +56,14 @@ impl App {
                 }
             }
         }
-        let changed = self.tenant(tenant).await?.task_change(name, change).await?;
+        let mut connection = self.tenant(tenant).await?;
+        let before = connection.task_get(name).await?;
+        let changed = connection.task_change(name, change).await?;
         // Whatever this server remembers of the task is out of date.
         self.inner.signals.version_changed();
-        changed.ok_or_else(|| Error::TaskNotFound(name.as_str().to_owned()))
+        let changed = changed.ok_or_else(|| Error::TaskNotFound(name.as_str().to_owned()))?;
+        audit::changed(before.as_ref().map_or(Value::Null, settings), settings(&changed));
+        Ok(changed)
     }
 
     /// Delete a task; with `cancel`, cancel its open invocations first. What ended stays readable.
@@ -64,6 +72,7 @@ impl App {
     /// There is no such task of this tenant; it has open invocations and they are not to be cancelled.
     pub async fn delete_task(&self, tenant: TenantId, name: &TaskName, cancel: bool) -> Result<()> {
         let mut connection = self.tenant(tenant).await?;
+        let before = connection.task_get(name).await?;
         loop {
             let deleted = connection.task_delete(name, cancel, CANCELS_PER_STATEMENT).await?;
             self.inner.signals.version_changed();
@@ -73,6 +82,7 @@ impl App {
                 Deleted::More(stopped) => self.stopped(&stopped),
                 Deleted::Done(stopped) => {
                     self.stopped(&stopped);
+                    audit::changed(before.as_ref().map_or(Value::Null, settings), Value::Null);
                     tracing::info!(%tenant, task = %name, "task deleted");
                     return Ok(());
                 }
@@ -142,6 +152,26 @@ impl App {
         resolved.version.ok_or_else(|| Error::VersionNotFound { task: task.as_str().to_owned(), version })
     }
 
+    /// Take a version out of quarantine, if it is there.
+    ///
+    /// # Errors
+    /// There is no such task or version of this tenant.
+    pub async fn version_release(
+        &self,
+        tenant: TenantId,
+        task: &TaskName,
+        version: i32,
+    ) -> Result<VersionRow> {
+        let mut connection = self.tenant(tenant).await?;
+        let found =
+            connection.task_get(task).await?.ok_or_else(|| Error::TaskNotFound(task.as_str().to_owned()))?;
+        if connection.version_release(found.id, version).await? {
+            tracing::warn!(%tenant, %task, version, "released from quarantine");
+        }
+        drop(connection);
+        self.version(tenant, task, version).await
+    }
+
     /// Versions of a task, newest first, below the number `before`; and whether there are more.
     ///
     /// # Errors
@@ -163,6 +193,14 @@ impl App {
 }
 
 /// Everything that can be said without the database. Ranges hold field by field, so what is merged holds them too.
+/// What people set of a task, for the audit log.
+fn settings(task: &TaskRow) -> Value {
+    json!({
+        "name": task.name, "description": task.description, "active": task.active, "version": task.pinned_version,
+        "limits": task.limits, "retry": task.retry, "grants": task.grants,
+    })
+}
+
 fn check(change: &TaskChange) -> std::result::Result<(), FieldError> {
     if let Change::Set(text) = &change.description {
         if text.len() > MAX_DESCRIPTION {
@@ -177,10 +215,36 @@ fn check(change: &TaskChange) -> std::result::Result<(), FieldError> {
             .map_err(|error| FieldError::new("/limits", error.to_string()))?;
         policy::limits(Limits::default(), &wanted)?;
     }
+    if let Change::Set(patch) = &change.grants {
+        let wanted: Grants = serde_json::from_value(without_nulls(patch))
+            .map_err(|error| FieldError::new("/grants", error.to_string()))?;
+        grants(&wanted)?;
+    }
     if let Change::Set(patch) = &change.retry {
         let wanted: PartialRetry = serde_json::from_value(patch.clone())
             .map_err(|error| FieldError::new("/retry", error.to_string()))?;
         policy::retry(&RetryPolicy::default(), &wanted)?;
+    }
+    Ok(())
+}
+
+/// What a patch sets, without what it takes away.
+fn without_nulls(patch: &Value) -> Value {
+    match patch {
+        Value::Object(fields) => {
+            fields.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), v.clone())).collect()
+        }
+        other => other.clone(),
+    }
+}
+
+fn grants(wanted: &Grants) -> std::result::Result<(), FieldError> {
+    if wanted.http.len() > MAX_NAMED_GRANTS {
+        return Err(FieldError::new("/grants/http", format!("may have at most {MAX_NAMED_GRANTS} entries")));
+    }
+    for (place, text) in wanted.http.iter().enumerate() {
+        HttpGrant::parse(text)
+            .map_err(|error| FieldError::new(format!("/grants/http/{place}"), error.to_string()))?;
     }
     Ok(())
 }

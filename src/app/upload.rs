@@ -134,6 +134,9 @@ impl App {
             .await?;
         if created {
             tracing::info!(%tenant, %task, version = version.number, hash = %module.hash, "uploaded");
+            let hash = module.hash.to_string();
+            let made = serde_json::json!({"task": task, "version": version.number, "sha256": hash, "bytes": version.size_bytes});
+            crate::app::audit::changed(serde_json::Value::Null, made);
             self.inner.signals.compile.notify_one();
         }
         Ok(Uploaded { version, created })

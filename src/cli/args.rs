@@ -6,13 +6,18 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use super::audit::Audit;
 use super::build::Build;
+use super::bulk::{Bulk, Pauses};
 use super::cancel::Cancel;
 use super::completions::Completions;
 use super::config::Config;
+use super::dead_letters::DeadLetters;
 use super::get::Get;
 use super::invoke::Invoke;
+use super::key::Key;
 use super::list::List;
+use super::login::Login;
 use super::logs::Logs;
 use super::new::New;
 use super::profile::Profile;
@@ -23,8 +28,12 @@ use super::retry::Retry;
 use super::run::Run;
 use super::secret::Secret as SecretCommand;
 use super::tasks::Tasks;
+use super::tenant::Tenant;
 use super::usage::Usage;
+use super::user::User;
 use super::versions::Versions;
+use super::why::Why;
+use super::workers::{Duties, Workers};
 use crate::config::{LogFormat, Overrides, Secret};
 
 /// What stands below the commands in `sandbar --help`.
@@ -113,12 +122,23 @@ pub enum Command {
     Logs(Logs),
     Cancel(Cancel),
     Retry(Retry),
+    Why(Why),
+    Bulk(Bulk),
+    Pauses(Pauses),
+    DeadLetters(DeadLetters),
     Tasks(Tasks),
     Versions(Versions),
     Quota(Quota),
     Usage(Usage),
     Secret(SecretCommand),
     Profile(Profile),
+    Login(Login),
+    Key(Key),
+    User(User),
+    Tenant(Tenant),
+    Audit(Audit),
+    Workers(Workers),
+    Duties(Duties),
     /// Start everything on this machine: an embedded Postgres, the API, the scheduler and a worker
     Dev(Dev),
     /// Start the API and the scheduler
@@ -149,6 +169,12 @@ impl Command {
             Self::Logs(c) => c.json(),
             Self::Cancel(c) => c.json(),
             Self::Retry(c) => c.json(),
+            Self::Why(c) => c.json(),
+            Self::Bulk(c) => c.json(),
+            Self::Pauses(c) => c.json(),
+            Self::DeadLetters(c) => c.json(),
+            Self::Workers(c) => c.json(),
+            Self::Duties(c) => c.json(),
             Self::Tasks(c) => c.json(),
             Self::Versions(c) => c.json(),
             Self::Quota(c) => c.json(),
@@ -156,6 +182,11 @@ impl Command {
             Self::Secret(c) => c.json(),
             Self::Profile(c) => c.json(),
             Self::Config(c) => c.json(),
+            Self::Login(c) => c.json(),
+            Self::Key(c) => c.json(),
+            Self::User(c) => c.json(),
+            Self::Tenant(c) => c.json(),
+            Self::Audit(c) => c.json(),
             Self::Dev(_)
             | Self::Server(_)
             | Self::Worker(_)

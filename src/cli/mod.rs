@@ -3,17 +3,22 @@
 //! (which server, which key), `wait` and `events` (until an invocation ends), `output` and `show` (how things look).
 
 mod args;
+mod audit;
 mod build;
+mod bulk;
 mod cancel;
 mod client;
 mod completions;
 mod config;
+mod dead_letters;
 mod dev;
 mod events;
 mod failure;
 mod get;
 mod invoke;
+mod key;
 mod list;
+mod login;
 mod logs;
 mod migrate;
 mod new;
@@ -27,15 +32,20 @@ mod reference;
 mod retry;
 mod rewrap;
 mod role;
+mod rows;
 mod run;
 mod secret;
 mod show;
 mod target;
 mod tasks;
+mod tenant;
 mod usage;
+mod user;
 mod value;
 mod versions;
 mod wait;
+mod why;
+mod workers;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -92,8 +102,19 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Logs(command) => on_runtime(command.run()),
         Command::Cancel(command) => on_runtime(command.run()),
         Command::Retry(command) => on_runtime(command.run()),
+        Command::Why(command) => on_runtime(command.run()),
+        Command::Bulk(command) => on_runtime(command.run()),
+        Command::Pauses(command) => on_runtime(command.run()),
+        Command::DeadLetters(command) => on_runtime(command.run()),
+        Command::Workers(command) => on_runtime(command.run()),
+        Command::Duties(command) => on_runtime(command.run()),
         Command::Tasks(command) => on_runtime(command.run()),
         Command::Versions(command) => on_runtime(command.run()),
+        Command::Login(command) => on_runtime(command.run()),
+        Command::Key(command) => on_runtime(command.run()),
+        Command::Tenant(command) => on_runtime(command.run()),
+        Command::User(command) => on_runtime(command.run()),
+        Command::Audit(command) => on_runtime(command.run()),
     };
     outcome.map(ExitCode::from)
 }

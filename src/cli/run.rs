@@ -13,9 +13,10 @@ use sandbar_host::ModuleKind;
 use sandbar_host::artifact::{ArtifactCache, ArtifactKey};
 use sandbar_host::cell::{CancelReason, Cell, CellConfig, CellEvent, Progress};
 use sandbar_host::compile::CompileLimits;
+use sandbar_host::egress::call::{Code, FromGuest, Refusal, ToGuest};
 use sandbar_host::limits::{Limits, PartialLimits};
 use sandbar_host::outcome::{LogLevel, Outcome, Termination};
-use sandbar_host::run::{Attempt, Context as GuestContext, Input};
+use sandbar_host::run::{Attempt, Context as GuestContext, Input, Options};
 use sandbar_host::{ArtifactError, Compiler};
 
 use super::failure::{Exit, Failure};
@@ -48,6 +49,8 @@ pub struct Run {
     pub args: Vec<String>,
 }
 
+/// Why a task that is run here reaches nobody.
+const NO_GRANTS: &str = "here a task is given no hosts; on a server an admin of the tenant gives them";
 /// Disk that compiled modules of `sandbar run` may take, in bytes.
 const CACHE_BYTES: u64 = 1 << 30;
 
@@ -103,6 +106,7 @@ pub async fn run(command: &Run) -> Result<ExitCode, Failure> {
             max_attempts: 1,
             tags: Vec::new(),
         },
+        options: Options::default(),
     };
     cell.submit(0, &attempt).context("cannot start the attempt")?;
     let mut cancelled = false;
@@ -113,6 +117,10 @@ pub async fn run(command: &Run) -> Result<ExitCode, Failure> {
                 Some(CellEvent::Progress { progress, .. }) => report(&progress),
                 // The outcome has all of it.
                 Some(CellEvent::Log { .. }) => {}
+                Some(CellEvent::Http { call, message: FromGuest::Request(_), .. }) => {
+                    cell.http(call, ToGuest::Refused(Refusal::new(Code::HttpRequestDenied, NO_GRANTS)));
+                }
+                Some(CellEvent::Http { .. }) => {}
                 Some(CellEvent::Gone { reason }) => {
                     return Err(Failure::new(Exit::Failed, format!("the sandbox process died: {reason}")));
                 }

@@ -109,10 +109,14 @@ struct Update {
     /// Longest wait between attempts
     #[arg(long, value_name = "DURATION|default", value_parser = setting_duration, help_heading = RETRY)]
     max: Option<Setting<Duration>>,
+    /// Where its HTTP requests may go, like https://api.example.com; again for each. Replaces what was granted
+    #[arg(long = "grant-http", value_name = "HOST|default", help_heading = GRANTS)]
+    grant_http: Vec<String>,
     #[command(flatten)]
     remote: Remote,
 }
 
+const GRANTS: &str = "What it is given (`default`: nothing)";
 const LIMITS: &str = "Default limits of each attempt";
 const RETRY: &str = "Default retry policy";
 
@@ -233,6 +237,11 @@ async fn show(name: &TaskName, remote: &Remote) -> Outcome {
             row(what, printable(&text.join(" · ")))?;
         }
     }
+    if let Some(grants) = &task.grants
+        && !grants.http.is_empty()
+    {
+        row("http", printable(&grants.http.join(" · ")))?;
+    }
     row("created", output::moment(task.created_at))?;
     row("updated", output::moment(task.updated_at))?;
     let Some(number) = task.current_version else { return Ok(Exit::Done) };
@@ -303,7 +312,13 @@ impl Update {
         }
         put(&mut retry, "initial_ms", ms(self.initial));
         put(&mut retry, "max_ms", ms(self.max));
-        for (key, part) in [("limits", limits), ("retry", retry)] {
+        let mut grants = Map::new();
+        match self.grant_http.as_slice() {
+            [] => {}
+            [one] if one == DEFAULT => _ = grants.insert("http".to_owned(), Value::Null),
+            hosts => _ = grants.insert("http".to_owned(), hosts.into()),
+        }
+        for (key, part) in [("limits", limits), ("retry", retry), ("grants", grants)] {
             if !part.is_empty() {
                 patch.insert(key.to_owned(), part.into());
             }
@@ -375,5 +390,10 @@ mod tests {
             patch("--description default --version 3"),
             serde_json::json!({"description": null, "version": 3})
         );
+        assert_eq!(
+            patch("--grant-http a.example --grant-http http://b.example:8080"),
+            serde_json::json!({"grants": {"http": ["a.example", "http://b.example:8080"]}})
+        );
+        assert_eq!(patch("--grant-http default"), serde_json::json!({"grants": {"http": null}}));
     }
 }

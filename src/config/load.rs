@@ -22,11 +22,22 @@ const ENV_CONFIG_FILE: &str = "SANDBAR_CONFIG";
 const ENV_DATA_DIR: &str = "SANDBAR_DATA_DIR";
 
 /// Sections, to recognise a variable with one underscore where two belong.
-const SECTIONS: [&str; 9] =
-    ["database", "server", "rate_limits", "quotas", "secrets", "worker", "scheduler", "compile", "log"];
+const SECTIONS: [&str; 10] = [
+    "database",
+    "server",
+    "rate_limits",
+    "quotas",
+    "secrets",
+    "worker",
+    "egress",
+    "scheduler",
+    "compile",
+    "log",
+];
 
 /// Keys whose values are texts: a password of digits in a variable must not become a number.
-const TEXT_KEYS: [&str; 12] = [
+const TEXT_KEYS: [&str; 13] = [
+    "scheduler.export_dir",
     "database.url",
     "database.api_url",
     "database.worker_url",

@@ -21,6 +21,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use sandbar_host::egress::address::{Network, Networks};
 use sandbar_host::walls::{Wall, Walls};
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +31,7 @@ pub use secret::Secret;
 
 const MIB: u64 = 1024 * 1024;
 const GIB: u64 = 1024 * MIB;
+const TIB: u64 = 1024 * GIB;
 
 /// The whole configuration. See each section for defaults and ranges.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -50,6 +52,8 @@ pub struct Config {
     pub secrets: Secrets,
     /// A worker and its cells.
     pub worker: Worker,
+    /// What guests may do by HTTP.
+    pub egress: Egress,
     /// Background duties.
     pub scheduler: Scheduler,
     /// The compiler of uploaded modules.
@@ -71,6 +75,7 @@ impl Default for Config {
             quotas: Quotas::default(),
             secrets: Secrets::default(),
             worker: Worker::default(),
+            egress: Egress::default(),
             scheduler: Scheduler::default(),
             compile: Compile::default(),
             log: Log::default(),
@@ -138,7 +143,7 @@ pub struct Server {
     pub cors_origins: Vec<String>,
     /// Networks of reverse proxies, such as `10.0.0.0/8`, whose `X-Forwarded-For` is believed. Default none: the address
     /// of a caller is the one its connection comes from. As a variable: `["10.0.0.0/8"]`.
-    pub trusted_proxies: Vec<Network>,
+    pub trusted_proxies: Vec<Proxies>,
     /// Admin key of the first tenant. Default none: one is made at the first start and kept in
     /// `<data_dir>/admin.key`. 16 to 200 visible ASCII characters.
     pub admin_key: Option<Secret>,
@@ -150,6 +155,9 @@ pub struct Server {
     pub max_wait_s: u64,
     /// How long an `Idempotency-Key` is remembered, in seconds. Default 86,400 (a day); 60 to 2,592,000 (30 days).
     pub idempotency_ttl_s: u64,
+    /// Invocations of one tenant that may wait at once, where the tenant has no limit of its own; more are refused.
+    /// Default 1,000,000; 1 to 1,000,000,000.
+    pub max_queued: u64,
     /// Longest request, in seconds, not counting what its caller asked to wait for. Default 60, 1 to 3,600.
     pub request_timeout_s: u64,
     /// Longest wait for the head of a request, in seconds, and for the next request on a connection that is kept.
@@ -157,12 +165,12 @@ pub struct Server {
     pub header_timeout_s: u64,
 }
 
-/// A network, such as `10.0.0.0/8`; one address is a network too.
+/// A network of reverse proxies, such as `10.0.0.0/8`; one address is a network too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Network(pub IpNet);
+pub struct Proxies(pub IpNet);
 
-impl TryFrom<String> for Network {
+impl TryFrom<String> for Proxies {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
@@ -174,8 +182,8 @@ impl TryFrom<String> for Network {
     }
 }
 
-impl From<Network> for String {
-    fn from(network: Network) -> Self {
+impl From<Proxies> for String {
+    fn from(network: Proxies) -> Self {
         network.0.to_string()
     }
 }
@@ -193,6 +201,7 @@ impl Default for Server {
             max_input_bytes: 4 * MIB,
             max_wait_s: 60,
             idempotency_ttl_s: 86_400,
+            max_queued: 1_000_000,
             request_timeout_s: 60,
             header_timeout_s: 30,
         }
@@ -320,9 +329,19 @@ pub struct Worker {
     pub drain_grace_ms: u64,
     /// Time between looks at the queue when no notification arrives, in milliseconds. Default 1,000; 10 to 60,000.
     pub poll_ms: u64,
+    /// Memory for cells and for all that guests may make them hold, in bytes: attempts whose declared limits do not
+    /// fit next to those that run, wait. Default: three quarters of this machine's (or control group's) memory. 512
+    /// MiB to 16 TiB.
+    pub memory_bytes: u64,
+    /// Of this memory, what the attempts of one tenant may have at once, in bytes. Default 16 TiB: no less than the
+    /// worker has. 64 MiB to 16 TiB.
+    pub tenant_memory_bytes: u64,
     /// Walls of the kernel without which no cell and no compilation is started: `no_new_privileges`, `seccomp`,
     /// `landlock`, `pagemap_scan`. Default none: each goes up where the kernel grants it. As a variable: `[seccomp,landlock]`.
     pub require_walls: Vec<Wall>,
+    /// File to which the worker appends one line for each start, end and accepted end of an attempt: a witness outside
+    /// the database, for tests of faults and for an operator who doubts. It grows without bound. Default none.
+    pub journal: Option<PathBuf>,
 }
 
 impl Default for Worker {
@@ -335,7 +354,10 @@ impl Default for Worker {
             dead_after_ms: 6_000,
             drain_grace_ms: 30_000,
             poll_ms: 1_000,
+            memory_bytes: three_quarters_of_memory(),
+            tenant_memory_bytes: 16 * TIB,
             require_walls: Vec::new(),
+            journal: None,
         }
     }
 }
@@ -367,11 +389,51 @@ impl Worker {
     }
 }
 
+/// Three quarters of what this machine, or the control group of this process, has.
+fn three_quarters_of_memory() -> u64 {
+    let info = rustix::system::sysinfo();
+    #[allow(clippy::useless_conversion)] // 32 bits on some machines
+    let machine = u64::from(info.totalram).saturating_mul(u64::from(info.mem_unit));
+    let limit = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let group = limit("/sys/fs/cgroup/memory.max")
+        .or_else(|| limit("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+        .unwrap_or(u64::MAX);
+    // Within the range of the setting, so that the default is always valid.
+    (machine.min(group) / 4 * 3).clamp(512 * MIB, 16 * TIB)
+}
+
 /// Cores this process may use; 1 when the system does not say.
 fn available_cores() -> u32 {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     // The upper bound of the setting, so that the default is always valid.
     u32::try_from(cores).unwrap_or(u32::MAX).min(256)
+}
+
+/// Section `egress`: what guests may do by HTTP beyond what their tenants grant them. Read by workers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Egress {
+    /// Private networks that guests may reach, such as `10.1.0.0/16`, where a tenant grants a host in them. Default
+    /// none: loopback, private, link-local and all other addresses that are not public are refused. A metadata address
+    /// of a cloud is refused whatever stands here. At most 64. As a variable: `[10.1.0.0/16,fd00:1::/32]`.
+    pub private_networks: Vec<Network>,
+    /// Bytes that the bodies of one attempt's requests may have in all. Default 16 MiB; 0 to 16 GiB.
+    pub max_sent_bytes: u64,
+    /// Bytes that the bodies of one attempt's responses may have in all. Default 64 MiB; 0 to 16 GiB.
+    pub max_received_bytes: u64,
+}
+
+impl Default for Egress {
+    fn default() -> Self {
+        Self { private_networks: Vec::new(), max_sent_bytes: 16 * MIB, max_received_bytes: 64 * MIB }
+    }
+}
+
+impl Egress {
+    /// Private networks that guests may reach.
+    pub fn networks(&self) -> Networks {
+        Networks::new(self.private_networks.clone())
+    }
 }
 
 /// Section `scheduler`: background duties.
@@ -383,11 +445,17 @@ pub struct Scheduler {
     /// How often an attempt may be handed to another worker because its own died, before the invocation is
     /// dead. Default 10, 1 to 1,000.
     pub max_handovers: u32,
+    /// Days that ended invocations are kept, with input, attempts, result and log, where the tenant has no number of its
+    /// own. Default 30, 1 to 3,650.
+    pub retention_days: u32,
+    /// Directory that history is written to, as compressed JSON lines, before retention deletes it. Default none: it is
+    /// deleted without.
+    pub export_dir: Option<PathBuf>,
 }
 
 impl Default for Scheduler {
     fn default() -> Self {
-        Self { tick_ms: 1_000, max_handovers: 10 }
+        Self { tick_ms: 1_000, max_handovers: 10, retention_days: 30, export_dir: None }
     }
 }
 

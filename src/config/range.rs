@@ -1,7 +1,9 @@
 //! The range of every number in the configuration, in one table: the validation reads it, and so can whoever
 //! writes the reference.
 
-use super::{Config, ConfigError, GIB, MIB};
+use sandbar_host::egress::address::MAX_NETWORKS;
+
+use super::{Config, ConfigError, GIB, MIB, TIB};
 
 /// The range of one numeric setting, both ends included.
 pub struct Range {
@@ -28,6 +30,7 @@ pub const RANGES: &[Range] = &[
     range("server.max_input_bytes", 1024, 32 * MIB, |c| c.server.max_input_bytes),
     range("server.max_wait_s", 1, 600, |c| c.server.max_wait_s),
     range("server.idempotency_ttl_s", 60, 2_592_000, |c| c.server.idempotency_ttl_s),
+    range("server.max_queued", 1, 1_000_000_000, |c| c.server.max_queued),
     range("server.request_timeout_s", 1, 3_600, |c| c.server.request_timeout_s),
     range("server.header_timeout_s", 1, 600, |c| c.server.header_timeout_s),
     range("rate_limits.address_per_s", 0, 1_000_000, |c| c.rate_limits.address_per_s.into()),
@@ -48,9 +51,14 @@ pub const RANGES: &[Range] = &[
     range("worker.heartbeat_ms", 100, 60_000, |c| c.worker.heartbeat_ms),
     range("worker.dead_after_ms", 300, 600_000, |c| c.worker.dead_after_ms),
     range("worker.drain_grace_ms", 0, 3_600_000, |c| c.worker.drain_grace_ms),
+    range("worker.memory_bytes", 512 * MIB, 16 * TIB, |c| c.worker.memory_bytes),
+    range("worker.tenant_memory_bytes", 64 * MIB, 16 * TIB, |c| c.worker.tenant_memory_bytes),
     range("worker.poll_ms", 10, 60_000, |c| c.worker.poll_ms),
+    range("egress.max_sent_bytes", 0, 16 * GIB, |c| c.egress.max_sent_bytes),
+    range("egress.max_received_bytes", 0, 16 * GIB, |c| c.egress.max_received_bytes),
     range("scheduler.tick_ms", 10, 60_000, |c| c.scheduler.tick_ms),
     range("scheduler.max_handovers", 1, 1_000, |c| c.scheduler.max_handovers.into()),
+    range("scheduler.retention_days", 1, 3_650, |c| c.scheduler.retention_days.into()),
     range("compile.address_space_bytes", 256 * MIB, 64 * GIB, |c| c.compile.address_space_bytes),
     range("compile.cpu_seconds", 1, 600, |c| c.compile.cpu_seconds),
     range("compile.wall_ms", 1_000, 900_000, |c| c.compile.wall_ms),
@@ -124,6 +132,9 @@ pub(super) fn validate(config: &Config) -> Result<(), ConfigError> {
                 origin.escape_debug()
             ));
         }
+    }
+    if config.egress.private_networks.len() > MAX_NETWORKS {
+        problems.push(format!("egress.private_networks has more than {MAX_NETWORKS} entries"));
     }
     if config.data_dir.as_os_str().is_empty() {
         problems.push("data_dir is empty".to_owned());

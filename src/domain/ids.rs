@@ -42,6 +42,8 @@ ids! {
     TenantId;
     /// An API key (not the secret).
     KeyId;
+    /// A person, who may be a member of several tenants.
+    UserId;
     /// A task definition.
     TaskId;
     /// One request to run a version on one input.
@@ -50,4 +52,8 @@ ids! {
     WorkerId;
     /// One claimed batch.
     LeaseId;
+    /// One bulk operation.
+    BulkId;
+    /// One pause.
+    PauseId;
 }

@@ -3,13 +3,18 @@
 
 pub mod admission;
 pub mod breaker;
+pub mod budget;
+pub mod bulk;
 pub mod fairness;
+pub mod fingerprint;
 pub mod ids;
 pub mod invocation;
+pub mod lease;
 pub mod names;
+pub mod permission;
 pub mod quota;
 pub mod rate;
 pub mod retry;
-pub mod role;
+pub mod suspicion;
 pub mod why;
 pub mod worker;

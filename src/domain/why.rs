@@ -21,6 +21,14 @@ pub struct Facts {
     pub spent: i16,
     /// A cancellation is on its way.
     pub cancelling: bool,
+    /// Invocations it depends on that have not ended as it wants.
+    pub dependencies: i64,
+    /// What of it is paused, in words: `tenant`, `task`, or the tag.
+    pub paused: Option<String>,
+    /// Its task is not active.
+    pub inactive: bool,
+    /// Caps that are full, the narrowest first.
+    pub full: Vec<Cap>,
     /// While queued: invocations of its tenant that go first, counted up to a bound.
     pub ahead: i64,
     /// There may be more ahead than were counted.
@@ -41,6 +49,17 @@ pub struct Facts {
     pub ended_within: Duration,
 }
 
+/// A bound on what runs at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cap {
+    /// Of what: `tenant`, `task` or `concurrency-key`.
+    pub of: &'static str,
+    /// How many may run.
+    pub limit: i64,
+    /// How many do.
+    pub running: i64,
+}
+
 /// Why it waits.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Reason {
@@ -57,6 +76,20 @@ pub enum Reason {
         /// It is the pause after a failed attempt.
         backoff: bool,
     },
+    /// Others must end first.
+    Dependency {
+        /// How many.
+        left: i64,
+    },
+    /// Somebody has paused it.
+    Paused {
+        /// Its tenant, its task, or a tag.
+        what: String,
+    },
+    /// Its task is not active.
+    Inactive,
+    /// As many run as may.
+    Cap(Cap),
     /// No worker runs, or none that may claim.
     NoWorker {
         /// Workers that run but are cordoned or draining.
@@ -97,28 +130,44 @@ pub fn explain(facts: &Facts, now: DateTime<Utc>) -> (Vec<Reason>, Option<Estima
         State::Running if facts.cancelling => (vec![Reason::Cancelling], None),
         State::Running => (vec![Reason::Running], None),
         State::Scheduled => {
-            let until = facts.due_at.unwrap_or(now);
+            let Some(until) = facts.due_at else {
+                let mut reasons = vec![Reason::Dependency { left: facts.dependencies }];
+                reasons.extend(gates(facts));
+                return (reasons, None);
+            };
             let mut reasons = vec![Reason::Delay { until, backoff: facts.spent > 0 }];
-            if facts.claiming == 0 {
-                reasons.push(no_worker(facts));
-            }
+            reasons.extend(gates(facts));
             let basis = "when it is due; how long the queue is then is not known now".to_owned();
             let starts_in = (until - now).max(TimeDelta::zero()).to_std().unwrap_or_default();
-            (reasons, (facts.claiming > 0).then_some(Estimate { starts_in, basis }))
+            (reasons, (!shut(facts)).then_some(Estimate { starts_in, basis }))
         }
         State::Queued => queued(facts),
     }
 }
 
-fn no_worker(facts: &Facts) -> Reason {
-    Reason::NoWorker { idle: facts.workers }
+/// What only people can open again: with one of these there is nothing to estimate.
+fn shut(facts: &Facts) -> bool {
+    facts.paused.is_some() || facts.inactive || facts.claiming == 0
+}
+
+/// What keeps it back besides the queue.
+fn gates(facts: &Facts) -> Vec<Reason> {
+    let mut reasons = Vec::new();
+    if let Some(what) = &facts.paused {
+        reasons.push(Reason::Paused { what: what.clone() });
+    }
+    if facts.inactive {
+        reasons.push(Reason::Inactive);
+    }
+    if facts.claiming == 0 {
+        reasons.push(Reason::NoWorker { idle: facts.workers });
+    }
+    reasons
 }
 
 fn queued(facts: &Facts) -> (Vec<Reason>, Option<Estimate>) {
-    let mut reasons = Vec::new();
-    if facts.claiming == 0 {
-        reasons.push(no_worker(facts));
-    }
+    let mut reasons = gates(facts);
+    reasons.extend(facts.full.iter().cloned().map(Reason::Cap));
     if facts.ahead > 0 {
         reasons.push(Reason::Queue { ahead: facts.ahead, is_bound: facts.ahead_is_bound });
     }
@@ -128,9 +177,9 @@ fn queued(facts: &Facts) -> (Vec<Reason>, Option<Estimate>) {
     if reasons.is_empty() {
         reasons.push(Reason::Next);
     }
-    let estimate = if facts.claiming == 0 {
+    let estimate = if shut(facts) {
         None
-    } else if facts.ahead == 0 && facts.running < facts.slots {
+    } else if facts.ahead == 0 && facts.full.is_empty() && facts.running < facts.slots {
         let basis = "a slot is free and nothing of this tenant goes first".to_owned();
         Some(Estimate { starts_in: Duration::ZERO, basis })
     } else if facts.ended > 0 && !facts.ended_within.is_zero() {
@@ -163,6 +212,10 @@ mod tests {
             due_at: None,
             spent: 0,
             cancelling: false,
+            dependencies: 0,
+            paused: None,
+            inactive: false,
+            full: Vec::new(),
             ahead: 0,
             ahead_is_bound: false,
             workers: 1,
@@ -209,6 +262,22 @@ mod tests {
         assert_eq!(estimate.unwrap().starts_in, Duration::from_secs(5));
         let unknown = Facts { ended: 0, ..facts };
         assert_eq!(explain(&unknown, Utc::now()).1, None);
+    }
+
+    #[test]
+    fn what_is_paused_comes_first_and_has_no_estimate_and_a_full_cap_is_named() {
+        let cap = Cap { of: "task", limit: 2, running: 2 };
+        let facts =
+            Facts { full: vec![cap.clone()], ended: 60, ended_within: Duration::from_secs(60), ..waiting() };
+        let (reasons, estimate) = explain(&facts, Utc::now());
+        assert_eq!(reasons, [Reason::Cap(cap.clone())]);
+        assert_eq!(estimate.unwrap().starts_in, Duration::from_secs(1));
+        let paused = Facts { paused: Some("task".to_owned()), ..facts };
+        let (reasons, estimate) = explain(&paused, Utc::now());
+        assert_eq!(reasons, [Reason::Paused { what: "task".to_owned() }, Reason::Cap(cap)]);
+        assert_eq!(estimate, None);
+        let waits = Facts { state: State::Scheduled, dependencies: 2, ..waiting() };
+        assert_eq!(explain(&waits, Utc::now()), (vec![Reason::Dependency { left: 2 }], None));
     }
 
     #[test]

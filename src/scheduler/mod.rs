@@ -1,10 +1,11 @@
-//! Background duties: promotion, dependants, parked rows, reaping, expiry, tidying, compilation. Each but the last runs
-//! under a fenced lease in Postgres, so that one process of many does it, and can be seen, paused, run and set through
-//! the API; compilation is leased per version. Owns when a duty runs; the work itself is in `store`, and the fence is
-//! explained in `store::duty`.
+//! Background duties: each runs under a fenced lease in Postgres, so that one process of many does it, and can be seen,
+//! paused, run and set through the API. And compilation, which is leased per version. Owns when a duty runs; the work
+//! itself is in `store` and `app`, and the fence is explained in `store::duty`.
 
 mod compile;
+pub mod retention;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,8 +15,10 @@ use tracing::{debug, info, warn};
 pub use compile::run as compile;
 
 use crate::app::signals::Signals;
+use crate::app::{self, App};
 use crate::domain::ids::WorkerId;
-use crate::store::{Result, WorkerStore};
+use crate::store::WorkerStore;
+use crate::store::duty::Held;
 
 /// Rows that one run of a duty handles; what is left comes in the next, at once.
 const BATCH: i32 = 1_000;
@@ -38,11 +41,22 @@ pub struct Settings {
     pub dead_after: Duration,
     /// Handovers after which an invocation is given up.
     pub max_handovers: i32,
+    /// Days that ended invocations are kept, where the tenant has no number of its own.
+    pub retention_days: i32,
+    /// Where to write what is deleted, before it is.
+    pub export_dir: Option<PathBuf>,
 }
 
 /// Run every duty until told to stop, then let go of their leases.
-pub async fn run(settings: Settings, store: WorkerStore, signals: Arc<Signals>, stop: CancellationToken) {
-    let duties = Duties { holder: WorkerId::generate(), settings, store, signals, stop };
+/// `app` does what needs a tenant's rights.
+pub async fn run(
+    settings: Settings,
+    store: WorkerStore,
+    app: App,
+    signals: Arc<Signals>,
+    stop: CancellationToken,
+) {
+    let duties = Duties { holder: WorkerId::generate(), settings, store, app, signals, stop };
     futures_util::future::join_all(Duty::ALL.into_iter().map(|duty| duties.keep(duty))).await;
     let release = duties.store.duties_release(duties.holder);
     if let Ok(Err(error)) = tokio::time::timeout(Duration::from_secs(2), release).await {
@@ -63,12 +77,31 @@ enum Duty {
     Reap,
     /// What waits past its expiry ends.
     Expire,
+    /// Tenants whose deletion has come go.
+    Erase,
     /// Old idempotency keys, spent cancellations and workers long gone are forgotten, and usage is added up.
     Tidy,
+    /// Bulk operations are done, a page at a time.
+    Bulk,
+    /// New dead letters get their kind of failure.
+    Classify,
+    /// What ended long ago is exported, if asked for, and deleted.
+    Retention,
 }
 
 impl Duty {
-    const ALL: [Self; 6] = [Self::Promote, Self::Settle, Self::Unpark, Self::Reap, Self::Expire, Self::Tidy];
+    const ALL: [Self; 10] = [
+        Self::Promote,
+        Self::Settle,
+        Self::Unpark,
+        Self::Reap,
+        Self::Expire,
+        Self::Erase,
+        Self::Tidy,
+        Self::Bulk,
+        Self::Classify,
+        Self::Retention,
+    ];
 
     /// The name of its lease. The API describes each (`api::duty`).
     fn name(self) -> &'static str {
@@ -78,7 +111,11 @@ impl Duty {
             Self::Unpark => "unpark",
             Self::Reap => "reap",
             Self::Expire => "expire",
+            Self::Erase => "erase",
             Self::Tidy => "tidy",
+            Self::Bulk => "bulk",
+            Self::Classify => "classify",
+            Self::Retention => "retention",
         }
     }
 
@@ -87,7 +124,16 @@ impl Duty {
         match self {
             // A worker dies at any time; looking more often than it may be silent finds it in time.
             Self::Reap => settings.dead_after / 6,
-            Self::Promote | Self::Settle | Self::Unpark | Self::Expire | Self::Tidy => settings.tick,
+            // It looks at each tenant once an hour; this is how soon it goes on to the next.
+            Self::Retention => Duration::from_secs(60),
+            Self::Promote
+            | Self::Settle
+            | Self::Unpark
+            | Self::Expire
+            | Self::Erase
+            | Self::Tidy
+            | Self::Bulk
+            | Self::Classify => settings.tick,
         }
     }
 }
@@ -112,6 +158,7 @@ struct Duties {
     holder: WorkerId,
     settings: Settings,
     store: WorkerStore,
+    app: App,
     signals: Arc<Signals>,
     stop: CancellationToken,
 }
@@ -141,7 +188,7 @@ impl Duties {
                 Ok(Turn::Elsewhere) => again = None,
                 Err(error) => {
                     again = None;
-                    warn!(duty = duty.name(), %error, "duty failed; trying again");
+                    warn!(duty = duty.name(), error = format!("{error:#}"), "duty failed; trying again");
                 }
             }
             if let Some(at) = again {
@@ -155,7 +202,7 @@ impl Duties {
     }
 
     /// One run, if the lease is ours and it is time.
-    async fn turn(&self, duty: Duty, eager: bool) -> Result<Turn> {
+    async fn turn(&self, duty: Duty, eager: bool) -> anyhow::Result<Turn> {
         // Long enough for two missed looks, short enough that a killed holder is replaced soon.
         let ttl = self.settings.tick * 3 + Duration::from_secs(1);
         let Some(held) = self.store.duty_hold(duty.name(), self.holder, ttl, eager).await? else {
@@ -166,19 +213,19 @@ impl Duties {
         }
         let began = Instant::now();
         // Postgres bounds each statement; this bounds a connection whose other side is gone.
-        let work = tokio::time::timeout(LONGEST, self.work(duty, &self.store.under(&held))).await;
+        let work = tokio::time::timeout(LONGEST, self.work(duty, &held, &self.store.under(&held))).await;
         let result = work.unwrap_or_else(|_| {
             warn!(duty = duty.name(), "took too long; given up for now");
             Ok(Done::default())
         });
-        let error = result.as_ref().err().map(ToString::to_string);
+        let error = result.as_ref().err().map(|error| format!("{error:#}"));
         let rows = result.as_ref().map_or(0, |done| done.rows);
         self.store.duty_ran(&held, began.elapsed(), rows, error.as_deref()).await?;
         Ok(Turn::Ran { due_in: held.due_in, again: result?.again })
     }
 
     /// The work of one run. Everything goes through `store`, which is fenced.
-    async fn work(&self, duty: Duty, store: &WorkerStore) -> Result<Done> {
+    async fn work(&self, duty: Duty, held: &Held, store: &WorkerStore) -> anyhow::Result<Done> {
         match duty {
             Duty::Promote => {
                 let (moved, next) = store.promote(BATCH).await?;
@@ -219,13 +266,34 @@ impl Duties {
                 self.signals.done(&ended);
                 Ok(Done::batch(ended.len() as u64))
             }
+            Duty::Erase => {
+                let gone = store.erase_tenant(BATCH).await?;
+                // As long as rows go there are more of them.
+                Ok(Done { rows: gone, again: (gone > 0).then_some(Duration::ZERO) })
+            }
             Duty::Tidy => {
                 let tidied = store.tidy(i64::from(BATCH)).await?;
                 let settled = store.settle_live(BATCH).await?.unsigned_abs();
                 let folded = store.fold_usage(BATCH).await?.unsigned_abs();
                 let freed = store.free_modules(FREE_AFTER, FREE_BATCH).await?.unsigned_abs();
-                let rows = tidied + settled + folded + freed;
+                let forgotten =
+                    store.audit_forget(i64::from(BATCH)).await? + store.people_tidy(i64::from(BATCH)).await?;
+                let rows = tidied + settled + folded + freed + forgotten;
                 Ok(Done { rows, ..Done::batch(tidied.max(settled).max(folded)) })
+            }
+            Duty::Bulk => {
+                let (rows, again) = self.app.bulk_turn(held, store).await?;
+                Ok(Done { rows, again })
+            }
+            Duty::Classify => {
+                let rows = app::dead_letter::classify(store).await?;
+                Ok(Done { rows, again: (rows > 0).then_some(Duration::ZERO) })
+            }
+            Duty::Retention => {
+                let (rows, more) =
+                    retention::turn(store, self.settings.retention_days, self.settings.export_dir.as_deref())
+                        .await?;
+                Ok(Done { rows, again: more.then_some(Duration::ZERO) })
             }
         }
     }

@@ -220,6 +220,7 @@ fn settings(config: &Config, vault: Arc<Vault>) -> app::Settings {
         max_wait: server.max_wait(),
         request_timeout: server.request_timeout(),
         idempotency_ttl: server.idempotency_ttl(),
+        max_queued: server.max_queued,
         rates: rates(&config.rate_limits),
         quotas: quotas(&config.quotas),
         vault,

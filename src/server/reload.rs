@@ -55,6 +55,7 @@ fn apply(old: &Config, new: &Config, app: Option<&App>) {
         ("server", rest.server != old.server),
         ("secrets", rest.secrets != old.secrets),
         ("worker", rest.worker != old.worker),
+        ("egress", rest.egress != old.egress),
         ("scheduler", rest.scheduler != old.scheduler),
         ("compile", rest.compile != old.compile),
         ("log", rest.log != old.log),

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgRow;
-use sqlx::{Postgres, Row, Transaction};
+use sqlx::{PgConnection, Postgres, Row, Transaction};
 
 use crate::domain::ids::WorkerId;
 use crate::store::{ApiStore, Error, Result, WorkerStore};
@@ -29,10 +29,19 @@ pub struct Held {
 }
 
 impl Held {
-    /// Which duty.
-    #[must_use]
-    pub fn name(&self) -> &'static str {
-        self.name
+    /// First statement of a transaction of this duty's run, on whatever connection: nobody takes the duty over until the
+    /// transaction ends.
+    ///
+    /// # Errors
+    /// [`Error::FenceLost`] when the duty is somebody else's by now.
+    pub async fn check(&self, connection: &mut PgConnection) -> Result<()> {
+        let ours: bool = sqlx::query_scalar("SELECT duty_check($1, $2, $3)")
+            .bind(self.name)
+            .bind(self.holder)
+            .bind(self.fence)
+            .fetch_one(connection)
+            .await?;
+        if ours { Ok(()) } else { Err(Error::FenceLost) }
     }
 }
 
@@ -159,15 +168,7 @@ impl WorkerStore {
     pub async fn begin(&self) -> Result<Transaction<'static, Postgres>> {
         let mut transaction = self.pool.begin().await?;
         if let Some(held) = &self.fence {
-            let ours: bool = sqlx::query_scalar("SELECT duty_check($1, $2, $3)")
-                .bind(held.name)
-                .bind(held.holder)
-                .bind(held.fence)
-                .fetch_one(&mut *transaction)
-                .await?;
-            if !ours {
-                return Err(Error::FenceLost);
-            }
+            held.check(&mut transaction).await?;
         }
         Ok(transaction)
     }

@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use sandbar_host::cell::Progress;
+use sandbar_host::files::{File, Scratch};
 use sandbar_host::limits::Limits;
 use sandbar_host::outcome::{Frame, LogRecord, Termination};
+use sandbar_host::run::Determinism;
 use serde::{Deserialize, Serialize, Serializer};
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
@@ -34,6 +36,40 @@ pub struct Spec {
     /// The invocation that this one repeats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_of: Option<InvocationId>,
+    /// The scratch directory; its files stand behind the input.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scratch: Option<ScratchSpec>,
+    /// Fixed clocks and random values.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub determinism: Option<Determinism>,
+}
+
+/// A scratch directory, with its files apart from their bytes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScratchSpec {
+    /// Bytes it may hold.
+    pub bytes: u64,
+    /// Paths and sizes, in the order in which the bytes stand behind the input.
+    pub files: Vec<(String, u64)>,
+    /// Patterns of what comes back.
+    pub collect: Vec<String>,
+}
+
+impl ScratchSpec {
+    /// The input proper, and the scratch directory with its files; `None` if the bytes are fewer than they should be.
+    #[must_use]
+    pub fn unstow<'a>(&self, stored: &'a [u8]) -> Option<(&'a [u8], Scratch)> {
+        let sizes: u64 = self.files.iter().map(|(_, size)| *size).sum();
+        let (input, mut rest) =
+            stored.split_at_checked(stored.len().checked_sub(usize::try_from(sizes).ok()?)?)?;
+        let mut files = Vec::with_capacity(self.files.len());
+        for (path, size) in &self.files {
+            let (bytes, behind) = rest.split_at_checked(usize::try_from(*size).ok()?)?;
+            files.push(File { path: path.clone(), bytes: bytes.to_vec() });
+            rest = behind;
+        }
+        Some((input, Scratch { bytes: self.bytes, files, collect: self.collect.clone() }))
+    }
 }
 
 /// Every invocation carries its limits and its retry policy: the names of their fields would be a fifth of what it
@@ -563,7 +599,14 @@ mod tests {
     fn a_spec_is_read_as_it_was_written_and_as_it_used_to_be_written() {
         let retry = RetryPolicy { max_attempts: 9, factor: 1.5, jitter: 0.25, ..RetryPolicy::default() };
         let limits = Limits { fuel: 7, log_bytes: 8, ..Limits::default() };
-        let spec = Spec { input: InputKind::Task, limits, retry: retry.clone(), retry_of: None };
+        let spec = Spec {
+            input: InputKind::Task,
+            limits,
+            retry: retry.clone(),
+            retry_of: None,
+            scratch: None,
+            determinism: None,
+        };
         let text = serde_json::to_string(&spec).unwrap();
         assert!(!text.contains("memory_bytes"), "{text}");
         assert_eq!(serde_json::from_str::<Spec>(&text).unwrap(), spec);

@@ -4,12 +4,21 @@
 //! Two stores, because there are two database roles: [`ApiStore`] sees one tenant at a time and only through
 //! [`TenantConn`]; [`WorkerStore`] is for workers and background duties.
 
+pub mod artifact;
+pub mod audit;
 mod breaker;
+pub mod bulk;
+pub mod dead_letter;
 pub mod duty;
+pub mod grant;
 pub mod invocation;
+pub mod key;
 pub mod log;
+pub mod pause;
+pub mod people;
 pub mod queue;
 pub mod quota;
+pub mod retention;
 pub mod secret;
 pub mod task;
 pub mod tenant;

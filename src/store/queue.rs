@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use sqlx::pool::PoolConnection;
+use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 use sqlx::{PgPool, Postgres, Row};
 
@@ -359,15 +360,29 @@ pub struct ReadyTenant {
 }
 
 impl WorkerStore {
-    /// Take ready invocations under one new lease; durable on return. Caps hold over all workers; what a task's or
+    /// [`WorkerStore::claim_under`] a new lease, for those who do not care what became of a claim without an answer.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn claim(&self, worker: WorkerId, epoch: i64, wanted: &[Want]) -> Result<Vec<Claimed>> {
+        self.claim_under(worker, epoch, LeaseId::generate(), wanted).await
+    }
+
+    /// Take ready invocations under this new lease; durable on return. Caps hold over all workers; what a task's or
     /// key's cap keeps out is parked on the way.
     ///
     /// # Errors
-    /// [`Error::WorkerGone`] when this worker, in this epoch, has been declared dead.
-    pub async fn claim(&self, worker: WorkerId, epoch: i64, wanted: &[Want]) -> Result<Vec<Claimed>> {
-        let lease = LeaseId::generate();
+    /// [`Error::WorkerGone`] when this worker, in this epoch, has been declared dead. After any other error nobody knows
+    /// whether something was taken, or will be: ask [`WorkerStore::leased`] until no call can arrive any more.
+    pub async fn claim_under(
+        &self,
+        worker: WorkerId,
+        epoch: i64,
+        lease: LeaseId,
+        wanted: &[Want],
+    ) -> Result<Vec<Claimed>> {
         let rows = sqlx::query(
-            "SELECT slot, tenant_id, invocation_id, attempt, spent, rank, weight, task_id, task, sha256, input, spec, tags
+            "SELECT $3 AS lease_id, slot, tenant_id, invocation_id, attempt, spent, rank, weight, task_id, task, sha256, input, spec, tags
              FROM claim($1, $2, $3, $4, $5, ARRAY(SELECT COALESCE(a, '-infinity') FROM unnest($6::timestamptz[]) a))",
         )
         .bind(worker)
@@ -379,29 +394,34 @@ impl WorkerStore {
         .fetch_all(&self.pool)
         .await
         .map_err(worker_gone)?;
-        rows.iter()
-            .map(|row| {
-                let sha256: Vec<u8> = row.try_get("sha256")?;
-                Ok(Claimed {
-                    lease,
-                    slot: row.try_get("slot")?,
-                    tenant: row.try_get("tenant_id")?,
-                    invocation: row.try_get("invocation_id")?,
-                    attempt: row.try_get("attempt")?,
-                    spent: row.try_get("spent")?,
-                    rank: row.try_get("rank")?,
-                    task_id: row.try_get("task_id")?,
-                    weight: row.try_get("weight")?,
-                    task: row.try_get("task")?,
-                    sha256: sha256
-                        .try_into()
-                        .map_err(|_| Error::Corrupt("a module hash is not 32 bytes".to_owned()))?,
-                    input: row.try_get("input")?,
-                    spec: row.try_get::<Json<Spec>, _>("spec")?.0,
-                    tags: row.try_get::<Json<_>, _>("tags")?.0,
-                })
-            })
-            .collect()
+        rows.iter().map(claimed).collect()
+    }
+
+    /// What is open under these leases of this worker: claims whose answers were lost.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn leased(&self, worker: WorkerId, epoch: i64, leases: &[LeaseId]) -> Result<Vec<Claimed>> {
+        let rows = sqlx::query(
+            "SELECT l.lease_id, u.slot::int AS slot, u.tenant_id, u.invocation_id, u.attempt, u.spent,
+               rank_of(i.created_at, i.run_at, i.priority) AS rank, o.weight, i.task_id, t.name AS task, v.sha256, i.input, i.spec, i.tags
+             FROM leases l
+             CROSS JOIN LATERAL unnest(l.tenants, l.invocations, l.attempts, l.spent) WITH ORDINALITY
+               AS u(tenant_id, invocation_id, attempt, spent, slot)
+             JOIN invocations i ON i.tenant_id = u.tenant_id AND i.invocation_id = u.invocation_id
+             JOIN tasks t ON t.tenant_id = i.tenant_id AND t.task_id = i.task_id
+             JOIN versions v ON v.tenant_id = i.tenant_id AND v.task_id = i.task_id AND v.number = i.version
+             JOIN tenants o ON o.tenant_id = u.tenant_id
+             WHERE l.worker_id = $1 AND l.epoch = $2 AND l.lease_id = ANY ($3)
+               AND NOT EXISTS (SELECT 1 FROM attempts a
+                 WHERE a.tenant_id = u.tenant_id AND a.invocation_id = u.invocation_id AND a.attempt = u.attempt)",
+        )
+        .bind(worker)
+        .bind(epoch)
+        .bind(leases)
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter().map(claimed).collect()
     }
 
     /// Say how attempts ended. Returns those that were accepted; what is missing came after the lease was lost and
@@ -521,6 +541,27 @@ impl WorkerStore {
             })
             .collect()
     }
+}
+
+/// A row of a claim.
+fn claimed(row: &PgRow) -> Result<Claimed> {
+    let sha256: Vec<u8> = row.try_get("sha256")?;
+    Ok(Claimed {
+        lease: row.try_get("lease_id")?,
+        slot: row.try_get("slot")?,
+        tenant: row.try_get("tenant_id")?,
+        invocation: row.try_get("invocation_id")?,
+        attempt: row.try_get("attempt")?,
+        spent: row.try_get("spent")?,
+        rank: row.try_get("rank")?,
+        task_id: row.try_get("task_id")?,
+        weight: row.try_get("weight")?,
+        task: row.try_get("task")?,
+        sha256: sha256.try_into().map_err(|_| Error::Corrupt("a module hash is not 32 bytes".to_owned()))?,
+        input: row.try_get("input")?,
+        spec: row.try_get::<Json<Spec>, _>("spec")?.0,
+        tags: row.try_get::<Json<_>, _>("tags")?.0,
+    })
 }
 
 /// A lease refers to its worker; that row gone means: declared dead.

@@ -16,6 +16,7 @@ use sqlx::{Acquire, Row};
 use crate::domain::ids::{InvocationId, TaskId, TenantId};
 use crate::domain::names::TaskName;
 use crate::domain::retry::PartialRetry;
+use crate::store::grant::Grants;
 use crate::store::queue::CANCEL_CHANNEL;
 use crate::store::{Error, Result, TenantConn, WorkerStore};
 
@@ -38,6 +39,8 @@ pub struct TaskRow {
     pub limits: PartialLimits,
     /// Retries of its invocations, over the module's own.
     pub retry: PartialRetry,
+    /// What it has been given.
+    pub grants: Grants,
     /// First upload.
     pub created_at: DateTime<Utc>,
     /// Last change of this row.
@@ -84,6 +87,8 @@ pub struct VersionRow {
     pub manifest: Option<Manifest>,
     /// When it was uploaded.
     pub created_at: DateTime<Utc>,
+    /// Since when, and why, nothing of it starts: it was running when two cells died.
+    pub quarantine: Option<(DateTime<Utc>, String)>,
 }
 
 /// What is to become of one value of a task.
@@ -120,6 +125,8 @@ pub struct TaskChange {
     pub retry: Change<serde_json::Value>,
     /// Reset: active.
     pub active: Change<bool>,
+    /// Grants as a merge patch: a kind that is null goes.
+    pub grants: Change<serde_json::Value>,
     /// The pinned version. Reset: none.
     pub version: Change<i32>,
 }
@@ -183,15 +190,19 @@ pub struct ToCompile {
     pub sha256: [u8; 32],
 }
 
+/// Modules in quarantine that workers keep in mind: the latest. Older ones are refused at the door all the same.
+const MAX_QUARANTINED: i64 = 10_000;
+
 /// Cancellations of one notifying statement.
 const CANCEL_NOTIFICATIONS: usize = 500;
 
 const TASK_COLUMNS: &str =
     "t.task_id, t.name, t.description, COALESCE(t.pinned_version, t.current_version) AS current_version,
-  t.pinned_version, t.active, t.limits, t.retry, t.created_at AS task_created_at, t.updated_at";
+  t.pinned_version, t.active, t.limits, t.retry, t.grants, t.created_at AS task_created_at, t.updated_at";
 
 const VERSION_COLUMNS: &str =
-    "v.number, v.sha256, v.size_bytes, v.kind, v.state, v.rejection, v.manifest, v.created_at";
+    "v.number, v.sha256, v.size_bytes, v.kind, v.state, v.rejection, v.manifest, v.created_at,
+  v.quarantined_at, v.quarantine_reason";
 
 fn corrupt(what: &str) -> Error {
     Error::Corrupt(what.to_owned())
@@ -227,6 +238,15 @@ fn version(row: &PgRow) -> Result<VersionRow> {
         state,
         manifest: row.try_get::<Option<Json<Manifest>>, _>("manifest")?.map(|json| json.0),
         created_at: row.try_get("created_at")?,
+        quarantine: row
+            .try_get::<Option<DateTime<Utc>>, _>("quarantined_at")?
+            .map(|since| {
+                Ok::<_, Error>((
+                    since,
+                    row.try_get::<Option<String>, _>("quarantine_reason")?.unwrap_or_default(),
+                ))
+            })
+            .transpose()?,
     })
 }
 
@@ -240,12 +260,32 @@ fn task(row: &PgRow) -> Result<TaskRow> {
         active: row.try_get("active")?,
         limits: row.try_get::<Option<Json<_>>, _>("limits")?.map(|json| json.0).unwrap_or_default(),
         retry: row.try_get::<Option<Json<_>>, _>("retry")?.map(|json| json.0).unwrap_or_default(),
+        grants: row.try_get::<Option<Json<_>>, _>("grants")?.map(|json| json.0).unwrap_or_default(),
         created_at: row.try_get("task_created_at")?,
         updated_at: row.try_get("updated_at")?,
     })
 }
 
 impl TenantConn {
+    /// Let attempts of this version's module start again. False: it was not in quarantine, or there is no such version.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn version_release(&mut self, task: TaskId, number: i32) -> Result<bool> {
+        let tenant = self.tenant();
+        let done = sqlx::query(
+            "UPDATE versions SET quarantined_at = NULL, quarantine_reason = NULL
+             WHERE tenant_id = $1 AND quarantined_at IS NOT NULL AND sha256 =
+               (SELECT v.sha256 FROM versions v WHERE v.tenant_id = $1 AND v.task_id = $2 AND v.number = $3)",
+        )
+        .bind(tenant)
+        .bind(task)
+        .bind(number)
+        .execute(&mut **self)
+        .await?;
+        Ok(done.rows_affected() > 0)
+    }
+
     /// One task by name.
     ///
     /// # Errors
@@ -454,6 +494,7 @@ impl TenantConn {
         let (retrying, retry) = change.retry.parts();
         let (activate, active) = change.active.parts();
         let (pin, pinned) = change.version.parts();
+        let (grant, grants) = change.grants.parts();
         sqlx::query(&format!(
             "UPDATE tasks t SET updated_at = clock_timestamp(),
                described = CASE WHEN $3 THEN $4 IS NOT NULL ELSE described END,
@@ -465,7 +506,9 @@ impl TenantConn {
                retry = CASE WHEN NOT $7 THEN retry WHEN $8 IS NOT NULL
                  THEN NULLIF(jsonb_strip_nulls(COALESCE(retry, '{{}}') || $8), '{{}}') END,
                active = CASE WHEN $9 THEN COALESCE($10, true) ELSE active END,
-               pinned_version = CASE WHEN $11 THEN $12 ELSE pinned_version END
+               pinned_version = CASE WHEN $11 THEN $12 ELSE pinned_version END,
+               grants = CASE WHEN NOT $13 THEN grants WHEN $14 IS NOT NULL
+                 THEN NULLIF(jsonb_strip_nulls(COALESCE(grants, '{{}}') || $14), '{{}}') END
              WHERE t.tenant_id = $1 AND t.name = $2 AND t.deleted_at IS NULL
              RETURNING {TASK_COLUMNS}"
         ))
@@ -481,6 +524,8 @@ impl TenantConn {
         .bind(active)
         .bind(pin)
         .bind(pinned)
+        .bind(grant)
+        .bind(grants.map(Json))
         .fetch_optional(&mut **self)
         .await?
         .as_ref()
@@ -638,6 +683,38 @@ impl WorkerStore {
             .await?;
         transaction.commit().await?;
         Ok(looked_at)
+    }
+
+    /// No attempt of this module of the tenant starts any more.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn version_quarantine(&self, tenant: TenantId, sha256: &[u8; 32], reason: &str) -> Result<()> {
+        sqlx::query(
+            "UPDATE versions SET quarantined_at = clock_timestamp(), quarantine_reason = left($3, 1024)
+             WHERE tenant_id = $1 AND sha256 = $2 AND quarantined_at IS NULL",
+        )
+        .bind(tenant)
+        .bind(sha256.as_slice())
+        .bind(reason.replace('\0', "\u{fffd}"))
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Modules in quarantine, of all tenants; at most [`MAX_QUARANTINED`].
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn quarantined(&self) -> Result<Vec<(TenantId, [u8; 32])>> {
+        let rows: Vec<(TenantId, Vec<u8>)> = sqlx::query_as(
+            "SELECT tenant_id, sha256 FROM versions WHERE quarantined_at IS NOT NULL
+             ORDER BY quarantined_at DESC LIMIT $1",
+        )
+        .bind(MAX_QUARANTINED)
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter().map(|(tenant, sha256)| Ok((tenant, hash(sha256)?))).collect()
     }
 
     /// The bytes of a tenant's module.

@@ -1,22 +1,69 @@
-//! Tenants and their API keys. Stores hashes of keys, never keys.
+//! Tenants, and who acts in them. Owns the first key of an installation; all others are `store::key`'s.
+
+use std::sync::Arc;
 
 use anyhow::Context;
+use chrono::{DateTime, Utc};
 use sha2::{Digest, Sha256};
 use sqlx::{Connection, PgConnection, Row};
+use uuid::Uuid;
 
-use crate::domain::ids::{KeyId, TenantId};
-use crate::domain::role::{Role, UnknownRole};
-use crate::store::{ApiStore, Error, Result, Tries};
+use crate::domain::ids::{KeyId, TenantId, UserId};
+use crate::domain::permission::{Permits, Role, Scope};
+use crate::store::{ApiStore, Error, Result, TenantConn, WorkerStore};
 
-/// Who a request comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Who acts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Actor {
+    /// An API key.
+    Key(KeyId),
+    /// A user, in a session.
+    User(UserId, Uuid),
+}
+
+impl Actor {
+    /// The kind in a word, and the id.
+    #[must_use]
+    pub fn parts(self) -> (&'static str, Uuid) {
+        match self {
+            Self::Key(id) => ("key", id.0),
+            Self::User(id, _) => ("user", id.0),
+        }
+    }
+}
+
+/// Who a request comes from, and what it may.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// Whose data it may see.
     pub tenant: TenantId,
-    /// The key it used.
-    pub key: KeyId,
-    /// What the key was made for.
+    /// Who acts.
+    pub actor: Actor,
+    /// The actor's name, for people.
+    pub name: Arc<str>,
+    /// What it may at most.
     pub role: Role,
+    /// What it is narrowed to; empty: all that the role may.
+    pub scopes: Arc<[Scope]>,
+    /// From when on it is refused.
+    pub expires_at: Option<DateTime<Utc>>,
+    /// Its tenant is neither suspended nor going.
+    pub active: bool,
+}
+
+impl Identity {
+    /// What it may.
+    #[must_use]
+    pub fn permits(&self) -> Permits<'_> {
+        Permits { role: self.role, scopes: &self.scopes }
+    }
+
+    /// The actor's name, or its id when it has none.
+    #[must_use]
+    pub fn label(&self) -> String {
+        let (kind, id) = self.actor.parts();
+        if self.name.is_empty() { format!("{kind} {id}") } else { self.name.to_string() }
+    }
 }
 
 /// Hash under which a key is stored. The key is 256 random bits, so a plain hash is enough: there is nothing to guess.
@@ -25,34 +72,146 @@ pub fn key_hash(key: &str) -> [u8; 32] {
     Sha256::digest(key.as_bytes()).into()
 }
 
+/// Where a tenant stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TenantState {
+    /// It works.
+    Active,
+    /// Nothing new starts.
+    Suspended,
+    /// The same, and everything goes when the grace time is over.
+    Deleting,
+}
+
+impl TenantState {
+    /// The word in the database and in the API.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Suspended => "suspended",
+            Self::Deleting => "deleting",
+        }
+    }
+}
+
+/// A tenant as the platform sees it.
+#[derive(Debug, Clone)]
+pub struct TenantRow {
+    /// Its id.
+    pub id: TenantId,
+    /// Its name.
+    pub name: String,
+    /// Its share of the slots.
+    pub weight: i32,
+    /// Where it stands.
+    pub state: TenantState,
+    /// When it was made.
+    pub created_at: DateTime<Utc>,
+    /// When its state was changed last.
+    pub changed_at: Option<DateTime<Utc>>,
+    /// When everything of it goes.
+    pub delete_after: Option<DateTime<Utc>>,
+}
+
 impl ApiStore {
-    /// Who is behind the key with this hash, if anybody.
+    /// Tenants by name, after this one; or one of them.
     ///
     /// # Errors
     /// Postgres does not answer.
-    pub async fn authenticate(&self, hash: &[u8; 32]) -> Result<Option<Identity>> {
-        let work = async {
-            let mut tries = Tries::of(&self.pool);
-            loop {
-                let answer = sqlx::query("SELECT tenant_id, key_id, role FROM authenticate_key($1)")
-                    .bind(hash.as_slice())
-                    .fetch_optional(&self.pool)
-                    .await;
-                if let Some(answer) = tries.settle(answer) {
-                    return answer;
-                }
-            }
-        };
-        let row = self.guard.call(work).await?;
-        row.map(|row| {
-            let role: &str = row.try_get("role")?;
-            Ok(Identity {
-                tenant: row.try_get("tenant_id")?,
-                key: row.try_get("key_id")?,
-                role: role.parse().map_err(|e: UnknownRole| Error::Corrupt(e.to_string()))?,
+    pub async fn tenant_list(&self, id: Option<TenantId>, after: &str, limit: i64) -> Result<Vec<TenantRow>> {
+        let rows = sqlx::query("SELECT * FROM tenant_list($1, $2, $3)")
+            .bind(id)
+            .bind(after)
+            .bind(limit)
+            .fetch_all(&self.pool)
+            .await?;
+        rows.iter()
+            .map(|row| {
+                Ok(TenantRow {
+                    id: row.try_get("tenant_id")?,
+                    name: row.try_get("name")?,
+                    weight: row.try_get("weight")?,
+                    state: match row.try_get("state")? {
+                        "active" => TenantState::Active,
+                        "suspended" => TenantState::Suspended,
+                        "deleting" => TenantState::Deleting,
+                        other => return Err(Error::Corrupt(format!("state {other} of a tenant"))),
+                    },
+                    created_at: row.try_get("created_at")?,
+                    changed_at: row.try_get("changed_at")?,
+                    delete_after: row.try_get("delete_after")?,
+                })
             })
-        })
-        .transpose()
+            .collect()
+    }
+
+    /// Make a tenant. False: the name is taken.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn tenant_create(&self, id: TenantId, name: &str) -> Result<bool> {
+        let made = sqlx::query_scalar("SELECT tenant_create($1, $2)").bind(id).bind(name);
+        Ok(made.fetch_one(&self.pool).await?)
+    }
+
+    /// Change a tenant's state; with `cancel` what runs is asked to stop. False: there is none, or its time is over.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn tenant_change(
+        &self,
+        id: TenantId,
+        state: TenantState,
+        delete_after: Option<DateTime<Utc>>,
+        cancel: bool,
+    ) -> Result<bool> {
+        Ok(sqlx::query_scalar("SELECT tenant_change($1, $2, $3, $4)")
+            .bind(id)
+            .bind(state.as_str())
+            .bind(delete_after)
+            .bind(cancel)
+            .fetch_one(&self.pool)
+            .await?)
+    }
+}
+
+impl WorkerStore {
+    /// Take rows of a tenant whose time has come, at most `limit` of each table, and in the end the tenant. Returns how many
+    /// rows went.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn erase_tenant(&self, limit: i32) -> Result<u64> {
+        let mut transaction = self.begin().await?;
+        let gone: i64 =
+            sqlx::query_scalar("SELECT erase_tenant($1)").bind(limit).fetch_one(&mut *transaction).await?;
+        transaction.commit().await?;
+        Ok(gone.unsigned_abs())
+    }
+}
+
+impl TenantConn {
+    /// How many of this tenant's invocations wait, counted up to its limit and one more, and that limit: its own, or
+    /// `default`.
+    ///
+    /// # Errors
+    /// Postgres does not answer in time.
+    pub async fn queue_depth(&mut self, default: u64) -> Result<(u64, u64)> {
+        let tenant = self.tenant();
+        let (counted, limit): (i64, i64) = sqlx::query_as(
+            "WITH most AS MATERIALIZED (SELECT COALESCE(max_queued, $2) AS n FROM tenants WHERE tenant_id = $1)
+             SELECT (SELECT count(*) FROM (
+                 (SELECT 1 FROM queued q WHERE q.tenant_id = $1 LIMIT (SELECT n + 1 FROM most))
+                 UNION ALL
+                 (SELECT 1 FROM scheduled s WHERE s.tenant_id = $1 LIMIT (SELECT n + 1 FROM most))) w),
+               (SELECT n FROM most)",
+        )
+        .bind(tenant)
+        .bind(i64::try_from(default).unwrap_or(i64::MAX))
+        .fetch_one(&mut **self)
+        .await?;
+        Ok((counted.unsigned_abs(), limit.unsigned_abs()))
     }
 }
 
@@ -70,8 +229,8 @@ pub async fn bootstrap(admin_url: &str, key: &str) -> anyhow::Result<()> {
         .execute(&mut connection)
         .await?;
     sqlx::query(
-        "INSERT INTO api_keys (tenant_id, key_id, prefix, hash, role)
-         SELECT tenant_id, $1, left($2, 12), $3, 'platform' FROM tenants WHERE name = 'default'
+        "INSERT INTO api_keys (tenant_id, key_id, prefix, hash, role, name)
+         SELECT tenant_id, $1, left($2, 12), $3, 'platform', 'first key' FROM tenants WHERE name = 'default'
          ON CONFLICT (hash) DO UPDATE SET role = 'platform' WHERE api_keys.role = 'admin'",
     )
     .bind(KeyId::generate())

@@ -7,7 +7,7 @@ use sqlx::Row;
 
 use crate::domain::ids::InvocationId;
 use crate::domain::invocation::{State, UnknownState};
-use crate::domain::why::Facts;
+use crate::domain::why::{Cap, Facts};
 use crate::store::invocation::{READY, RESULT, SCHEDULED, STATE};
 use crate::store::{Error, Result, TenantConn};
 
@@ -28,11 +28,24 @@ impl TenantConn {
         let row = sqlx::query(&format!(
             "SELECT {STATE}, s.due_at, COALESCE(s.spent, q.spent, 0::smallint) AS spent,
                EXISTS (SELECT 1 FROM cancels c WHERE c.tenant_id = i.tenant_id AND c.invocation_id = i.invocation_id) AS cancelling,
+               (SELECT count(*) FROM dependencies d WHERE d.tenant_id = i.tenant_id AND d.invocation_id = i.invocation_id) AS dependencies,
+               CASE WHEN o.paused THEN 'tenant' WHEN t.paused THEN 'task' ELSE
+                 (SELECT 'tag ' || p.tag_key || ':' || p.tag_value FROM pauses p WHERE p.tenant_id = i.tenant_id AND p.kind = 'tag'
+                    AND i.tags ->> p.tag_key = p.tag_value LIMIT 1) END AS paused,
+               NOT t.active AS inactive,
+               i.concurrency_limit, kc.running AS key_running, o.paused AS tenant_paused, oc.cap AS tenant_cap,
+               oc.running AS tenant_running, t.max_concurrency AS task_cap, tc.running AS task_running,
                CASE WHEN q.invocation_id IS NOT NULL THEN (SELECT count(*) FROM (
                  SELECT 1 FROM ready a WHERE a.tenant_id = i.tenant_id AND (a.rank, a.invocation_id) < (q.rank, q.invocation_id)
                  LIMIT $3 + 1) before) ELSE 0 END AS ahead,
                f.workers, f.claiming, f.slots, f.running, f.share
-             FROM invocations i LEFT JOIN {RESULT} LEFT JOIN {READY} LEFT JOIN {SCHEDULED} CROSS JOIN fleet() f
+             FROM invocations i JOIN tenants o ON o.tenant_id = i.tenant_id
+             JOIN tasks t ON t.tenant_id = i.tenant_id AND t.task_id = i.task_id
+             LEFT JOIN {RESULT} LEFT JOIN {READY} LEFT JOIN {SCHEDULED}
+             LEFT JOIN caps oc ON oc.tenant_id = i.tenant_id AND oc.scope = 0
+             LEFT JOIN caps tc ON tc.tenant_id = i.tenant_id AND tc.scope = 1 AND tc.task_id = i.task_id
+             LEFT JOIN caps kc ON kc.tenant_id = i.tenant_id AND kc.scope = 2 AND kc.task_id = i.task_id AND kc.key = i.concurrency_key
+             CROSS JOIN fleet() f
              WHERE i.tenant_id = $1 AND i.invocation_id = $2"
         ))
         .bind(tenant)
@@ -51,6 +64,10 @@ impl TenantConn {
             due_at: row.try_get("due_at")?,
             spent: row.try_get("spent")?,
             cancelling: row.try_get("cancelling")?,
+            dependencies: row.try_get("dependencies")?,
+            paused: row.try_get("paused")?,
+            inactive: row.try_get("inactive")?,
+            full: Vec::new(),
             ahead: ahead.min(MAX_AHEAD),
             ahead_is_bound: ahead > MAX_AHEAD,
             workers: row.try_get("workers")?,
@@ -61,6 +78,21 @@ impl TenantConn {
             ended: 0,
             ended_within: RECENT,
         };
+        // A pause shuts its gate by a cap of 0, which says nothing more.
+        let tenant_cap = if row.try_get("tenant_paused")? { None } else { row.try_get("tenant_cap")? };
+        let caps: [(&'static str, Option<i32>, &str); 3] = [
+            ("concurrency-key", row.try_get("concurrency_limit")?, "key_running"),
+            ("task", row.try_get("task_cap")?, "task_running"),
+            ("tenant", tenant_cap, "tenant_running"),
+        ];
+        for (of, limit, running) in caps {
+            let running: Option<i32> = row.try_get(running)?;
+            if let (Some(limit), Some(running)) = (limit, running)
+                && running >= limit
+            {
+                facts.full.push(Cap { of, limit: limit.into(), running: running.into() });
+            }
+        }
         if state == State::Queued {
             (facts.ended, facts.ended_within) = self.ended_lately().await?;
         }

@@ -85,6 +85,20 @@ pub struct InvokeRequest {
     /// What happens when one of them ends otherwise than wanted. Default: cancel.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_unmet: Option<OnUnmet>,
+    /// Files that a command of WASI preview 1 finds in its scratch directory, which it sees as `/`: path to text, or
+    /// to `{"base64": …}`. At most 1,024; they count as input.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<String, FileContent>,
+    /// Patterns of the regular files that come back as artifacts, within the output limit: `*` and `?` stand for
+    /// characters of a name, `**` for any directories. At most 16.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub collect: Vec<String>,
+    /// Bytes of the scratch directory. 0 to 1 GiB; 64 MiB if `files` or `collect` are given, otherwise there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scratch_bytes: Option<u64>,
+    /// Fixes the guest's clocks and random values, so that the same input takes the same course and the same fuel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub determinism: Option<DeterminismRequest>,
 }
 
 /// What happens to a request whose `unique_key` an unfinished invocation of the task holds.
@@ -133,6 +147,34 @@ pub struct DependsOn {
     /// How it must end. Default: succeeded.
     #[serde(default)]
     pub condition: Condition,
+}
+
+/// A file's contents: text, or bytes in base64.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub enum FileContent {
+    /// Text.
+    Text(String),
+    /// Bytes.
+    Bytes(FileBytes),
+}
+
+/// Any bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FileBytes {
+    /// In base64.
+    pub base64: String,
+}
+
+/// A fixed course.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DeterminismRequest {
+    /// Where the guest's wall clock begins; not before 1970. Each look at a clock moves it on by 1 µs.
+    pub clock: DateTime<Utc>,
+    /// What random values are made from.
+    pub seed: u64,
 }
 
 /// `null` is an input like any other; only an absent field is none.

@@ -1,13 +1,20 @@
 //! What goes over the wire: requests, responses and the problem body. Apart from domain and store on purpose, because
 //! these shapes are promised to clients and those are not. Owns no rules: ranges are checked in `app`.
 
+pub mod artifact;
+pub mod audit;
+pub mod bulk;
+pub mod dead_letter;
 pub mod invocation;
+pub mod key;
 pub mod operate;
 pub mod patch;
+pub mod people;
 pub mod problem;
 pub mod quota;
 pub mod secret;
 pub mod task;
+pub mod tenant;
 pub mod usage;
 pub mod why;
 

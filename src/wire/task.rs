@@ -31,6 +31,9 @@ pub struct Task {
     /// Retries of its invocations, in place of the module's own. Absent: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<RetryRequest>,
+    /// What an admin of the tenant has given it. Absent: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grants: Option<Grants>,
     /// First upload.
     pub created_at: DateTime<Utc>,
     /// Last change.
@@ -55,6 +58,10 @@ pub struct TaskPatch {
     #[serde(skip_serializing_if = "Field::is_absent")]
     #[schema(value_type = Option<RetryPatch>)]
     pub retry: Field<RetryPatch>,
+    /// What it is given, kind by kind; a kind that is `null`, or `null` for all, is taken away, also from what runs.
+    #[serde(skip_serializing_if = "Field::is_absent")]
+    #[schema(value_type = Option<GrantsPatch>)]
+    pub grants: Field<GrantsPatch>,
     /// False: new invocations are refused, and queued ones wait. `null`: true.
     #[serde(skip_serializing_if = "Field::is_absent")]
     #[schema(value_type = Option<bool>)]
@@ -121,6 +128,27 @@ pub struct RetryPatch {
     pub jitter: Field<f64>,
 }
 
+/// Capabilities of a task.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct Grants {
+    /// Where its HTTP requests may go: `[http://|https://][*.]host[:port]`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(example = json!(["https://api.example.com:443"]))]
+    pub http: Vec<String>,
+}
+
+/// A change of what a task is given.
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct GrantsPatch {
+    /// Where its HTTP requests may go, at most 32: `[http://|https://][*.]host[:port]`. Without a scheme by TLS, without
+    /// a port the scheme's own; `*.` stands for one label.
+    #[serde(skip_serializing_if = "Field::is_absent")]
+    #[schema(value_type = Option<Vec<String>>)]
+    pub http: Field<Vec<String>>,
+}
+
 /// Where to go from a task.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct TaskLinks {
@@ -170,8 +198,20 @@ pub struct Version {
     pub manifest: Option<Value>,
     /// When it was uploaded.
     pub created_at: DateTime<Utc>,
+    /// While it is in quarantine: nothing of it starts until it is released.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quarantine: Option<Quarantine>,
     /// Where to go from here.
     pub links: VersionLinks,
+}
+
+/// A module that was running when two cells died.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Quarantine {
+    /// Since when.
+    pub since: DateTime<Utc>,
+    /// How the second cell died.
+    pub reason: String,
 }
 
 /// Where to go from a version.

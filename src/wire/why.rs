@@ -24,8 +24,9 @@ pub struct Why {
 /// One reason.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct WhyReason {
-    /// `delay`, `no-worker`, `queue` (others of this tenant go first), `weight-share` (all slots are taken), `next`
-    /// (nothing is in the way), `running`, `cancelling` or `finished`. There may be more.
+    /// `delay`, `dependency`, `paused`, `task-inactive`, `cap` (as many run as may), `no-worker`, `queue` (others of this
+    /// tenant go first), `weight-share` (all slots are taken), `next` (nothing is in the way), `running`, `cancelling`
+    /// or `finished`. There may be more.
     #[schema(example = "delay")]
     pub kind: String,
     /// The reason in words.
@@ -39,6 +40,15 @@ pub struct WhyReason {
     /// `weight-share`: the part of the slots that come free which is this tenant's, 0 to 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub share: Option<f64>,
+    /// `cap`: of the `tenant`, the `task` or the `concurrency-key`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<String>,
+    /// `cap`: how many may run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<i64>,
+    /// `cap`: how many do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub current: Option<i64>,
 }
 
 /// When it may start, and how that is known.

@@ -1,6 +1,7 @@
 //! Ends of attempts on their way into the database, in batches: whatever is waiting when the last batch is done goes
 //! into the next. Never gives up on an end while the lease is held, and never lets one bad row hold up the others.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,8 +12,9 @@ use tracing::{error, warn};
 
 use crate::app::signals::Signals;
 use crate::domain::ids::InvocationId;
-use crate::store::queue::Finished;
+use crate::store::queue::{Acked, Finished};
 use crate::store::{Error, WorkerStore};
+use crate::worker::journal::Journal;
 use crate::worker::lease::Lease;
 
 /// Rows of one ack.
@@ -23,12 +25,14 @@ const MAX_BYTES: usize = 16 << 20;
 const MAX_NOTIFY: usize = 4096;
 
 /// What was acknowledged and what came too late, for operators.
-#[derive(Debug, Default)]
-pub struct Counts {
+#[derive(Debug)]
+pub struct Counts<'a> {
     /// Ends that the database accepted.
     pub accepted: AtomicU64,
     /// Ends of attempts whose lease was gone; they changed nothing.
     pub late: AtomicU64,
+    /// Where each accepted end is written down.
+    pub journal: &'a Journal,
 }
 
 /// Where ends go. Dropping it lets [`run`] finish what it has and return.
@@ -42,7 +46,7 @@ pub async fn run(
     mut ends: mpsc::UnboundedReceiver<Finished>,
     unacked: &AtomicU64,
     room: &Notify,
-    counts: &Counts,
+    counts: &Counts<'_>,
 ) {
     let (notify, heard) = mpsc::channel::<Vec<InvocationId>>(64);
     let notifier = tokio::spawn(notifier(store.clone(), heard));
@@ -59,6 +63,7 @@ pub async fn run(
             .iter()
             .position(|end| {
                 bytes += end.outcome.output.len() + end.outcome.logs.len() * 128;
+                bytes += end.outcome.artifacts.iter().map(|file| file.bytes.len()).sum::<usize>();
                 bytes > MAX_BYTES
             })
             .unwrap_or(waiting.len())
@@ -92,18 +97,23 @@ async fn acknowledge(
     store: &WorkerStore,
     lease: &Lease,
     batch: Vec<Finished>,
-    counts: &Counts,
+    counts: &Counts<'_>,
 ) -> (Vec<InvocationId>, bool) {
     let mut done = Vec::new();
     let mut wake = false;
     let mut pending = vec![batch];
     let mut wait = Duration::from_millis(20);
     while let Some(mut batch) = pending.pop() {
-        match store.ack(lease.worker(), lease.epoch(), &batch).await {
+        let told = async {
+            store.artifacts_put(&batch).await?;
+            store.ack(lease.worker(), lease.epoch(), &batch).await
+        };
+        match told.await {
             Ok(acked) => {
                 let accepted = acked.accepted;
                 wake |= acked.wake;
                 counts.accepted.fetch_add(accepted.len() as u64, Ordering::Relaxed);
+                journal_accepted(counts.journal, &batch, &accepted);
                 let late = batch.len() - accepted.len();
                 if late > 0 {
                     counts.late.fetch_add(late as u64, Ordering::Relaxed);
@@ -144,6 +154,7 @@ async fn acknowledge(
                         content_type: String::new(),
                         logs: Vec::new(),
                         backtrace: Vec::new(),
+                        artifacts: Vec::new(),
                         receipt: end.outcome.receipt,
                     },
                     ..end
@@ -161,6 +172,17 @@ async fn waker(store: WorkerStore, wake: Arc<Notify>) {
         if let Err(error) = store.notify_ready().await {
             warn!(%error, "could not notify workers; they find out by polling");
         }
+    }
+}
+
+fn journal_accepted(journal: &Journal, batch: &[Finished], acked: &[Acked]) {
+    if !journal.is_on() {
+        return;
+    }
+    let attempts: HashMap<_, _> =
+        batch.iter().map(|end| (end.claimed.invocation, end.claimed.attempt)).collect();
+    for one in acked {
+        journal.accepted(one.invocation, attempts.get(&one.invocation).copied().unwrap_or(0), one.state);
     }
 }
 

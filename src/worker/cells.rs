@@ -74,6 +74,13 @@ impl Cells {
         self.busy[place.0] = 0;
     }
 
+    /// This cell is known to be dead, whatever its events have not told yet.
+    pub fn gone(&mut self, place: Place, cell: &Arc<Cell>) {
+        if self.get(place).is_some_and(|there| Arc::ptr_eq(there, cell)) {
+            self.down(place);
+        }
+    }
+
     /// Whether attempts can be placed.
     pub fn any_up(&self) -> bool {
         self.places.iter().any(Option::is_some)

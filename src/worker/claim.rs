@@ -1,5 +1,5 @@
 //! One turn of claiming: whom to ask for, by memory or after a look, and how many of each, by their shares. Owns no
-//! state and no slots.
+//! slots.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -7,15 +7,27 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::domain::fairness::{Candidate, Charge, FairShare};
-use crate::domain::ids::{TaskId, TenantId, WorkerId};
+use crate::domain::ids::{LeaseId, TaskId, TenantId, WorkerId};
 use crate::store::queue::{Claimed, Want};
 use crate::store::{Error, WorkerStore};
 use crate::worker::memory::Memory;
+use crate::worker::unanswered::Unanswered;
 
 /// Tenants looked at in one turn; a larger installation is served in the order of ids, turn by turn.
 const MAX_CANDIDATES: i32 = 2_000;
 /// After a claim that found others there before it: the wait before looking again.
 const CONTENDED: Duration = Duration::from_millis(5);
+
+/// What a worker knows from one turn to the next.
+#[derive(Debug, Default)]
+pub struct Known {
+    /// Who is owed how much.
+    pub share: FairShare,
+    /// Who had work.
+    pub memory: Memory,
+    /// Claims that got no answer.
+    pub unanswered: Unanswered,
+}
 
 /// What a turn brought.
 pub struct Turn {
@@ -33,24 +45,23 @@ pub struct Turn {
 /// As a claim's.
 pub async fn turn(
     store: &WorkerStore,
-    share: &mut FairShare,
-    memory: &mut Memory,
+    known: &mut Known,
     free: u32,
     idle: bool,
     who: (WorkerId, i64),
 ) -> Result<Turn, Error> {
-    let guess = memory.guess(idle).to_vec();
-    let by_memory = !memory.is_due();
+    let guess = known.memory.guess(idle).to_vec();
+    let by_memory = !known.memory.is_due();
     if !guess.is_empty() {
-        let taken = take(store, share, memory, &guess, free, who, by_memory).await?;
+        let taken = take(store, known, &guess, free, who, by_memory).await?;
         if !taken.is_empty() {
-            memory.claimed(taken.iter().map(|(claimed, _)| claimed));
-            memory.guessed();
+            known.memory.claimed(taken.iter().map(|(claimed, _)| claimed));
+            known.memory.guessed();
             return Ok(Turn { taken, more: true, not_before: None });
         }
         if !idle {
             // What there is, is out of sight; a look is due soon.
-            return Ok(Turn { taken, more: true, not_before: Some(memory.look_at()) });
+            return Ok(Turn { taken, more: true, not_before: Some(known.memory.look_at()) });
         }
     }
     let began = Instant::now();
@@ -64,12 +75,12 @@ pub async fn turn(
             free: t.free.map(|free| u32::try_from(free).unwrap_or(0)),
         })
         .collect();
-    let taken = take(store, share, memory, &candidates, free, who, false).await?;
+    let taken = take(store, known, &candidates, free, who, false).await?;
     let more = !candidates.is_empty();
     // Tenants had work and gave us none: others are at it, or it was just committed, or it is parked.
     let not_before = (more && taken.is_empty()).then(|| Instant::now() + CONTENDED);
-    memory.looked(candidates, began.elapsed());
-    memory.claimed(taken.iter().map(|(claimed, _)| claimed));
+    known.memory.looked(candidates, began.elapsed());
+    known.memory.claimed(taken.iter().map(|(claimed, _)| claimed));
     Ok(Turn { taken, more, not_before })
 }
 
@@ -77,14 +88,13 @@ pub async fn turn(
 /// marks on.
 async fn take(
     store: &WorkerStore,
-    share: &mut FairShare,
-    memory: &Memory,
+    known: &mut Known,
     candidates: &[Candidate],
     free: u32,
     (worker, epoch): (WorkerId, i64),
     by_memory: bool,
 ) -> Result<Vec<(Claimed, Option<Charge>)>, Error> {
-    let asks = share.choose(candidates, free);
+    let asks = known.share.choose(candidates, free);
     if asks.is_empty() {
         return Ok(Vec::new());
     }
@@ -93,10 +103,14 @@ async fn take(
         .map(|ask| Want {
             tenant: ask.tenant,
             count: i32::try_from(ask.count).unwrap_or(i32::MAX),
-            after: if by_memory { memory.mark(ask.tenant) } else { None },
+            after: if by_memory { known.memory.mark(ask.tenant) } else { None },
         })
         .collect();
-    let result = store.claim(worker, epoch, &wanted).await;
+    let lease = LeaseId::generate();
+    let result = store.claim_under(worker, epoch, lease, &wanted).await;
+    if result.is_err() {
+        known.unanswered.add(lease);
+    }
     let mut tasks: HashMap<TenantId, Vec<TaskId>> = HashMap::new();
     for one in result.iter().flatten() {
         tasks.entry(one.tenant).or_default().push(one.task_id);
@@ -104,7 +118,7 @@ async fn take(
     let mut charges: HashMap<TenantId, std::vec::IntoIter<Charge>> = HashMap::new();
     for ask in &asks {
         let of = tasks.remove(&ask.tenant).unwrap_or_default();
-        charges.insert(ask.tenant, share.claimed(ask, &of).into_iter());
+        charges.insert(ask.tenant, known.share.claimed(ask, &of).into_iter());
     }
     let claimed = result?;
     // Of one tenant in the same order as above, so each gets the charge of its own task.

@@ -8,31 +8,42 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use sandbar_host::ModuleHash;
-use sandbar_host::cell::{CancelReason, Cell, CellEvent, SubmitError};
+use sandbar_host::cell::{CancelReason, Cell, CellEvent, LoadError, SubmitError};
+use sandbar_host::files::scratch_bytes;
+use sandbar_host::limits::reserved_bytes;
 use sandbar_host::outcome::{Outcome, Receipt, Termination};
-use sandbar_host::run::{Attempt, Context, Input};
+use sandbar_host::run::{Attempt, Context, Input, Options};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::app::signals::Signals;
-use crate::domain::fairness::{Charge, FairShare};
+use crate::domain::fairness::Charge;
 use crate::domain::ids::InvocationId;
+use crate::domain::lease::free_slots;
 use crate::domain::retry::{Ending, decide};
 use crate::domain::worker::Wanted;
 use crate::store::invocation::InputKind;
 use crate::store::queue::{Claimed, Finished};
 use crate::store::{Error, WorkerStore};
 use crate::worker::ack;
+use crate::worker::admission::{Admission, Verdict};
 use crate::worker::cells::{Cells, Event, Place};
-use crate::worker::claim::{self, Turn};
+use crate::worker::claim::{self, Known, Turn};
+use crate::worker::egress::{Egress, Whose};
+use crate::worker::journal::Journal;
 use crate::worker::lease::Lease;
 use crate::worker::live::{self, Live};
-use crate::worker::memory::Memory;
 use crate::worker::modules::Modules;
 use crate::worker::{Settings, Stop};
 
+/// What an attempt of a module in quarantine is denied.
+const QUARANTINED: &str = "run: the module is in quarantine";
+/// Cells that may die under an attempt before it has begun to run; then another host shall try.
+const MAX_PLACES: u8 = 3;
+/// Longest wait of attempts for a cell to come up; a start takes a fraction of a second.
+const PLACELESS: Duration = Duration::from_secs(10);
 /// After a database error: the wait before claiming again.
 const AFTER_ERROR: Duration = Duration::from_millis(200);
 
@@ -53,7 +64,11 @@ struct InFlight {
     place: Option<Place>,
     started_at: DateTime<Utc>,
     cancelled: bool,
+    /// Cells that died before it began to run.
+    displaced: u8,
     live: Live,
+    /// Its start is in the journal.
+    announced: bool,
 }
 
 /// A report of a task that waited on the loop's behalf.
@@ -63,9 +78,10 @@ enum Report {
 }
 
 struct ClaimReport {
-    share: FairShare,
-    memory: Memory,
+    known: Known,
     turn: Result<Turn, Error>,
+    /// What claims without an answer turned out to have taken.
+    stranded: Vec<Claimed>,
 }
 
 /// Run under one lease until told to stop or the lease is lost.
@@ -78,8 +94,10 @@ pub async fn run(
     signals: &Arc<Signals>,
     modules: &Arc<Modules>,
     lease: &Lease,
+    journal: &Journal,
     stop: &Stop,
 ) -> anyhow::Result<Ended> {
+    let admission = Admission::new(settings, store)?;
     let (cells, mut events) = Cells::start(&settings.cell(), settings.cells).await?;
     if let Err(error) = store.worker_walls(lease.worker(), lease.epoch(), cells.walls()).await {
         warn!(%error, "could not say which walls stand; only this log does");
@@ -88,14 +106,17 @@ pub async fn run(
     let (live, said) = live::channel();
     let unacked = AtomicU64::new(0);
     let room = Notify::new();
-    let counts = ack::Counts::default();
+    let counts = ack::Counts { accepted: AtomicU64::new(0), late: AtomicU64::new(0), journal };
     let (reports, mut reported) = mpsc::unbounded_channel();
     let mut dispatch = Dispatch {
         settings,
         store,
         modules,
         lease,
+        journal,
         cells,
+        egress: Egress::new(settings.egress.clone(), store.clone())?,
+        admission,
         ends: Some(ends),
         live,
         unacked: &unacked,
@@ -103,8 +124,10 @@ pub async fn run(
         reports,
         in_flight: HashMap::new(),
         tokens: HashMap::new(),
+        placeless: Vec::new(),
+        placeless_since: Instant::now(),
         next_token: 0,
-        share: Some((FairShare::default(), Memory::default())),
+        known: Some(Known::default()),
         settled: Vec::new(),
         claiming: None,
         more: true,
@@ -150,7 +173,10 @@ struct Dispatch<'a> {
     store: &'a WorkerStore,
     modules: &'a Arc<Modules>,
     lease: &'a Lease,
+    journal: &'a Journal,
     cells: Cells,
+    egress: Egress,
+    admission: Admission,
     /// Unbounded, yet never longer than the bound in [`Dispatch::free_slots`].
     ends: Option<ack::Sender>,
     live: live::Sender,
@@ -160,9 +186,12 @@ struct Dispatch<'a> {
     reports: mpsc::UnboundedSender<Report>,
     in_flight: HashMap<u64, InFlight>,
     tokens: HashMap<InvocationId, u64>,
+    /// May start, and no cell is up; since when.
+    placeless: Vec<u64>,
+    placeless_since: Instant,
     next_token: u64,
     /// Away while a claim is under way.
-    share: Option<(FairShare, Memory)>,
+    known: Option<Known>,
     /// Receipts that came while it was away.
     settled: Vec<(Charge, Duration)>,
     claiming: Option<JoinHandle<()>>,
@@ -187,6 +216,13 @@ impl Dispatch<'_> {
         poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut give_back_at: Option<Instant> = None;
         loop {
+            self.admission.refresh();
+            self.start_waiting();
+            if !self.placeless.is_empty() && self.placeless_since.elapsed() > PLACELESS {
+                for token in std::mem::take(&mut self.placeless) {
+                    self.end(token, host_fault("no cell is up"));
+                }
+            }
             let draining = stop.drain.is_cancelled();
             let wish = *wanted.borrow_and_update();
             self.lease.gauge.running(self.in_flight.len());
@@ -259,17 +295,13 @@ impl Dispatch<'_> {
         }
     }
 
-    /// Slots a claim could fill now. Ends that wait for their ack count too, once there are many: a database that
-    /// cannot keep up must not gather them here.
+    /// Slots a claim could fill now, as far as memory goes too.
     fn free_slots(&self) -> u32 {
-        let slots = self.settings.slots;
         if !self.cells.any_up() {
             return 0;
         }
-        if self.unacked.load(Ordering::Acquire) > u64::from(slots) * 4 {
-            return 0;
-        }
-        slots.saturating_sub(u32::try_from(self.in_flight.len()).unwrap_or(u32::MAX))
+        free_slots(self.settings.slots, self.in_flight.len(), self.unacked.load(Ordering::Acquire))
+            .min(self.admission.room())
     }
 
     /// Start a claim if there may be work, there is room, and none is under way.
@@ -278,11 +310,11 @@ impl Dispatch<'_> {
         if !self.more || free == 0 || self.claiming.is_some() || Instant::now() < self.not_before {
             return;
         }
-        let Some((mut share, mut memory)) = self.share.take() else {
+        let Some(mut known) = self.known.take() else {
             return;
         };
         for (charge, cpu) in self.settled.drain(..) {
-            share.settle(charge, cpu);
+            known.share.settle(charge, cpu);
         }
         self.more = false; // a signal from now on means more
         let store = self.store.clone();
@@ -290,17 +322,22 @@ impl Dispatch<'_> {
         let reports = self.reports.clone();
         let idle = self.in_flight.is_empty();
         self.claiming = Some(tokio::spawn(async move {
-            let turn = claim::turn(&store, &mut share, &mut memory, free, idle, (worker, epoch)).await;
+            let stranded = known.unanswered.find(&store, (worker, epoch)).await;
+            let turn = claim::turn(&store, &mut known, free, idle, (worker, epoch)).await;
             // Refused only when the loop has ended.
-            let _ = reports.send(Report::Claimed(Box::new(ClaimReport { share, memory, turn })));
+            let _ = reports.send(Report::Claimed(Box::new(ClaimReport { known, turn, stranded })));
         }));
     }
 
     fn report(&mut self, report: Report) {
         match report {
             Report::Claimed(report) => {
-                self.share = Some((report.share, report.memory));
+                self.known = Some(report.known);
                 self.claiming = None;
+                for one in report.stranded {
+                    let token = self.register(one, None);
+                    self.end(token, without_run(Termination::LeaseLost));
+                }
                 match report.turn {
                     Ok(turn) => {
                         self.more |= turn.more;
@@ -327,6 +364,9 @@ impl Dispatch<'_> {
                 }
                 match result {
                     Ok(()) => self.submit(token, place, cell),
+                    Err(error) if error.downcast_ref() == Some(&LoadError::Gone) => {
+                        self.displace(token, place, &cell);
+                    }
                     Err(error) => {
                         self.cells.give_back(place);
                         warn!(error = format!("{error:#}"), "a module cannot be made ready");
@@ -340,8 +380,18 @@ impl Dispatch<'_> {
         }
     }
 
-    /// Hand a claimed attempt to a cell.
+    /// Take a claimed attempt in, and start it if it may.
     fn start(&mut self, claimed: Claimed, charge: Option<Charge>) {
+        let key = (claimed.tenant, claimed.sha256);
+        let bytes = reserved_bytes(&claimed.spec.limits, claimed.input.len() as u64)
+            .saturating_add(claimed.spec.scratch.as_ref().map_or(0, |scratch| scratch_bytes(scratch.bytes)));
+        let token = self.register(claimed, charge);
+        let verdict = self.admission.ask(token, key, bytes);
+        self.admitted(token, &verdict);
+    }
+
+    /// Give a claimed attempt a token.
+    fn register(&mut self, claimed: Claimed, charge: Option<Charge>) -> u64 {
         let token = self.next_token;
         self.next_token += 1;
         self.tokens.insert(claimed.invocation, token);
@@ -353,20 +403,84 @@ impl Dispatch<'_> {
                 place: None,
                 started_at: Utc::now(),
                 cancelled: false,
+                displaced: 0,
                 live: Live::default(),
+                announced: false,
             },
         );
-        match self.cells.take() {
-            Some((place, cell)) => self.submit(token, place, cell),
-            None => self.end(token, host_fault("no cell is up")),
+        token
+    }
+
+    /// Hand an attempt that may start to a cell, and end one that never will.
+    fn admitted(&mut self, token: u64, verdict: &Verdict) {
+        match verdict {
+            Verdict::Wait => {}
+            Verdict::Start => self.place(token),
+            Verdict::Quarantined => {
+                self.end(token, without_run(Termination::Denied { capability: QUARANTINED.to_owned() }));
+            }
+            Verdict::TooLarge => {
+                let bytes = self.admission.worker_bytes();
+                self.end(
+                    token,
+                    host_fault(&format!(
+                        "it declares more memory than this worker gives one attempt: it has {bytes} bytes for all, and one tenant may have {}",
+                        self.settings.tenant_memory_bytes
+                    )),
+                );
+            }
+        }
+    }
+
+    /// Start those that waited and may start now.
+    fn start_waiting(&mut self) {
+        while let Some((token, verdict)) = self.admission.next() {
+            self.admitted(token, &verdict);
+        }
+    }
+
+    /// Find a cell for an attempt that may start, or let it wait for one.
+    fn place(&mut self, token: u64) {
+        if let Some((place, cell)) = self.cells.take() {
+            self.submit(token, place, cell);
+            return;
+        }
+        if self.placeless.is_empty() {
+            self.placeless_since = Instant::now();
+        }
+        self.placeless.push(token);
+    }
+
+    /// The cell died before the attempt began to run there: it takes no part in that, and goes to another.
+    fn displace(&mut self, token: u64, place: Place, cell: &Arc<Cell>) {
+        self.cells.gone(place, cell);
+        let Some(flight) = self.in_flight.get_mut(&token) else {
+            return;
+        };
+        flight.displaced += 1;
+        if flight.displaced > MAX_PLACES {
+            self.end(token, host_fault("cells died before it could begin"));
+        } else {
+            self.place(token);
         }
     }
 
     /// Submit to this cell; where it has not got the code, make that ready first and come back.
     fn submit(&mut self, token: u64, place: Place, cell: Arc<Cell>) {
+        // By the clock, not by the watch: after a suspension this may run before the watch wakes, and by then somebody
+        // else may run this attempt.
+        if !self.lease.is_held() {
+            self.cells.give_back(place);
+            self.end(token, without_run(Termination::LeaseLost));
+            return;
+        }
         let Some(flight) = self.in_flight.get_mut(&token) else {
             return;
         };
+        if !flight.announced {
+            self.journal.started(&flight.claimed);
+            flight.announced = true;
+        }
         match cell.submit(token, &attempt(&flight.claimed)) {
             Ok(()) => {
                 flight.place = Some(place);
@@ -387,6 +501,7 @@ impl Dispatch<'_> {
                     let _ = reports.send(Report::Loaded { token, place, cell, result });
                 });
             }
+            Err(SubmitError::Gone) => self.displace(token, place, &cell),
             Err(error) => {
                 self.cells.give_back(place);
                 self.end(token, host_fault(&error.to_string()));
@@ -400,6 +515,12 @@ impl Dispatch<'_> {
                 self.cells.up(place, cell);
                 self.lease.gauge.cells(self.cells.pids());
                 self.more = true;
+                for token in std::mem::take(&mut self.placeless) {
+                    // Some may have been cancelled meanwhile.
+                    if self.in_flight.contains_key(&token) {
+                        self.place(token);
+                    }
+                }
             }
             Event::Cell(_, CellEvent::Finished { token, outcome }) => self.end(token, *outcome),
             Event::Cell(_, CellEvent::Progress { token, progress }) => {
@@ -412,6 +533,14 @@ impl Dispatch<'_> {
                     flight.live.log(&self.live, &flight.claimed, flight.started_at, first, &records);
                 }
             }
+            Event::Cell(place, CellEvent::Http { token, call, message }) => {
+                let flight = self.in_flight.get(&token).filter(|flight| flight.place == Some(place));
+                if let (Some(flight), Some(cell)) = (flight, self.cells.get(place)) {
+                    let whose =
+                        Whose { tenant: flight.claimed.tenant, invocation: flight.claimed.invocation };
+                    self.egress.hear(self.lease, whose, cell, token, call, message);
+                }
+            }
             Event::Cell(place, CellEvent::Gone { reason }) => {
                 self.cells.down(place);
                 let lost: Vec<u64> = self
@@ -421,7 +550,9 @@ impl Dispatch<'_> {
                     .map(|(token, _)| *token)
                     .collect();
                 warn!(reason, attempts = lost.len(), "a cell died");
+                self.admission.died(&lost, &reason);
                 for token in lost {
+                    self.admission.ended(token, false);
                     self.end(token, host_fault(&format!("its cell died: {reason}")));
                 }
             }
@@ -440,6 +571,7 @@ impl Dispatch<'_> {
             Some(cell) if !flight.cancelled => {
                 flight.cancelled = true;
                 cell.cancel(token, reason);
+                self.egress.close(token);
             }
             Some(_) => {}
             // Not started yet: it ends here.
@@ -454,11 +586,14 @@ impl Dispatch<'_> {
     }
 
     /// An attempt has ended: decide what becomes of the invocation and send it to the ack.
-    fn end(&mut self, token: u64, outcome: Outcome) {
+    fn end(&mut self, token: u64, mut outcome: Outcome) {
+        outcome.receipt.egress_bytes = self.egress.end(token);
         let Some(flight) = self.in_flight.remove(&token) else {
             return;
         };
+        self.journal.ended(&flight.claimed, &outcome);
         self.tokens.remove(&flight.claimed.invocation);
+        self.admission.ended(token, true);
         if let Some(place) = flight.place {
             self.cells.give_back(place);
         }
@@ -483,13 +618,16 @@ impl Dispatch<'_> {
 
     /// Stop every guest now and forget everything: it is no longer ours, or is about to be handed on.
     fn abandon(&mut self) {
+        self.egress.abandon();
         self.cells.kill();
         if !self.in_flight.is_empty() {
             warn!(attempts = self.in_flight.len(), "attempts abandoned");
         }
         self.in_flight.clear();
         self.tokens.clear();
+        self.placeless.clear();
         self.ends = None;
+        self.journal.abandoned();
         if let Some(claiming) = self.claiming.take() {
             claiming.abort();
         }
@@ -498,12 +636,20 @@ impl Dispatch<'_> {
 
 /// The message to the cell.
 fn attempt(claimed: &Claimed) -> Attempt {
+    let mut bytes = claimed.input.as_slice();
+    let mut scratch = None;
+    if let Some(spec) = &claimed.spec.scratch {
+        // A row that is too short was not written by this code; it runs without its files, and will miss them.
+        let (input, laid) = spec.unstow(bytes).unwrap_or_default();
+        bytes = input;
+        scratch = Some(laid);
+    }
     let input = match &claimed.spec.input {
-        InputKind::Task => Input::Task { bytes: claimed.input.clone() },
+        InputKind::Task => Input::Task { bytes: bytes.to_vec() },
         InputKind::Command { args, env } => Input::Command {
             args: args.clone(),
             env: env.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
-            stdin: claimed.input.clone(),
+            stdin: bytes.to_vec(),
         },
     };
     let (high, low) = claimed.tenant.0.as_u64_pair();
@@ -520,12 +666,14 @@ fn attempt(claimed: &Claimed) -> Attempt {
             max_attempts: u32::from(claimed.spec.retry.max_attempts),
             tags: claimed.tags.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
         },
+        options: Options { scratch, determinism: claimed.spec.determinism },
     }
 }
 
 /// What retrying makes of each reason. What the same bytes on the same input under the same limits will do again is
 /// fatal; what time, the outside or chance had a part in is worth another attempt.
-fn ending(termination: &Termination) -> Ending {
+#[must_use]
+pub fn ending(termination: &Termination) -> Ending {
     match termination {
         Termination::Succeeded => Ending::Success,
         Termination::GuestError { retryable: true, retry_after_ms, .. } => {
@@ -555,6 +703,7 @@ fn without_run(termination: Termination) -> Outcome {
         content_type: String::new(),
         logs: Vec::new(),
         backtrace: Vec::new(),
+        artifacts: Vec::new(),
     }
 }
 

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::domain::ids::{InvocationId, WorkerId};
+use crate::domain::lease::Validity;
 use crate::domain::worker::Wanted;
 use crate::store::worker::Registration;
 use crate::store::{Error, WorkerStore};
@@ -38,7 +39,7 @@ pub struct Lease {
     /// When the last answered heartbeat was sent.
     sent_ns: Arc<AtomicU64>,
     /// How long after that guests may run.
-    valid: Duration,
+    valid: Validity,
     lost: CancellationToken,
     stop: CancellationToken,
     /// Invocations that somebody wants cancelled, from heartbeats.
@@ -62,9 +63,7 @@ impl Lease {
 
     /// May guests still run, by our own clock?
     pub fn is_held(&self) -> bool {
-        !self.lost.is_cancelled()
-            && boottime_ns().saturating_sub(self.sent_ns.load(Ordering::Acquire))
-                < u64::try_from(self.valid.as_nanos()).unwrap_or(u64::MAX)
+        !self.lost.is_cancelled() && self.valid.holds(self.sent_ns.load(Ordering::Acquire), boottime_ns())
     }
 
     /// Resolves when the lease is lost.
@@ -134,7 +133,7 @@ fn start(settings: &Settings, store: &WorkerStore, r: &Registration, sent: u64, 
         worker: r.worker,
         epoch: r.epoch,
         sent_ns: Arc::new(AtomicU64::new(sent)),
-        valid: settings.dead_after - settings.dead_after / 6,
+        valid: Validity::of(settings.dead_after),
         lost: CancellationToken::new(),
         stop: CancellationToken::new(),
         cancels: tokio::sync::Mutex::new(receiver),
@@ -147,7 +146,7 @@ fn start(settings: &Settings, store: &WorkerStore, r: &Registration, sent: u64, 
         epoch: r.epoch,
         every: settings.heartbeat,
         sent_ns: lease.sent_ns.clone(),
-        valid_ns: u64::try_from(lease.valid.as_nanos()).unwrap_or(u64::MAX),
+        valid: lease.valid,
         lost: lease.lost.clone(),
         stop: lease.stop.clone(),
         cancels,
@@ -166,7 +165,7 @@ struct Beat {
     epoch: i64,
     every: Duration,
     sent_ns: Arc<AtomicU64>,
-    valid_ns: u64,
+    valid: Validity,
     lost: CancellationToken,
     stop: CancellationToken,
     cancels: mpsc::Sender<Vec<InvocationId>>,
@@ -223,9 +222,10 @@ impl Beat {
                 () = self.stop.cancelled() => return,
                 () = self.lost.cancelled() => return,
             }
-            let age = boottime_ns().saturating_sub(self.sent_ns.load(Ordering::Acquire));
-            if age >= self.valid_ns {
-                error!(worker = %self.worker, age_ms = age / 1_000_000, "no heartbeat answered in time");
+            let (sent, now) = (self.sent_ns.load(Ordering::Acquire), boottime_ns());
+            if !self.valid.holds(sent, now) {
+                let age_ms = now.saturating_sub(sent) / 1_000_000;
+                error!(worker = %self.worker, age_ms, "no heartbeat answered in time");
                 self.lost.cancel();
                 return;
             }

@@ -1,24 +1,33 @@
 //! A worker host: claims attempts, runs them in cells, acknowledges their ends, and stops by itself before anybody
 //! else may take its work over. Owns no rule about retries or fairness (`domain`) and no SQL (`store`).
 //!
+//! `egress` carries out HTTP requests of guests.
+//!
 //! Parts: `lease` (are we still who the database thinks we are), `cells` (the processes guests run in), `dispatch`
-//! (what runs where), `claim` (whose work it takes), `memory` (what a look at the queue found), `load` (what heartbeats
-//! say), `ack` (ends on their way to the database), `live` (logs and progress on theirs), `modules` (compiled code).
+//! (what runs where), `admission` (what may start), `claim` (whose work it takes), `unanswered` (claims of which nobody
+//! knows whether they took any), `memory` (what a look at the queue found), `load` (what heartbeats say), `ack` (ends on
+//! their way to the database), `live` (logs and progress on theirs), `modules` (compiled code), `journal` (a witness in a
+//! file).
 
 mod ack;
+mod admission;
 mod cells;
 mod claim;
 mod dispatch;
+pub mod egress;
+mod journal;
 mod lease;
 mod live;
 mod load;
 mod memory;
 mod modules;
+mod unanswered;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use sandbar_host::Compiler;
 use sandbar_host::cell::CellConfig;
 use sandbar_host::walls::Walls;
@@ -29,6 +38,8 @@ use crate::app::signals::Signals;
 use crate::domain::worker::Wanted;
 use crate::store::WorkerStore;
 use crate::store::queue::{CANCEL_CHANNEL, READY_CHANNEL};
+pub use dispatch::ending;
+use journal::Journal;
 
 /// What a worker needs to know, checked by `config`.
 #[derive(Debug, Clone)]
@@ -51,10 +62,18 @@ pub struct Settings {
     pub poll: Duration,
     /// Walls without which no cell is started.
     pub require_walls: Walls,
+    /// Bytes for cells and everything guests may make them hold.
+    pub memory_bytes: u64,
+    /// Of these, bytes for the attempts of one tenant.
+    pub tenant_memory_bytes: u64,
     /// Handovers after which an invocation is given up.
     pub max_handovers: i32,
+    /// What guests may do by HTTP.
+    pub egress: egress::Settings,
     /// Drained by an operator, leave; or else stay, idle, until uncordoned.
     pub leave_when_drained: bool,
+    /// File that gets a line per start, end and accepted end.
+    pub journal: Option<PathBuf>,
 }
 
 impl Settings {
@@ -80,7 +99,7 @@ pub struct Stop {
 /// Run until told to stop. A lost lease is no end: the worker kills its guests and comes back under a new identity.
 ///
 /// # Errors
-/// Cells cannot be started.
+/// Cells cannot be started, or the journal cannot be opened.
 pub async fn run(
     settings: Settings,
     store: WorkerStore,
@@ -88,6 +107,7 @@ pub async fn run(
     compiler: Arc<Compiler>,
     stop: Stop,
 ) -> anyhow::Result<()> {
+    let journal = Journal::open(settings.journal.as_deref()).context("cannot open worker.journal")?;
     let listening = tokio::spawn(listen(store.clone(), signals.clone(), stop.now.clone()));
     let modules = Arc::new(modules::Modules::new(compiler, store.clone()));
     let mut wanted = Wanted::Active;
@@ -96,7 +116,7 @@ pub async fn run(
             break Ok(()); // told to stop before the database answered
         };
         info!(worker = %lease.worker(), slots = settings.slots, "worker registered");
-        let ended = dispatch::run(&settings, &store, &signals, &modules, &lease, &stop).await;
+        let ended = dispatch::run(&settings, &store, &signals, &modules, &lease, &journal, &stop).await;
         lease.stop();
         wanted = *lease.wanted.borrow();
         match ended {

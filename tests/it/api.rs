@@ -1,17 +1,25 @@
 //! The API through HTTP on a real Postgres. The server runs in this process, and the test is its own worker and
 //! compiler: so every state between two steps can be looked at.
 
+mod access;
+mod audit;
 mod batch;
+mod bulk;
+mod dead_letter;
+mod depth;
 mod document;
 mod edge;
 mod flush;
 mod follow;
 mod invocation_changes;
 mod invoke;
+mod keys;
 mod logs;
 mod operate;
+mod people;
 mod quota;
 mod read;
+mod retention;
 mod secret;
 mod task_changes;
 mod upload;
@@ -181,6 +189,26 @@ impl Api {
         .await
     }
 
+    /// Claims one attempt if there is one now.
+    async fn try_claim(&self, (worker, epoch): (WorkerId, i64)) -> Vec<Claimed> {
+        self.worker.claim(worker, epoch, &[Want::of(self.tenant, 1)]).await.unwrap()
+    }
+
+    /// Does what waits as bulk operations, as the duty would.
+    async fn bulk_turns(&self) {
+        self.worker.duty_announce("bulk", SOON).await.unwrap();
+        let me = WorkerId::generate();
+        let held = self.worker.duty_hold("bulk", me, SOON, true).await.unwrap().unwrap();
+        loop {
+            let (_, again) = self.app.bulk_turn(&held, &self.worker).await.unwrap();
+            match again {
+                None => break,
+                Some(wait) => tokio::time::sleep(wait).await,
+            }
+        }
+        self.worker.duties_release(me).await.unwrap();
+    }
+
     async fn ack(&self, (worker, epoch): (WorkerId, i64), finished: Finished) -> Acked {
         let acked = self.worker.ack(worker, epoch, &[finished]).await.unwrap().accepted;
         acked[0]
@@ -201,6 +229,7 @@ fn success(claimed: Claimed) -> Finished {
             content_type: "application/json".to_owned(),
             logs: vec![record("one"), record("two")],
             backtrace: Vec::new(),
+            artifacts: Vec::new(),
         },
     }
 }

@@ -1,6 +1,7 @@
 //! The command line as people and scripts use it: the real binary against a real deployment.
 
 mod follow;
+mod operate;
 mod project;
 mod remote;
 mod settings;

@@ -7,8 +7,21 @@ use sqlx::{Connection as _, PgConnection};
 use crate::support;
 
 /// Tables that hold no tenant's data. A new table is either here or has `tenant_id` first in its key.
-const SHARED: &[&str] =
-    &["workers", "workers_gone", "leases", "duties", "late_acks", "plans", "_sqlx_migrations"];
+const SHARED: &[&str] = &[
+    "workers",
+    "workers_gone",
+    "leases",
+    "duties",
+    "late_acks",
+    "plans",
+    "_sqlx_migrations",
+    // Nobody of the program's roles reads these but through functions.
+    "users",
+    "sessions",
+    "refresh_tokens",
+    "login_failures",
+    "issuer_keys",
+];
 
 #[tokio::test]
 async fn every_tenant_table_is_keyed_by_tenant_and_forces_row_level_security() {
@@ -70,6 +83,154 @@ async fn the_api_role_sees_nothing_without_a_tenant_and_only_its_own_with_one() 
     sqlx::query("SELECT set_config('sandbar.tenant', '', false)").execute(&mut api).await.unwrap();
     let seen: i64 = sqlx::query_scalar(count).fetch_one(&mut api).await.unwrap();
     assert_eq!(seen, 0, "after the reset");
+}
+
+/// A value for a column that must have one.
+fn filler(kind: &str) -> Option<&'static str> {
+    Some(match kind {
+        "uuid" => "gen_random_uuid()",
+        "text" => "'x'",
+        "bytea" => "sha256('x')",
+        "int2" | "int4" | "int8" => "1",
+        "bool" => "true",
+        "float8" | "numeric" => "1",
+        "jsonb" => "'{}'::jsonb",
+        "timestamptz" => "now()",
+        "date" => "current_date",
+        "interval" => "interval '1 s'",
+        "inet" => "'127.0.0.1'::inet",
+        _ if kind.starts_with('_') => "'{}'",
+        _ => return None,
+    })
+}
+
+/// Every tenant table, one after the other: a row of each of two tenants is put in, and the API's role sees and reaches
+/// only the one of the tenant that is set. A table that the API may not touch at all passes as well.
+#[tokio::test]
+async fn in_every_tenant_table_the_api_role_reaches_the_rows_of_its_tenant_and_no_others() {
+    let database = support::database().await;
+    let admin = database.admin().await;
+    // Rows made of fillers keep no rule but the one under test.
+    sqlx::query(
+        "DO $$ DECLARE c record; BEGIN
+           FOR c IN SELECT conrelid::regclass AS t, conname FROM pg_constraint
+             WHERE connamespace = 'sandbar'::regnamespace AND contype IN ('c', 'f') ORDER BY contype DESC LOOP
+             EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', c.t, c.conname);
+           END LOOP;
+           FOR c IN SELECT tgrelid::regclass AS t, tgname FROM pg_trigger g JOIN pg_class r ON r.oid = g.tgrelid
+             WHERE NOT tgisinternal AND r.relnamespace = 'sandbar'::regnamespace LOOP
+             EXECUTE format('DROP TRIGGER %I ON %s', c.tgname, c.t);
+           END LOOP;
+         END $$",
+    )
+    .execute(&admin)
+    .await
+    .unwrap();
+    let tables: Vec<(String,)> = sqlx::query_as(
+        "SELECT c.relname::text FROM pg_class c
+         WHERE c.relnamespace = 'sandbar'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition
+           AND EXISTS (SELECT 1 FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname = 'tenant_id') ORDER BY 1",
+    )
+    .fetch_all(&admin)
+    .await
+    .unwrap();
+    let tenants = ["00000000-0000-0000-0000-00000000000a", "00000000-0000-0000-0000-00000000000b"];
+    let mut api = PgConnection::connect(&database.api_url()).await.unwrap();
+    for (table,) in &tables {
+        let columns: Vec<(String, String, String)> = sqlx::query_as(
+            "SELECT a.attname::text, t.typname::text, CASE WHEN a.attidentity <> '' OR a.attgenerated <> '' THEN 'made' ELSE '' END
+             FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+             WHERE a.attrelid = ('sandbar.' || $1)::regclass AND a.attnum > 0 AND NOT a.attisdropped AND a.attnotnull
+               AND a.attname <> 'tenant_id'",
+        )
+        .bind(table)
+        .fetch_all(&admin)
+        .await
+        .unwrap();
+        let (mut names, mut values) = (vec!["tenant_id".to_owned()], vec!["$1::uuid".to_owned()]);
+        for (name, kind, made) in columns {
+            if made.is_empty() {
+                let value = filler(&kind).unwrap_or_else(|| panic!("no filler for {kind} of {table}.{name}"));
+                // A unique column needs another value in each row.
+                let value = if kind == "text" {
+                    "$1"
+                } else if kind == "bytea" {
+                    "sha256(convert_to($1, 'UTF8'))"
+                } else {
+                    value
+                };
+                names.push(name);
+                values.push(value.to_owned());
+            }
+        }
+        let insert =
+            format!("INSERT INTO sandbar.{table} ({}) VALUES ({})", names.join(", "), values.join(", "));
+        for tenant in tenants {
+            sqlx::query(&insert.replace("$1::uuid", "($1::text)::uuid").replace("($1,", "($1::text,"))
+                .bind(tenant)
+                .execute(&admin)
+                .await
+                .unwrap_or_else(|error| panic!("{insert}: {error}"));
+        }
+        for (tenant, expected) in [("", 0i64), (tenants[0], 1), (tenants[1], 1), ("", 0)] {
+            sqlx::query("SELECT set_config('sandbar.tenant', $1, false)")
+                .bind(tenant)
+                .execute(&mut api)
+                .await
+                .unwrap();
+            let seen = sqlx::query_scalar::<_, i64>(&format!("SELECT count(tenant_id) FROM sandbar.{table}"))
+                .fetch_one(&mut api)
+                .await;
+            let Ok(seen) = seen else { continue }; // no right to the table at all
+            assert_eq!(seen, expected, "{table} as tenant {tenant:?}");
+            let others = sqlx::query_scalar::<_, i64>(&format!(
+                "SELECT count(*) FROM (SELECT tenant_id FROM sandbar.{table} WHERE tenant_id::text <> $1) t"
+            ))
+            .bind(tenant)
+            .fetch_one(&mut api)
+            .await
+            .unwrap();
+            assert_eq!(others, 0, "{table} as tenant {tenant:?}");
+            // Deleting, where it may: in a transaction that is taken back.
+            sqlx::query("BEGIN").execute(&mut api).await.unwrap();
+            let deleted = sqlx::query(&format!("DELETE FROM sandbar.{table}")).execute(&mut api).await;
+            sqlx::query("ROLLBACK").execute(&mut api).await.unwrap();
+            if let Ok(deleted) = deleted {
+                assert_eq!(
+                    i64::try_from(deleted.rows_affected()).unwrap(),
+                    expected,
+                    "{table} as {tenant:?}"
+                );
+            }
+        }
+    }
+    assert!(tables.len() > 15, "{tables:?}");
+}
+
+#[tokio::test]
+async fn no_policy_is_for_everybody_and_the_apis_are_all_about_its_tenant() {
+    let database = support::database().await;
+    let admin = database.admin().await;
+    type Policy = (String, String, Vec<String>, Option<String>, Option<String>);
+    let policies: Vec<Policy> = sqlx::query_as(
+        "SELECT tablename::text, policyname::text, roles::text[], qual, with_check FROM pg_policies WHERE schemaname = 'sandbar'",
+    )
+    .fetch_all(&admin)
+    .await
+    .unwrap();
+    assert!(policies.len() > 40);
+    for (table, policy, roles, using, check) in policies {
+        assert!(!roles.iter().any(|r| r == "public"), "{policy} on {table} is for everybody");
+        if roles.iter().any(|r| r == "sandbar_api") {
+            for expression in [using, check].into_iter().flatten() {
+                assert!(
+                    expression.contains("tenant_id = ( SELECT") && expression.contains("current_tenant()"),
+                    "{policy} on {table}: {expression}"
+                );
+                assert!(!expression.contains(" OR "), "{policy} on {table}: {expression}");
+            }
+        }
+    }
 }
 
 #[tokio::test]

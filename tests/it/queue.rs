@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use chrono::Utc;
-use sandbar::domain::ids::{InvocationId, TaskId, TenantId, WorkerId};
+use sandbar::domain::ids::{InvocationId, LeaseId, TaskId, TenantId, WorkerId};
 use sandbar::domain::invocation::State;
 use sandbar::domain::retry::{RetryPolicy, Verdict};
 use sandbar::store::invocation::{InputKind, Spec};
@@ -81,6 +81,8 @@ impl Fixture {
                 limits: Limits::default(),
                 retry: RetryPolicy::default(),
                 retry_of: None,
+                scratch: None,
+                determinism: None,
             },
             tags: BTreeMap::new(),
             run_at: None,
@@ -201,6 +203,7 @@ fn finished(claimed: Claimed, verdict: Verdict) -> Finished {
             content_type: "application/json".to_owned(),
             logs: Vec::new(),
             backtrace: Vec::new(),
+            artifacts: Vec::new(),
         },
     }
 }
@@ -346,6 +349,27 @@ async fn a_worker_that_was_declared_dead_can_neither_claim_nor_heartbeat() {
     assert!(matches!(refused, Err(Error::WorkerGone)), "{refused:?}");
     assert!(matches!(f.worker.worker_heartbeat(me.0, me.1, Load::default()).await, Err(Error::WorkerGone)));
     assert_eq!(f.state(id).await, "queued", "a refused claim takes nothing");
+}
+
+#[tokio::test]
+async fn what_a_claim_took_whose_answer_was_lost_is_found_and_given_back() {
+    let f = Fixture::new().await;
+    let (one, two) = (f.enqueue_one().await, f.enqueue_one().await);
+    let (me, other) = (f.register().await, f.register().await);
+    let lease = LeaseId::generate();
+    drop(f.worker.claim_under(me.0, me.1, lease, &[Want::of(f.tenant, 2)]).await.unwrap());
+
+    assert!(f.worker.leased(other.0, other.1, &[lease]).await.unwrap().is_empty(), "nobody else's");
+    assert!(f.worker.leased(me.0, me.1, &[LeaseId::generate()]).await.unwrap().is_empty());
+    let mut found = f.worker.leased(me.0, me.1, &[lease]).await.unwrap();
+    found.sort_by_key(|c| c.invocation);
+    assert_eq!(found.iter().map(|c| c.invocation).collect::<Vec<_>>(), [one, two]);
+    let back = finished(found.remove(0), Verdict::Release { delay_ms: 0 });
+    assert_eq!(f.ack(me, &[back]).await, [Acked { invocation: one, state: State::Queued }]);
+
+    // What has ended is no longer open.
+    assert_eq!(f.worker.leased(me.0, me.1, &[lease]).await.unwrap().len(), 1);
+    f.check_places().await;
 }
 
 #[tokio::test]

@@ -166,6 +166,7 @@ impl CellState {
                 }
             },
             ToCell::Cancel { token, why } => self.executor.cancel(token, why),
+            ToCell::Http { call, message } => self.outbox.calls.deliver(call, message),
         }
         Ok(())
     }

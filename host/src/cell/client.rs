@@ -2,7 +2,7 @@
 //! Owns the book of what is loaded in the cell, so that no attempt is ever sent before its code.
 //! What to do about attempts of a cell that died is the caller's decision.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::process::{ExitStatus, Stdio};
@@ -23,8 +23,10 @@ use super::protocol::{
 use super::{CellConfig, MAX_FRAME_BYTES, MAX_SLOTS, MIN_FRAME_BYTES, SUBCOMMAND};
 use crate::artifact::Artifact;
 use crate::control::{CancelReason, Progress};
+use crate::egress::call::{FromGuest, ToGuest};
 use crate::module::ModuleHash;
 use crate::outcome::{LogRecord, Outcome};
+use crate::recheck::{self, Sent};
 use crate::run::Attempt;
 use crate::walls::Walls;
 
@@ -65,6 +67,16 @@ pub enum CellEvent {
         first: u32,
         /// In order.
         records: Vec<LogRecord>,
+    },
+    /// A guest says something about an HTTP call. A cell that has been taken over may say anything here, also for any
+    /// attempt that is in it.
+    Http {
+        /// The caller's name for the attempt, which may have ended.
+        token: u64,
+        /// The cell's number of the call.
+        call: u64,
+        /// What.
+        message: FromGuest,
     },
     /// The process ended or broke the protocol. The last event. Attempts without an outcome are
     /// lost.
@@ -147,7 +159,7 @@ struct Shared {
 /// What is in the cell, and what is on its way there.
 struct Book {
     out: Packer,
-    attempts: HashMap<u64, ModuleHash>,
+    attempts: HashMap<u64, (ModuleHash, Sent)>,
     modules: HashMap<ModuleHash, Module>,
     code_bytes: u64,
     clock: u64,
@@ -304,6 +316,18 @@ impl Cell {
         self.shared.filled.notify_one();
     }
 
+    /// Says something about an HTTP call of a guest. Once the cell is gone nobody hears it.
+    pub fn http(&self, call: u64, message: ToGuest) {
+        {
+            let mut book = self.shared.book();
+            if self.shared.is_gone() {
+                return;
+            }
+            let _ = book.out.push(&ToCell::Http { call, message });
+        }
+        self.shared.filled.notify_one();
+    }
+
     /// Kills the process. [`CellEvent::Gone`] follows.
     pub fn kill(&self) {
         self.shared.kill.notify_one();
@@ -413,19 +437,17 @@ impl Book {
         self.out.push_attempt(token, attempt).map_err(|_| SubmitError::TooLarge)?;
         module.attempts += 1;
         module.used = clock;
-        self.attempts.insert(token, attempt.module);
+        self.attempts.insert(token, (attempt.module, Sent::new(attempt)));
         Ok(())
     }
 
-    /// An attempt ended; false if it was not there.
-    fn finished(&mut self, token: u64) -> bool {
-        let Some(hash) = self.attempts.remove(&token) else {
-            return false;
-        };
+    /// An attempt ended; what was remembered of it, unless it was not there.
+    fn finished(&mut self, token: u64) -> Option<Sent> {
+        let (hash, sent) = self.attempts.remove(&token)?;
         if let Some(module) = self.modules.get_mut(&hash) {
             module.attempts = module.attempts.saturating_sub(1);
         }
-        true
+        Some(sent)
     }
 
     /// The cell answered about a module; false if it was not asked.
@@ -507,15 +529,13 @@ async fn supervise(
 
 async fn receive(shared: &Shared, mut input: Input, events: &mpsc::Sender<CellEvent>) -> String {
     let mut messages = Vec::new();
-    let mut finished = HashSet::new();
     loop {
         match input.read(&mut messages).await {
             Ok(true) => {}
             Ok(false) => return "it closed its socket".to_owned(),
             Err(err) => return format!("its socket: {err}"),
         }
-        finished.clear();
-        if !note(shared, &messages, &mut finished) {
+        if !note(shared, &mut messages) {
             return "it broke the protocol".to_owned();
         }
         for message in messages.drain(..) {
@@ -523,6 +543,7 @@ async fn receive(shared: &Shared, mut input: Input, events: &mpsc::Sender<CellEv
                 FromCell::Finished { token, outcome } => CellEvent::Finished { token, outcome },
                 FromCell::Progress { token, progress } => CellEvent::Progress { token, progress },
                 FromCell::Log { token, first, records } => CellEvent::Log { token, first, records },
+                FromCell::Http { token, call, message } => CellEvent::Http { token, call, message },
                 FromCell::Ready(_) | FromCell::Loaded(_) | FromCell::NotLoaded { .. } => continue,
             };
             if events.send(event).await.is_err() {
@@ -532,16 +553,27 @@ async fn receive(shared: &Shared, mut input: Input, events: &mpsc::Sender<CellEv
     }
 }
 
-/// Enters what a frame says into the book; false if it says what a cell may not say.
-fn note(shared: &Shared, messages: &[FromCell], finished: &mut HashSet<u64>) -> bool {
+/// Enters what a frame says into the book, and brings it under the limits of its attempt; false if it says what a cell
+/// may not say.
+fn note(shared: &Shared, messages: &mut [FromCell]) -> bool {
     let mut book = shared.book();
-    messages.iter().all(|message| match message {
+    messages.iter_mut().all(|message| match message {
         FromCell::Ready(_) => false,
         FromCell::Loaded(hash) => book.loaded(hash, &Ok(())),
         FromCell::NotLoaded { hash, message } => book.loaded(hash, &Err(LoadError::Refused(message.clone()))),
-        FromCell::Finished { token, .. } => finished.insert(*token) && book.finished(*token),
+        FromCell::Finished { token, outcome } => {
+            book.finished(*token).map(|sent| sent.outcome(outcome)).is_some()
+        }
         // A report may overtake nothing, so its attempt is still there.
-        FromCell::Progress { token, .. } | FromCell::Log { token, .. } => book.attempts.contains_key(token),
+        // A call is let go of a little later than its attempt ends.
+        FromCell::Http { .. } => true,
+        FromCell::Progress { token, progress } => {
+            recheck::progress(&mut progress.message);
+            book.attempts.contains_key(token)
+        }
+        FromCell::Log { token, records, .. } => {
+            book.attempts.get_mut(token).map(|(_, sent)| sent.log(records)).is_some()
+        }
     })
 }
 

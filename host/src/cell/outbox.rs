@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use super::protocol::{FromCell, Packer};
 use crate::control::Control;
+use crate::egress::call::FromGuest;
+use crate::egress::guest::Calls;
 use crate::outcome::Outcome;
 use crate::run::{LiveSink, host_fault};
 
@@ -23,6 +25,8 @@ const PAUSE: Duration = Duration::from_micros(100);
 
 /// Shared by everybody in the cell that has something to say.
 pub(super) struct Outbox {
+    /// HTTP calls of guests.
+    pub(super) calls: Calls,
     state: Mutex<State>,
     filled: Condvar,
 }
@@ -37,6 +41,7 @@ struct State {
 impl Outbox {
     pub(super) fn new(max_frame_bytes: usize) -> Self {
         Self {
+            calls: Calls::default(),
             state: Mutex::new(State {
                 packer: Packer::new(max_frame_bytes),
                 reports: Vec::new(),
@@ -145,5 +150,13 @@ impl LiveSink for Outbox {
 
     fn log(&self, control: &Arc<Control>) {
         self.report(control);
+    }
+
+    fn calls(&self) -> Option<&Calls> {
+        Some(&self.calls)
+    }
+
+    fn http(&self, token: u64, call: u64, message: FromGuest) {
+        self.send(&FromCell::Http { token, call, message });
     }
 }

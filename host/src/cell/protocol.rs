@@ -5,13 +5,15 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::blob;
 use crate::control::{CancelReason, Progress};
+use crate::egress::call::{FromGuest, ToGuest};
+use crate::files::File;
 use crate::module::ModuleHash;
 use crate::outcome::{Frame, LogLevel, LogRecord, Outcome, Receipt, Termination, TrapKind};
 use crate::run::Attempt;
 use crate::walls::Walls;
 
 /// Version of the protocol; the child refuses another.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// Bytes of a frame's length.
 pub const HEADER_BYTES: usize = 4;
 /// A frame that has reached this size is closed and a new one begun.
@@ -50,6 +52,13 @@ pub enum ToCell {
         token: u64,
         /// Why.
         why: CancelReason,
+    },
+    /// About an HTTP call of a guest.
+    Http {
+        /// The cell's number of the call.
+        call: u64,
+        /// What.
+        message: ToGuest,
     },
 }
 
@@ -119,6 +128,15 @@ pub enum FromCell {
         /// In order.
         #[serde(with = "records")]
         records: Vec<LogRecord>,
+    },
+    /// A guest says something about an HTTP call.
+    Http {
+        /// Of which attempt. It may have ended.
+        token: u64,
+        /// The cell's number of the call; never used twice.
+        call: u64,
+        /// What.
+        message: FromGuest,
     },
 }
 
@@ -369,6 +387,7 @@ mod outcome {
         content_type: &'a str,
         logs: Vec<records::Out<'a>>,
         backtrace: Vec<FrameOut<'a>>,
+        artifacts: &'a [File],
     }
 
     #[derive(Deserialize)]
@@ -381,6 +400,7 @@ mod outcome {
         content_type: String,
         logs: Vec<records::In>,
         backtrace: Vec<FrameIn>,
+        artifacts: Vec<File>,
     }
 
     pub(super) fn serialize<S: Serializer>(outcome: &Outcome, serializer: S) -> Result<S::Ok, S::Error> {
@@ -397,6 +417,7 @@ mod outcome {
                     (frame.function.as_str(), frame.file.as_deref(), frame.line, frame.module_offset)
                 })
                 .collect(),
+            artifacts: &outcome.artifacts,
         }
         .serialize(serializer)
     }
@@ -414,6 +435,7 @@ mod outcome {
                 .into_iter()
                 .map(|(function, file, line, module_offset)| Frame { function, file, line, module_offset })
                 .collect(),
+            artifacts: parts.artifacts,
         }))
     }
 }
@@ -423,7 +445,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
     use crate::limits::Limits;
-    use crate::run::{Context, Input};
+    use crate::run::{Context, Input, Options};
 
     fn attempt(bytes: usize) -> Attempt {
         Attempt {
@@ -439,6 +461,7 @@ mod tests {
                 max_attempts: 2,
                 tags: vec![("a".into(), "b".into())],
             },
+            options: Options::default(),
         }
     }
 
@@ -460,6 +483,7 @@ mod tests {
                 fields: vec![("k".into(), "v".into())],
             }],
             backtrace: vec![Frame { function: "f".into(), file: None, line: Some(3), module_offset: None }],
+            artifacts: vec![File { path: "a/b".into(), bytes: vec![0, 9] }],
         }
     }
 

@@ -4,16 +4,26 @@ use wasmtime::component;
 use wasmtime::{Caller, Engine, Linker};
 use wasmtime_wasi::I32Exit;
 
-use crate::denied;
+use crate::egress::guest;
+use crate::files;
 use crate::state::{Host, HostP1};
 use crate::task_world::Task;
 
-/// The imports of components: WASI 0.2, refused HTTP, and the task world.
+/// The imports of components: WASI 0.2, HTTP by grant, and the task world.
 pub(crate) fn components(engine: &Engine) -> wasmtime::Result<component::Linker<Host>> {
     let mut linker = component::Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
-    denied::link(&mut linker)?;
+    guest::link(&mut linker)?;
     Task::add_to_linker::<Host, component::HasSelf<Host>>(&mut linker, |host| host)?;
+    Ok(linker)
+}
+
+/// The imports of core modules that have a scratch directory: WASI preview 1 with files in memory.
+pub(crate) fn modules_with_files(engine: &Engine) -> wasmtime::Result<Linker<HostP1>> {
+    let mut linker = modules(engine)?;
+    linker.allow_shadowing(true);
+    files::p1::link(&mut linker)?;
+    linker.allow_shadowing(false);
     Ok(linker)
 }
 

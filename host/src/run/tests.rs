@@ -9,7 +9,7 @@ use super::*;
 use crate::outcome::TrapKind;
 
 /// Compiles as the compile child does, without the child.
-fn load(runtime: &Runtime, wat: &str) -> Arc<Loaded> {
+pub(super) fn load(runtime: &Runtime, wat: &str) -> Arc<Loaded> {
     let wasm = wat::parse_str(wat).unwrap();
     crate::inspect::inspect(&wasm).unwrap();
     let engine = engine::compiling().unwrap();
@@ -22,11 +22,11 @@ fn load(runtime: &Runtime, wat: &str) -> Arc<Loaded> {
     runtime.load(&artifact).unwrap()
 }
 
-fn command(stdin: &[u8]) -> Input {
+pub(super) fn command(stdin: &[u8]) -> Input {
     Input::Command { args: vec!["one".into()], env: vec![("K".into(), "V".into())], stdin: stdin.to_vec() }
 }
 
-fn attempt(module: &Loaded, input: Input, limits: Limits) -> Attempt {
+pub(super) fn attempt(module: &Loaded, input: Input, limits: Limits) -> Attempt {
     Attempt {
         module: *module.hash(),
         tenant: 1,
@@ -40,6 +40,7 @@ fn attempt(module: &Loaded, input: Input, limits: Limits) -> Attempt {
             max_attempts: 3,
             tags: vec![("tag".into(), "value".into())],
         },
+        options: Options::default(),
     }
 }
 

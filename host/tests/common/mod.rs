@@ -11,7 +11,7 @@ use sandbar_host::cell::{Cell, CellConfig, CellEvent, CellEvents};
 use sandbar_host::compile::CompileLimits;
 use sandbar_host::limits::Limits;
 use sandbar_host::outcome::Outcome;
-use sandbar_host::run::{Attempt, Context, Input};
+use sandbar_host::run::{Attempt, Context, Input, Options};
 use sandbar_host::{Compiler, ModuleHash};
 
 /// Longest any single wait in these tests takes before it counts as failed.
@@ -60,6 +60,7 @@ pub fn attempt(artifact: &Artifact, tenant: u64, limits: Limits) -> Attempt {
             max_attempts: 1,
             tags: vec![],
         },
+        options: Options::default(),
     }
 }
 
@@ -72,7 +73,7 @@ pub async fn finished(events: &mut CellEvents) -> (u64, Outcome) {
     loop {
         match next(events).await {
             CellEvent::Finished { token, outcome } => return (token, *outcome),
-            CellEvent::Progress { .. } | CellEvent::Log { .. } => {}
+            CellEvent::Progress { .. } | CellEvent::Log { .. } | CellEvent::Http { .. } => {}
             CellEvent::Gone { reason } => panic!("the cell is gone: {reason}"),
         }
     }

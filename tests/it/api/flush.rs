@@ -26,6 +26,8 @@ fn row(api: &Api, task: TaskId) -> NewInvocation {
             limits: Limits::default(),
             retry: RetryPolicy::default(),
             retry_of: None,
+            scratch: None,
+            determinism: None,
         },
         tags: Default::default(),
         run_at: None,

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 pub use guests::{guest, guest_p1, jaq};
 pub use http::{Answer, Client, send};
-pub use postgres::{Database, data_dir, database, own_postgres};
+pub use postgres::{Database, data_dir, database, fresh, own_postgres};
 pub use process::{Deployment, Process, kill};
 
 /// The admin key of every server that tests start.

@@ -96,8 +96,12 @@ pub struct Database {
 
 /// A fresh, migrated database on the shared server. It goes with the server at the end of the run.
 pub async fn database() -> Database {
+    fresh(shared().await).await
+}
+
+/// A fresh, migrated database on a given server, as long as nobody is connected to its database `sandbar`.
+pub async fn fresh(postgres: &EmbeddedPostgres) -> Database {
     static NEXT: AtomicU32 = AtomicU32::new(1);
-    let postgres = shared().await;
     let name = format!("test_{}", NEXT.fetch_add(1, Ordering::Relaxed));
     let maintenance = PgConnectOptions::from_str(postgres.url(Login::Admin, "postgres").expose()).unwrap();
     let pool = PgPoolOptions::new().max_connections(1).connect_with(maintenance).await.unwrap();

@@ -1,0 +1,246 @@
+//! Which claimed attempts may start: memory ([`Budget`]), suspicion after the death of a cell ([`Suspicion`]), and
+//! modules in quarantine. Owns the queue of those that may not yet; never talks to cells, and writes only what it
+//! has found out about modules.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use sandbar_host::cell::CellConfig;
+use tokio::sync::mpsc;
+use tracing::{error, warn};
+
+use crate::domain::budget::{Budget, Grant, Level};
+use crate::domain::suspicion::{Key, Suspicion};
+use crate::store::WorkerStore;
+use crate::worker::Settings;
+
+/// Time between looks at which modules are in quarantine.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Between attempts to write a quarantine down.
+const SAVE_AGAIN: Duration = Duration::from_secs(1);
+/// What an attempt takes until some have said so themselves: the default limits.
+const TYPICAL_BYTES: u64 = 68 << 20;
+
+/// What becomes of an attempt that wants to start.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It may.
+    Start,
+    /// Not yet; [`Admission::next`] will name it.
+    Wait,
+    /// Its module is in quarantine.
+    Quarantined,
+    /// It declares more memory than this worker gives.
+    TooLarge,
+}
+
+/// The memory that cells take by themselves: code they keep loaded, slots they keep warm, the processes.
+fn cells_bytes(cell: &CellConfig, cells: u32) -> u64 {
+    u64::from(cells).saturating_mul(cell.own_bytes())
+}
+
+/// The doorkeeper of one dispatch loop.
+pub struct Admission {
+    store: WorkerStore,
+    budget: Budget,
+    worker_bytes: u64,
+    suspicion: Suspicion,
+    /// As Postgres had it at the last look.
+    quarantined: HashSet<Key>,
+    /// When the last look began, and the last that has brought something.
+    looked_at: Option<Instant>,
+    seen_at: Option<Instant>,
+    /// Somebody waits for a look.
+    hurry: bool,
+    found: mpsc::UnboundedSender<(Instant, HashSet<Key>)>,
+    finds: mpsc::UnboundedReceiver<(Instant, HashSet<Key>)>,
+    /// Found out here and not yet seen in Postgres.
+    own: HashSet<Key>,
+    started: HashMap<u64, (Key, Grant)>,
+    waiting: VecDeque<Waiting>,
+    /// The first of those that wait, waits for memory of the worker: nothing behind it may overtake it, and no more
+    /// is claimed.
+    full: bool,
+}
+
+struct Waiting {
+    token: u64,
+    key: Key,
+    bytes: u64,
+    since: Instant,
+}
+
+impl Admission {
+    /// For a worker with these settings.
+    ///
+    /// # Errors
+    /// Its cells alone take so much that not one ordinary attempt would ever fit.
+    pub fn new(settings: &Settings, store: &WorkerStore) -> anyhow::Result<Self> {
+        let own = cells_bytes(&settings.cell(), settings.cells);
+        let worker_bytes = settings.memory_bytes.saturating_sub(own);
+        anyhow::ensure!(
+            worker_bytes >= TYPICAL_BYTES,
+            "worker.memory_bytes is {}, of which the cells may take {own} by themselves: no attempt of {TYPICAL_BYTES} \
+             bytes would ever fit. Raise it, or lower worker.slots or worker.cells",
+            settings.memory_bytes
+        );
+        let (found, finds) = mpsc::unbounded_channel();
+        Ok(Self {
+            store: store.clone(),
+            budget: Budget::new(worker_bytes, settings.tenant_memory_bytes, TYPICAL_BYTES),
+            worker_bytes,
+            suspicion: Suspicion::default(),
+            quarantined: HashSet::new(),
+            looked_at: None,
+            seen_at: None,
+            hurry: false,
+            found,
+            finds,
+            own: HashSet::new(),
+            started: HashMap::new(),
+            waiting: VecDeque::new(),
+            full: false,
+        })
+    }
+
+    /// Bytes for attempts in all.
+    pub fn worker_bytes(&self) -> u64 {
+        self.worker_bytes
+    }
+
+    /// How many more attempts it makes sense to claim, as far as memory goes.
+    pub fn room(&self) -> u32 {
+        match (self.full, self.started.is_empty()) {
+            (true, _) => 0,
+            // The usual attempt may be larger than what is there; one at a time always gets its chance.
+            (false, true) => self.budget.room().max(1),
+            (false, false) => self.budget.room(),
+        }
+    }
+
+    /// An attempt wants to start that declares so many bytes.
+    pub fn ask(&mut self, token: u64, key: Key, bytes: u64) -> Verdict {
+        let one = Waiting { token, key, bytes, since: Instant::now() };
+        if self.full {
+            // Behind the others: nobody overtakes.
+            self.waiting.push_back(one);
+            return Verdict::Wait;
+        }
+        match self.decide(&one) {
+            (Verdict::Wait, level) => {
+                self.full |= level == Some(Level::Worker);
+                self.waiting.push_back(one);
+                Verdict::Wait
+            }
+            (verdict, _) => verdict,
+        }
+    }
+
+    fn decide(&mut self, one: &Waiting) -> (Verdict, Option<Level>) {
+        if self.own.contains(&one.key) {
+            return (Verdict::Quarantined, None);
+        }
+        if self.quarantined.contains(&one.key) {
+            // It may have been released since that look: ask again before its invocation dies of it.
+            if self.seen_at.is_some_and(|at| at >= one.since) {
+                return (Verdict::Quarantined, None);
+            }
+            self.hurry = true;
+            return (Verdict::Wait, None);
+        }
+        if !self.suspicion.is_empty() {
+            let running = self.started.values().map(|(key, _)| key);
+            if !self.suspicion.may_start(&one.key, running, one.since.elapsed()) {
+                return (Verdict::Wait, None);
+            }
+        }
+        match self.budget.admit(one.key.0, one.bytes) {
+            Ok(grant) => {
+                self.started.insert(one.token, (one.key, grant));
+                (Verdict::Start, None)
+            }
+            Err(Level::Never) => (Verdict::TooLarge, Some(Level::Never)),
+            Err(level) => (Verdict::Wait, Some(level)),
+        }
+    }
+
+    /// The next of those that wait whose turn has come, and what becomes of it.
+    pub fn next(&mut self) -> Option<(u64, Verdict)> {
+        let mut index = 0;
+        self.full = false;
+        while let Some(one) = self.waiting.remove(index) {
+            let token = one.token;
+            match self.decide(&one) {
+                (Verdict::Wait, level) => {
+                    self.waiting.insert(index, one);
+                    if level == Some(Level::Worker) {
+                        self.full = true;
+                        return None;
+                    }
+                    index += 1;
+                }
+                (verdict, _) => return Some((token, verdict)),
+            }
+        }
+        None
+    }
+
+    /// An attempt is over, or will not start; `lived`: its cell is still there.
+    pub fn ended(&mut self, token: u64, lived: bool) {
+        match self.started.remove(&token) {
+            Some((key, grant)) => {
+                self.budget.give_back(grant);
+                if lived {
+                    self.suspicion.ended(&key);
+                }
+            }
+            None => self.waiting.retain(|one| one.token != token),
+        }
+    }
+
+    /// A cell died with these attempts in it.
+    pub fn died(&mut self, lost: &[u64], reason: &str) {
+        let running: HashSet<Key> =
+            lost.iter().filter_map(|token| self.started.get(token)).map(|(key, _)| *key).collect();
+        if let Some(key) = self.suspicion.died(&running, Instant::now()) {
+            let hash = sandbar_host::ModuleHash::from_bytes(key.1);
+            error!(tenant = %key.0, module = %hash, reason, "quarantine: this module was running when two cells died");
+            self.own.insert(key);
+            tokio::spawn(save(self.store.clone(), key, reason.to_owned()));
+        }
+    }
+
+    /// Look again, if it is time, at which modules are in quarantine; take in what the last look found.
+    pub fn refresh(&mut self) {
+        while let Ok((began, found)) = self.finds.try_recv() {
+            self.seen_at = Some(began);
+            // What has been written down is Postgres's from now on: an operator may have released it since.
+            self.own.retain(|key| !found.contains(key));
+            self.quarantined = found;
+        }
+        let under_way = self.looked_at > self.seen_at;
+        let recent = self.looked_at.is_some_and(|at| at.elapsed() < LOOK_EVERY);
+        if recent && (under_way || !self.hurry) {
+            return;
+        }
+        let now = Instant::now();
+        self.looked_at = Some(now);
+        self.hurry = false;
+        let (store, found) = (self.store.clone(), self.found.clone());
+        tokio::spawn(async move {
+            match store.quarantined().await {
+                // Refused only when the loop has ended.
+                Ok(keys) => drop(found.send((now, keys.into_iter().collect()))),
+                Err(error) => warn!(%error, "cannot see which modules are in quarantine"),
+            }
+        });
+    }
+}
+
+/// Write it down, however long the database is away: until then only this worker knows.
+async fn save(store: WorkerStore, (tenant, sha256): Key, reason: String) {
+    while let Err(error) = store.version_quarantine(tenant, &sha256, &reason).await {
+        warn!(%error, "cannot write a quarantine down; trying again");
+        tokio::time::sleep(SAVE_AGAIN).await;
+    }
+}

@@ -1,0 +1,399 @@
+//! HTTP requests of guests, carried out for them: cells have no network. Owns which attempt a call belongs to, its caps,
+//! and that nothing goes on once an attempt has ended, is cancelled or its lease is lost. The rules about destinations
+//! are the host crate's; grants are asked of the database for every request, so one that is taken away is gone at once.
+//! Believes no cell: bodies come in pieces, within the window, or the call ends.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::{BodyExt, Empty, StreamBody};
+use sandbar_host::cell::Cell;
+use sandbar_host::egress::address::Networks;
+use sandbar_host::egress::call::{
+    Code, FromGuest, MAX_CALLS, MAX_PIECE, MAX_PIECES, Refusal, Request, ToGuest, WINDOW, cost,
+};
+use sandbar_host::egress::client::{Answer, Client, Frame, RequestBody, broken_body};
+use sandbar_host::egress::grant::HttpGrant;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinHandle;
+use tracing::{debug, warn};
+
+use crate::domain::ids::{InvocationId, TenantId};
+use crate::store::WorkerStore;
+use crate::worker::lease::Lease;
+
+/// Calls at once of all attempts of a worker: each is a socket, and a quarter of a MiB of buffers when both sides stall.
+const MAX_CALLS_PER_WORKER: usize = 1_024;
+/// Calls at once of one tenant in a worker, so that it leaves sockets to others.
+const MAX_CALLS_PER_TENANT: usize = 256;
+/// Longest wait for the next piece of a response.
+const BETWEEN_BYTES: Duration = Duration::from_secs(60);
+
+/// What an operator sets.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Networks that are opened besides public ones.
+    pub private_networks: Networks,
+    /// Bytes of bodies that one attempt may send.
+    pub sent_bytes: u64,
+    /// Bytes of bodies that one attempt may receive.
+    pub received_bytes: u64,
+}
+
+/// Everything guests of this worker do by HTTP. Dropping it ends it.
+pub struct Egress {
+    client: Arc<Client>,
+    store: WorkerStore,
+    settings: Settings,
+    attempts: HashMap<u64, Attempt>,
+    /// Calls that have a task, over all attempts and by tenant.
+    live: Arc<AtomicUsize>,
+    tenants: HashMap<TenantId, Arc<AtomicUsize>>,
+}
+
+struct Attempt {
+    calls: HashMap<u64, Call>,
+    meter: Arc<Meter>,
+    /// Why nothing more is carried.
+    closed: bool,
+}
+
+/// Bytes of bodies, both ways.
+#[derive(Default)]
+struct Meter {
+    sent: AtomicU64,
+    received: AtomicU64,
+}
+
+impl Meter {
+    /// Counts, and says whether that is still within the cap.
+    fn add(count: &AtomicU64, bytes: usize, cap: u64) -> bool {
+        count.fetch_add(bytes as u64, Ordering::AcqRel).saturating_add(bytes as u64) <= cap
+    }
+
+    fn sum(&self) -> u64 {
+        self.sent.load(Ordering::Acquire).saturating_add(self.received.load(Ordering::Acquire))
+    }
+}
+
+struct Call {
+    /// Pieces of the request on their way to the connection, and `None` for their end; gone when that was said. Dropped
+    /// before, the body has broken off.
+    body: Option<mpsc::Sender<Option<Bytes>>>,
+    /// What was taken in of the request and not yet passed on.
+    waiting: Arc<AtomicUsize>,
+    /// Room of the response.
+    room: Arc<Semaphore>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// One that counts as long as it lives.
+struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Whose call it is.
+#[derive(Debug, Clone, Copy)]
+pub struct Whose {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// The invocation.
+    pub invocation: InvocationId,
+}
+
+impl Egress {
+    /// Nothing under way.
+    ///
+    /// # Errors
+    /// TLS cannot be set up.
+    pub fn new(settings: Settings, store: WorkerStore) -> io::Result<Self> {
+        let client = Arc::new(Client::new(settings.private_networks.clone())?);
+        Ok(Self {
+            client,
+            store,
+            settings,
+            attempts: HashMap::new(),
+            live: Arc::default(),
+            tenants: HashMap::new(),
+        })
+    }
+
+    /// A guest says something about a call. The caller has made sure that the attempt is in this cell.
+    pub fn hear(
+        &mut self,
+        lease: &Lease,
+        whose: Whose,
+        cell: &Arc<Cell>,
+        token: u64,
+        number: u64,
+        message: FromGuest,
+    ) {
+        let attempt = self.attempts.entry(token).or_insert_with(|| Attempt {
+            calls: HashMap::new(),
+            meter: Arc::default(),
+            closed: false,
+        });
+        match message {
+            FromGuest::Request(request) => self.begin(lease, whose, cell, token, number, *request),
+            FromGuest::Closed => {
+                attempt.calls.remove(&number);
+            }
+            other => {
+                if let Some(call) = attempt.calls.get_mut(&number)
+                    && !call.hear(other)
+                {
+                    warn!(invocation = %whose.invocation, "a cell breaks the rules of a call: it is ended");
+                    attempt.calls.remove(&number);
+                    cell.http(
+                        number,
+                        refused(Code::InternalError, "the call broke the rules of its protocol"),
+                    );
+                }
+            }
+        }
+    }
+
+    fn begin(
+        &mut self,
+        lease: &Lease,
+        whose: Whose,
+        cell: &Arc<Cell>,
+        token: u64,
+        number: u64,
+        request: Request,
+    ) {
+        let tenant = self.tenants.entry(whose.tenant).or_default().clone();
+        let Some(attempt) = self.attempts.get_mut(&token) else { return };
+        let words = if attempt.closed || !lease.is_held() {
+            Some((Code::ConnectionTerminated, "the attempt is to end"))
+        } else if attempt.calls.len() >= MAX_CALLS {
+            Some((Code::ConnectionLimitReached, "the attempt has as many requests under way as it may"))
+        } else if tenant.load(Ordering::Acquire) >= MAX_CALLS_PER_TENANT
+            || self.live.load(Ordering::Acquire) >= MAX_CALLS_PER_WORKER
+        {
+            Some((Code::ConnectionLimitReached, "the worker has as many requests under way as it takes"))
+        } else if attempt.calls.contains_key(&number) {
+            Some((Code::InternalError, "the call exists"))
+        } else {
+            None
+        };
+        if let Some((code, words)) = words {
+            cell.http(number, refused(code, words));
+            return;
+        }
+        // A window full of pieces, and their end.
+        let (sender, pieces) = mpsc::channel(MAX_PIECES + 1);
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let room = Arc::new(Semaphore::new(WINDOW));
+        let body = request.body.then_some(sender);
+        let line = Line {
+            cell: cell.clone(),
+            number,
+            meter: attempt.meter.clone(),
+            room: room.clone(),
+            waiting: waiting.clone(),
+            sent_cap: self.settings.sent_bytes,
+            received_cap: self.settings.received_bytes,
+            _counted: [Counted::new(&self.live), Counted::new(&tenant)],
+        };
+        let (client, store) = (self.client.clone(), self.store.clone());
+        let task = tokio::spawn(async move {
+            if let Err(refusal) = line.carry(&client, &store, whose, &request, pieces).await {
+                debug!(invocation = %whose.invocation, tenant = %whose.tenant, code = ?refusal.code, "egress refused: {refusal}");
+                line.cell.http(line.number, ToGuest::Refused(refusal));
+            }
+        });
+        attempt.calls.insert(number, Call { body, waiting, room, task });
+    }
+
+    /// The attempt is to end: nothing of it goes on, and nothing more begins.
+    pub fn close(&mut self, token: u64) {
+        let attempt = self.attempts.entry(token).or_insert_with(|| Attempt {
+            calls: HashMap::new(),
+            meter: Arc::default(),
+            closed: true,
+        });
+        attempt.closed = true;
+        attempt.calls.clear();
+    }
+
+    /// The attempt has ended. Bytes of bodies that went both ways.
+    pub fn end(&mut self, token: u64) -> u64 {
+        self.tenants.retain(|_, calls| Arc::strong_count(calls) > 1);
+        self.attempts.remove(&token).map_or(0, |attempt| attempt.meter.sum())
+    }
+
+    /// Nothing goes on.
+    pub fn abandon(&mut self) {
+        self.attempts.clear();
+        self.tenants.clear();
+    }
+}
+
+impl Call {
+    /// False: the cell did what it may not.
+    fn hear(&mut self, message: FromGuest) -> bool {
+        match message {
+            FromGuest::Body(piece) => {
+                let cost = cost(piece.len()) as usize;
+                let Some(body) = &self.body else { return false };
+                // The answer may have come before all of the body was read: nobody reads the rest.
+                if body.is_closed() {
+                    return true;
+                }
+                let fits = piece.len() <= MAX_PIECE
+                    && self.waiting.fetch_add(cost, Ordering::AcqRel).saturating_add(cost) <= WINDOW;
+                fits && !matches!(
+                    body.try_send(Some(Bytes::from(piece))),
+                    Err(mpsc::error::TrySendError::Full(_))
+                )
+            }
+            FromGuest::BodyEnd => self
+                .body
+                .take()
+                .is_some_and(|body| !matches!(body.try_send(None), Err(mpsc::error::TrySendError::Full(_)))),
+            FromGuest::Room(bytes) => {
+                let fits = self.room.available_permits().saturating_add(bytes as usize) <= WINDOW;
+                if fits {
+                    self.room.add_permits(bytes as usize);
+                }
+                fits
+            }
+            FromGuest::Request(_) | FromGuest::Closed => false,
+        }
+    }
+}
+
+fn refused(code: Code, words: &str) -> ToGuest {
+    ToGuest::Refused(Refusal::new(code, words))
+}
+
+/// One call on its way.
+struct Line {
+    cell: Arc<Cell>,
+    number: u64,
+    meter: Arc<Meter>,
+    room: Arc<Semaphore>,
+    waiting: Arc<AtomicUsize>,
+    sent_cap: u64,
+    received_cap: u64,
+    _counted: [Counted; 2],
+}
+
+impl Line {
+    async fn carry(
+        &self,
+        client: &Client,
+        store: &WorkerStore,
+        whose: Whose,
+        request: &Request,
+        pieces: mpsc::Receiver<Option<Bytes>>,
+    ) -> Result<(), Refusal> {
+        let grants = store.grants(whose.tenant, whose.invocation).await.map_err(|error| {
+            warn!(%error, invocation = %whose.invocation, "cannot look up grants");
+            Refusal::new(Code::InternalError, "the grants of the task cannot be looked up now")
+        })?;
+        let grants: Vec<HttpGrant> =
+            grants.http.iter().filter_map(|grant| HttpGrant::parse(grant).ok()).collect();
+        let too_much = Arc::new(AtomicUsize::new(0));
+        let body = if request.body { self.body(pieces, too_much.clone()) } else { nothing() };
+        // Boxed: connecting is the largest part of a call, and most of its life is not that.
+        let answer = Box::pin(client.send(&grants, request, body)).await.map_err(|refusal| {
+            if too_much.load(Ordering::Acquire) > 0 { sent_too_much(self.sent_cap) } else { refusal }
+        })?;
+        let between =
+            request.between_bytes_ms.map_or(BETWEEN_BYTES, Duration::from_millis).min(BETWEEN_BYTES);
+        self.pass_on(answer, between).await
+    }
+
+    /// The body of the request as the connection reads it: what is read makes room for more.
+    fn body(&self, pieces: mpsc::Receiver<Option<Bytes>>, too_much: Arc<AtomicUsize>) -> RequestBody {
+        let (cell, number, meter) = (self.cell.clone(), self.number, self.meter.clone());
+        let (waiting, cap) = (self.waiting.clone(), self.sent_cap);
+        StreamBody::new(stream::unfold(pieces, move |mut pieces| {
+            let (cell, meter, waiting, too_much) =
+                (cell.clone(), meter.clone(), waiting.clone(), too_much.clone());
+            async move {
+                let piece = match pieces.recv().await {
+                    Some(piece) => piece?,
+                    // Never the end: half a request is not to look like a whole one.
+                    None => return Some((Err(io::Error::other("the body broke off")), pieces)),
+                };
+                if !Meter::add(&meter.sent, piece.len(), cap) {
+                    too_much.store(1, Ordering::Release);
+                    return Some((Err(io::Error::other("more than the attempt may send")), pieces));
+                }
+                let cost = cost(piece.len());
+                waiting.fetch_sub(cost as usize, Ordering::AcqRel);
+                cell.http(number, ToGuest::Room(cost));
+                Some((Ok(Frame::data(piece)), pieces))
+            }
+        }))
+        .boxed_unsync()
+    }
+
+    /// The response, as far as the guest takes it.
+    async fn pass_on(&self, answer: Answer, between: Duration) -> Result<(), Refusal> {
+        let Answer { status, headers, mut body, connection } = answer;
+        self.cell.http(self.number, ToGuest::Head { status, headers });
+        loop {
+            let next = tokio::time::timeout(between, body.frame()).await;
+            let Some(frame) = next.map_err(|_| {
+                Refusal::new(
+                    Code::ConnectionReadTimeout,
+                    "the next piece of the response did not come in time",
+                )
+            })?
+            else {
+                break;
+            };
+            // Trailers of responses are left out.
+            let Ok(mut data) = frame.map_err(|error| broken_body(&error))?.into_data() else { continue };
+            if !Meter::add(&self.meter.received, data.len(), self.received_cap) {
+                return Err(Refusal::new(
+                    Code::HttpResponseBodySize,
+                    format!("an attempt may receive {} bytes in all", self.received_cap),
+                ));
+            }
+            while !data.is_empty() {
+                let piece = data.split_to(data.len().min(MAX_PIECE));
+                let room = self.room.acquire_many(cost(piece.len())).await;
+                room.map_err(|_| Refusal::new(Code::InternalError, "the call is over"))?.forget();
+                self.cell.http(self.number, ToGuest::Body(piece.to_vec()));
+            }
+        }
+        drop(connection);
+        self.cell.http(self.number, ToGuest::End);
+        Ok(())
+    }
+}
+
+fn sent_too_much(cap: u64) -> Refusal {
+    Refusal::new(Code::HttpRequestBodySize, format!("an attempt may send {cap} bytes in all"))
+}
+
+fn nothing() -> RequestBody {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
+}

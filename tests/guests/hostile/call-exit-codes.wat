@@ -1,0 +1,9 @@
+;; Ends with a code that is not 0.
+;; expect: exit-code
+;; body: {"retry": {"max_attempts": 1}}
+(module
+  (import "wasi_snapshot_preview1" "proc_exit" (func $proc_exit (param i32)))
+  (memory (export "memory") 1)
+  
+  (func (export "_start") 
+    (call $proc_exit (i32.const 255))))

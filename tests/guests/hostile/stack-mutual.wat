@@ -1,0 +1,8 @@
+;; Two functions call each other for ever.
+;; expect: stack-overflow
+;; body: {"retry": {"max_attempts": 1}}
+(module
+  (memory (export "memory") 1)
+  (func $f (call $g) (call $g)) (func $g (call $f) (call $f))
+  (func (export "_start") 
+    (call $f)))
