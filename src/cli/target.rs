@@ -96,11 +96,7 @@ impl Connection {
             Err(_) => Profiles::default(),
         };
         let mut target = resolve(self, &surroundings, &profiles)?;
-        let own = surroundings.dev.as_ref().is_some_and(|(address, _)| same_server(address, &target.server));
-        if own && target.server.starts_with("https://") {
-            target.certificate =
-                dev_dir().map(|dir| dir.join(LOCAL_CERTIFICATE)).filter(|path| path.exists());
-        }
+        target.certificate = local_certificate(&target.server);
         Ok(target)
     }
 }
@@ -211,6 +207,14 @@ fn dev_dir() -> Option<PathBuf> {
     }
     let here = std::env::current_dir().ok()?;
     here.ancestors().take(MAX_PARENTS).map(|dir| dir.join(DEV_DIR)).find(|dir| read_dev(dir).is_some())
+}
+
+/// The certificate that the `sandbar dev` of this directory made for itself, when this is its address.
+pub fn local_certificate(server: &str) -> Option<PathBuf> {
+    let dir = dev_dir()?;
+    let (address, _) = read_dev(&dir)?;
+    let own = server.starts_with("https://") && same_server(&address, server);
+    own.then(|| dir.join(LOCAL_CERTIFICATE)).filter(|path| path.exists())
 }
 
 /// Only a directory of this user counts: in a shared place anybody could lay one out.

@@ -52,8 +52,8 @@ pub struct Admission {
     seen_at: Option<Instant>,
     /// Somebody waits for a look.
     hurry: bool,
-    found: mpsc::UnboundedSender<(Instant, HashSet<Key>)>,
-    finds: mpsc::UnboundedReceiver<(Instant, HashSet<Key>)>,
+    found: mpsc::UnboundedSender<Look>,
+    finds: mpsc::UnboundedReceiver<Look>,
     /// Found out here and not yet seen in Postgres.
     own: HashSet<Key>,
     started: HashMap<u64, (Key, Grant)>,
@@ -206,17 +206,19 @@ impl Admission {
             let hash = sandbar_host::ModuleHash::from_bytes(key.1);
             error!(tenant = %key.0, module = %hash, reason, "quarantine: this module was running when two cells died");
             self.own.insert(key);
-            tokio::spawn(save(self.store.clone(), key, reason.to_owned()));
+            tokio::spawn(save(self.store.clone(), self.found.clone(), key, reason.to_owned()));
         }
     }
 
     /// Look again, if it is time, at which modules are in quarantine; take in what the last look found.
     pub fn refresh(&mut self) {
-        while let Ok((began, found)) = self.finds.try_recv() {
-            self.seen_at = Some(began);
+        while let Ok(look) = self.finds.try_recv() {
             // What has been written down is Postgres's from now on: an operator may have released it since.
-            self.own.retain(|key| !found.contains(key));
-            self.quarantined = found;
+            self.own.retain(|key| !look.found.contains(key) && Some(key) != look.saved.as_ref());
+            if self.seen_at.is_none_or(|at| at <= look.began) {
+                self.seen_at = Some(look.began);
+                self.quarantined = look.found;
+            }
         }
         let under_way = self.looked_at > self.seen_at;
         let recent = self.looked_at.is_some_and(|at| at.elapsed() < LOOK_EVERY);
@@ -230,17 +232,40 @@ impl Admission {
         tokio::spawn(async move {
             match store.quarantined().await {
                 // Refused only when the loop has ended.
-                Ok(keys) => drop(found.send((now, keys.into_iter().collect()))),
+                Ok(keys) => {
+                    drop(found.send(Look { began: now, found: keys.into_iter().collect(), saved: None }));
+                }
                 Err(error) => warn!(%error, "cannot see which modules are in quarantine"),
             }
         });
     }
 }
 
-/// Write it down, however long the database is away: until then only this worker knows.
-async fn save(store: WorkerStore, (tenant, sha256): Key, reason: String) {
+/// What a look found.
+#[derive(Debug)]
+struct Look {
+    began: Instant,
+    found: HashSet<Key>,
+    /// One that was written down just before.
+    saved: Option<Key>,
+}
+
+/// Write it down, however long the database is away, and look again: until then only this worker knows.
+async fn save(store: WorkerStore, found: mpsc::UnboundedSender<Look>, key: Key, reason: String) {
+    let (tenant, sha256) = key;
     while let Err(error) = store.version_quarantine(tenant, &sha256, &reason).await {
         warn!(%error, "cannot write a quarantine down; trying again");
+        tokio::time::sleep(SAVE_AGAIN).await;
+    }
+    loop {
+        let began = Instant::now();
+        match store.quarantined().await {
+            // Refused only when the loop has ended.
+            Ok(keys) => {
+                return drop(found.send(Look { began, found: keys.into_iter().collect(), saved: Some(key) }));
+            }
+            Err(error) => warn!(%error, "cannot see which modules are in quarantine"),
+        }
         tokio::time::sleep(SAVE_AGAIN).await;
     }
 }

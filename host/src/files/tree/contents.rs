@@ -37,7 +37,8 @@ impl Tree {
         }
         let end = offset.checked_add(bytes.len() as u64).ok_or(Fault::TooBig)?;
         if end > self.max_bytes {
-            return Err(Fault::TooBig);
+            // One byte too many is no space; where no quota could ever hold it, it is too big.
+            return Err(if offset > self.max_bytes { Fault::TooBig } else { Fault::NoSpace });
         }
         let (first, last) = (split(offset).0, split(end - 1).0);
         let slots = (last + 1).saturating_sub(blocks.len()) as u64;
