@@ -187,11 +187,12 @@ fn worker_settings(config: &Config, roles: Roles) -> anyhow::Result<worker::Sett
 /// Whether this configuration could be started with, as far as that shows without starting anything.
 ///
 /// # Errors
-/// The certificate cannot be used, or the log filter is none.
+/// The certificate or a master key cannot be used, or the log filter is none.
 pub fn check(config: &Config) -> anyhow::Result<()> {
     if let Some(files) = tls::Files::of(&config.server) {
         files.load()?;
     }
+    vault::check(config)?;
     crate::telemetry::check(&config.log)?;
     Ok(())
 }

@@ -28,7 +28,8 @@ const RETRIES_AT_ONCE: usize = 32;
 const HELD_UP: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// Operations that one run of the duty looks at, each for a page.
 const OPERATIONS: i64 = 20;
-/// Pages of one run of the duty: it must end well before its lease does.
+/// Longest run of the duty, but for the page it is at, and longest page where each invocation takes a token: it must end
+/// well before its lease does, or another holder begins the page again.
 const TURN: Duration = Duration::from_millis(800);
 
 /// A request for a bulk operation.
@@ -72,8 +73,8 @@ struct Retried {
     outcome: Outcome,
     /// So many of the page, from its first on.
     met: usize,
-    /// The rest is for later.
-    held_up: Option<Duration>,
+    /// The rest is for later: not before this time has passed.
+    rest: Option<Duration>,
 }
 
 fn invalid(pointer: &str, detail: impl Into<String>) -> Error {
@@ -236,9 +237,9 @@ impl App {
         let met = page.ids.len() as u64;
         if op.asked.action == Action::Retry {
             drop(connection); // running again takes connections of its own
-            let Retried { outcome, met, held_up } = self.bulk_retry(tenant, &op, &page).await?;
+            let Retried { outcome, met, rest } = self.bulk_retry(tenant, &op, &page).await?;
             let mut connection = self.tenant(tenant).await?;
-            match held_up {
+            match rest {
                 None => connection.bulk_advance(held, &op, &page, &outcome).await?,
                 // It is this tenant's own affair: its operation waits, and those of others go on.
                 Some(wait) => connection.bulk_hold_up(held, &op, &page, met, &outcome, wait).await?,
@@ -258,7 +259,7 @@ impl App {
     }
 
     /// Run a page again. Each has an idempotency key of its own: repeated after a crash, it gives the same new one.
-    /// Stops where the tenant's quota, or what may wait of it, lets no more through.
+    /// Stops where the tenant's quota, or what may wait of it, lets no more through, and when it has taken long enough.
     async fn bulk_retry(&self, tenant: TenantId, op: &Operation, page: &Page) -> Result<Retried> {
         let again = |id: InvocationId| async move {
             let key = IdempotencyKey::try_from(format!("bulk-{}-{id}", op.asked.id)).ok();
@@ -268,7 +269,8 @@ impl App {
         // was run again before, which takes one until it is known as such, refuses no other.
         let at_once = if self.quotas_of(tenant).await?.counts() { 1 } else { RETRIES_AT_ONCE };
         let mut results = futures_util::stream::iter(page.ids.clone()).map(again).buffered(at_once);
-        let (mut outcome, mut met, mut held_up) = (Outcome::default(), 0, None);
+        let (mut outcome, mut met, mut rest) = (Outcome::default(), 0, None);
+        let began = tokio::time::Instant::now();
         while let Some(result) = results.next().await {
             match result {
                 Ok(_) => outcome.done += 1,
@@ -276,7 +278,8 @@ impl App {
                 // It will pass: the page is repeated, and what is done of it is found done.
                 Err(error @ (Error::Unavailable(_) | Error::Overloaded(_))) => return Err(error),
                 Err(error @ (Error::QueueFull { .. } | Error::QuotaExceeded { .. })) => {
-                    held_up = Some(postponement(&error));
+                    tracing::debug!(operation = %op.asked.id, %error, "a bulk operation is held up");
+                    rest = Some(postponement(&error));
                     break;
                 }
                 Err(error) => {
@@ -286,8 +289,12 @@ impl App {
                 }
             }
             met += 1;
+            if at_once == 1 && met < page.ids.len() && began.elapsed() > TURN {
+                rest = Some(Duration::ZERO);
+                break;
+            }
         }
-        Ok(Retried { outcome, met, held_up })
+        Ok(Retried { outcome, met, rest })
     }
 }
 

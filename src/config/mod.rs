@@ -294,7 +294,7 @@ impl Default for Quotas {
 }
 
 /// Section `secrets`: the master key, which wraps the data keys that seal tenants' secrets. 32 random bytes as base64
-/// (`head -c 32 /dev/urandom | base64`), the same for every server and worker. One of the first three; without any,
+/// (`head -c 32 /dev/urandom | base64`), the same for every server. One of the first three; without any,
 /// `<data_dir>/master.key` if it is there, which `sandbar dev` makes.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -27,22 +27,39 @@ const MAX_BYTES: u64 = 4_096;
 /// # Errors
 /// A key is named and cannot be read, or is none.
 pub(super) async fn load(config: &Config) -> anyhow::Result<Arc<Vault>> {
+    let command = &config.secrets.master_key_command;
+    let (mut current, previous) = written(config)?;
+    if current.is_none() && !command.is_empty() {
+        current = Some(run(command).await.context("secrets.master_key_command")?);
+    }
+    Ok(Arc::new(Vault::new(current, previous)))
+}
+
+/// Whether the keys that are written somewhere can be read. The program that prints one is not run.
+///
+/// # Errors
+/// One cannot be read, or is none.
+pub(super) fn check(config: &Config) -> anyhow::Result<()> {
+    written(config).map(drop)
+}
+
+type Key = [u8; KEY_BYTES];
+
+/// The current key, unless a program prints it, and those before it.
+fn written(config: &Config) -> anyhow::Result<(Option<Key>, Vec<Key>)> {
     let secrets = &config.secrets;
     let kept = config.data_dir.join(FILE);
     let current = if let Some(key) = &secrets.master_key {
         Some(key_of(key.expose().as_bytes()).context("secrets.master_key")?)
     } else if let Some(path) = &secrets.master_key_file {
         Some(read(path)?)
-    } else if !secrets.master_key_command.is_empty() {
-        Some(run(&secrets.master_key_command).await.context("secrets.master_key_command")?)
-    } else if kept.exists() {
+    } else if secrets.master_key_command.is_empty() && kept.exists() {
         Some(read(&kept)?)
     } else {
         None
     };
-    let previous =
-        secrets.previous_master_key_files.iter().map(|path| read(path)).collect::<Result<_, _>>()?;
-    Ok(Arc::new(Vault::new(current, previous)))
+    let previous = secrets.previous_master_key_files.iter().map(|path| read(path));
+    Ok((current, previous.collect::<Result<_, _>>()?))
 }
 
 /// Make the master key of a data directory, unless it is there or another is configured.
@@ -80,7 +97,7 @@ pub async fn rewrap(config: &Config) -> anyhow::Result<u64> {
     Ok(done?)
 }
 
-fn read(path: &Path) -> anyhow::Result<[u8; KEY_BYTES]> {
+fn read(path: &Path) -> anyhow::Result<Key> {
     use std::io::Read as _;
     let mut bytes = Vec::new();
     std::fs::File::open(path)
@@ -89,7 +106,7 @@ fn read(path: &Path) -> anyhow::Result<[u8; KEY_BYTES]> {
     key_of(&bytes).with_context(|| format!("the master key in {}", path.display()))
 }
 
-async fn run(command: &[String]) -> anyhow::Result<[u8; KEY_BYTES]> {
+async fn run(command: &[String]) -> anyhow::Result<Key> {
     let Some((program, arguments)) = command.split_first() else { bail!("names no program") };
     let child = tokio::process::Command::new(program)
         .args(arguments)
@@ -106,7 +123,7 @@ async fn run(command: &[String]) -> anyhow::Result<[u8; KEY_BYTES]> {
 }
 
 /// A key as base64. The text itself stays out of every message.
-fn key_of(text: &[u8]) -> anyhow::Result<[u8; KEY_BYTES]> {
+fn key_of(text: &[u8]) -> anyhow::Result<Key> {
     let bytes = BASE64_STANDARD.decode(text.trim_ascii()).ok();
     let key = bytes.and_then(|bytes| <[u8; KEY_BYTES]>::try_from(bytes).ok());
     key.with_context(|| format!("is not {KEY_BYTES} bytes as base64"))
@@ -134,7 +151,7 @@ mod tests {
             with(&|config| config.secrets.master_key = Some(text.as_str().into())),
             with(&|config| config.secrets.master_key_file = Some(file.clone())),
             with(&|config| {
-                config.secrets.master_key_command = vec!["cat".to_owned(), file.display().to_string()]
+                config.secrets.master_key_command = vec!["cat".to_owned(), file.display().to_string()];
             }),
         ] {
             assert_eq!(load(&config).await.unwrap().current(), Some(expected.as_str()));

@@ -495,8 +495,8 @@ impl TenantConn {
         Ok(true)
     }
 
-    /// The same for the first `met` of a page, and not to come back before this time: the tenant cannot go on now. Only
-    /// of places that are walked by id alone.
+    /// The same for the first `met` of a page; the rest is not for now, and comes back after this time, or later where the
+    /// operation's own rate says so. Only of places that are walked by id alone.
     ///
     /// # Errors
     /// As there.
@@ -518,7 +518,7 @@ impl TenantConn {
             advance(&mut transaction, tenant, op, &part, outcome).await?;
         }
         sqlx::query(
-            "UPDATE bulk_operations SET not_before = clock_timestamp() + make_interval(secs => $3)
+            "UPDATE bulk_operations SET not_before = GREATEST(not_before, clock_timestamp() + make_interval(secs => $3))
              WHERE tenant_id = $1 AND bulk_id = $2",
         )
         .bind(tenant)

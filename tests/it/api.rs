@@ -123,7 +123,7 @@ impl Api {
                 AbortOnDropHandle::new(tokio::spawn(async move {
                     axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>())
                         .await
-                        .unwrap()
+                        .unwrap();
                 })),
                 AbortOnDropHandle::new(tokio::spawn(listening)),
             ],

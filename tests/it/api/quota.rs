@@ -156,6 +156,7 @@ async fn a_tenants_admin_gives_its_tasks_shares_and_changes_nothing_else() {
 async fn modules_and_memory_beyond_the_quota_are_forbidden_by_name() {
     let api = Api::start().await;
     api.echo().await;
+    let before = api.dead(Some("no customer")).await;
     set(&api, json!({"quotas": {"modules": 2, "attempt_memory_bytes": 33_554_432}})).await.expect(200);
     let module = |n: u32| {
         wat::parse_str(format!(
@@ -177,6 +178,10 @@ async fn modules_and_memory_beyond_the_quota_are_forbidden_by_name() {
     assert_eq!(held["limits"]["memory_bytes"], 33_554_432);
     let less = api.client.enqueue("echo", &json!({"limits": {"memory_bytes": 1_048_576}})).await.expect(202);
     assert_eq!(less.json()["limits"]["memory_bytes"], 1_048_576);
+    // What was accepted before with more is run again within what may be now.
+    let again = api.client.post(&format!("/v1/invocations/{before}/retry"), &json!({})).await;
+    assert!(again.status.is_success(), "{}", again.text());
+    assert_eq!(again.json()["limits"]["memory_bytes"], 33_554_432);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -41,7 +41,7 @@ async fn the_ledger_equals_the_receipts_after_any_run_of_ends_retries_repetition
     }
     // The same run every time; the seed stands for a run that somebody may want to change.
     let mut random = StdRng::seed_from_u64(6);
-    let mut workers = vec![api.register().await, api.register().await];
+    let mut workers = [api.register().await, api.register().await];
     let mut stolen = Vec::new();
     for round in 0..25 {
         for _ in 0..random.random_range(0..6) {
@@ -92,7 +92,7 @@ async fn the_ledger_equals_the_receipts_after_any_run_of_ends_retries_repetition
                     api.worker.ack(worker, epoch, &finished),
                     api.worker.ack(worker, epoch, &finished)
                 );
-                (a.unwrap(), b.unwrap());
+                a.and(b).unwrap();
             }
             _ => drop(api.worker.ack(worker, epoch, &finished).await.unwrap()),
         }
@@ -157,5 +157,5 @@ async fn the_bill_is_the_tenants_own_and_comes_as_csv_too() {
         let answer = api.client.get(&format!("/v1/usage?{bad}")).await;
         assert_eq!(super::problem(&answer, 400), "invalid-query", "{bad}");
     }
-    assert!(Utc::now().to_rfc3339() > bill["from"].as_str().unwrap().to_owned());
+    assert!(Utc::now().to_rfc3339() > *bill["from"].as_str().unwrap());
 }

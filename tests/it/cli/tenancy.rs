@@ -70,6 +70,10 @@ fn the_configuration_is_checked_and_shown_without_its_secrets() {
     assert!(person.run(&["config", "check"]).expect(2).err.contains("listn"));
     std::fs::write(person.dir().join("sandbar.toml"), "[log]\nfilter = \"sandbar=loud\"\n").unwrap();
     assert!(person.run(&["config", "check", "--json"]).expect(2).err.contains("loud"));
+    std::fs::write(person.dir().join("sandbar.toml"), "[secrets]\nmaster_key = \"hush-hush-hush-hush\"\n")
+        .unwrap();
+    let refused = person.run(&["config", "check"]).expect(2).err;
+    assert!(refused.contains("secrets.master_key") && !refused.contains("hush"), "{refused}");
     person.set("SANDBAR_SERVER__TLS_CERT", "/nonexistent");
     person.set("SANDBAR_SERVER__TLS_KEY", "/nonexistent");
     std::fs::write(person.dir().join("sandbar.toml"), "").unwrap();
