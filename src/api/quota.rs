@@ -136,6 +136,7 @@ pub(super) async fn task(
     responses(
         (status = 200, description = "Its shares as they are now", body = wire::TaskQuotas),
         (status = 401, description = "unauthenticated", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 403, description = "forbidden, over-quota", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 404, description = "task-not-found", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 422, description = "invalid-body", body = problem_wire::Problem, content_type = "application/problem+json"),
     )
@@ -182,7 +183,7 @@ pub(super) async fn plans(State(api): State<Api>, _: Operator) -> Result<Json<wi
     responses(
         (status = 204, description = "It says this"),
         (status = 401, description = "unauthenticated", body = problem_wire::Problem, content_type = "application/problem+json"),
-        (status = 403, description = "forbidden", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 403, description = "over-quota, forbidden", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 422, description = "invalid-body", body = problem_wire::Problem, content_type = "application/problem+json"),
     )
 )]

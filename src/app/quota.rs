@@ -19,7 +19,7 @@ use crate::domain::ids::{TaskId, TenantId};
 use crate::domain::names::TaskName;
 use crate::domain::quota::{Amount, Level, Levels, Quota, Source, Tokens};
 use crate::store::queue::{Enqueued, NewInvocation};
-use crate::store::quota::{PlanRow, Stored, Want};
+use crate::store::quota::{MAX_PLANS, MAX_TASK_SHARES, PlanRow, Stored, Want};
 
 /// A change made elsewhere is seen at the latest after this time.
 const STALE_AFTER: Duration = Duration::from_secs(2);
@@ -440,7 +440,7 @@ impl App {
     /// Give a task shares of its tenant's quotas.
     ///
     /// # Errors
-    /// No such task; [`Error::InvalidFields`]; or Postgres does not answer.
+    /// No such task; [`Error::InvalidFields`]; [`Error::OverQuota`]; or Postgres does not answer.
     pub async fn change_task_quotas(
         &self,
         tenant: TenantId,
@@ -449,7 +449,8 @@ impl App {
     ) -> Result<Level> {
         check(changes, Quota::of_tasks)?;
         let id = self.task(tenant, task).await?.id;
-        let level = self.tenant(tenant).await?.task_quotas_change(id, changes).await?;
+        let changed = self.tenant(tenant).await?.task_quotas_change(id, changes).await?;
+        let level = changed.ok_or_else(|| full("task_shares", MAX_TASK_SHARES))?;
         self.forget(tenant);
         audit::changed(Value::Null, json!({"task": task, "quotas": level.to_json()}));
         Ok(level)
@@ -466,7 +467,7 @@ impl App {
     /// Make a plan, or let one say something else.
     ///
     /// # Errors
-    /// [`Error::InvalidFields`]; or Postgres does not answer.
+    /// [`Error::InvalidFields`]; [`Error::OverQuota`]; or Postgres does not answer.
     pub async fn set_plan(&self, name: &TaskName, changes: &[Change]) -> Result<()> {
         // Those of the queue stand in the tenant's own row.
         let of_plans =
@@ -476,7 +477,9 @@ impl App {
         for (quota, amount) in changes {
             level.set(*quota, *amount).map_err(|why| invalid(*quota, why))?;
         }
-        self.inner.store.plan_put(name.as_str(), &level).await?;
+        if !self.inner.store.plan_put(name.as_str(), &level).await? {
+            return Err(full("plans", MAX_PLANS));
+        }
         audit::changed(Value::Null, json!({"plan": name, "quotas": level.to_json()}));
         Ok(())
     }
@@ -504,6 +507,11 @@ fn used_up(quota: Quota, limit: u64, window: &Window, seconds: u32) -> Error {
         current: window.used.min(limit),
         resets_at: Some(window.began + TimeDelta::seconds(seconds.into())),
     }
+}
+
+fn full(name: &'static str, most: i64) -> Error {
+    let limit = most.unsigned_abs();
+    Error::OverQuota { name, limit, wanted: limit + 1 }
 }
 
 fn invalid(quota: Quota, why: impl Into<String>) -> Error {

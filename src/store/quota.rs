@@ -12,7 +12,10 @@ use crate::domain::quota::{Amount, Level, Quota};
 use crate::store::{ApiStore, Error, Result, TenantConn, Tries};
 
 /// Tasks of a tenant that may have shares of their own: all of them are read together.
-const MAX_TASK_SHARES: i64 = 10_000;
+pub const MAX_TASK_SHARES: i64 = 1_000;
+
+/// Plans of the platform.
+pub const MAX_PLANS: i64 = 1_000;
 
 /// The weight of a tenant of which nothing is said.
 const PLAIN_WEIGHT: i32 = 100;
@@ -125,6 +128,15 @@ async fn read(connection: &mut PgConnection, tenant: TenantId) -> Result<TenantQ
     })
 }
 
+/// Until this transaction ends, no other one comes past here for the same tenant: counts hold.
+pub(super) async fn one_at_a_time(connection: &mut PgConnection, tenant: TenantId) -> Result<()> {
+    sqlx::query("SELECT 1 FROM tenants WHERE tenant_id = $1 FOR NO KEY UPDATE")
+        .bind(tenant)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
 impl ApiStore {
     /// The tenant with this name or id, for the platform.
     ///
@@ -165,20 +177,22 @@ impl ApiStore {
             .collect()
     }
 
-    /// Make a plan, or let an existing one say this.
+    /// Make a plan, or let an existing one say this. False: there are [`MAX_PLANS`] others already.
     ///
     /// # Errors
     /// The name is none; Postgres does not answer.
-    pub async fn plan_put(&self, name: &str, quotas: &Level) -> Result<()> {
-        sqlx::query(
-            "INSERT INTO plans (name, quotas) VALUES ($1, $2)
+    pub async fn plan_put(&self, name: &str, quotas: &Level) -> Result<bool> {
+        let done = sqlx::query(
+            "INSERT INTO plans (name, quotas)
+             SELECT $1, $2 WHERE (SELECT count(*) FROM plans WHERE name <> $1) < $3
              ON CONFLICT (name) DO UPDATE SET quotas = EXCLUDED.quotas, updated_at = clock_timestamp()",
         )
         .bind(name)
         .bind(quotas.to_json())
+        .bind(MAX_PLANS)
         .execute(&self.pool)
         .await?;
-        Ok(())
+        Ok(done.rows_affected() > 0)
     }
 }
 
@@ -204,11 +218,7 @@ impl TenantConn {
     ) -> Result<bool> {
         let tenant = self.tenant();
         let mut transaction = self.begin().await?;
-        // Changes of one tenant follow each other.
-        sqlx::query("SELECT 1 FROM tenants WHERE tenant_id = $1 FOR NO KEY UPDATE")
-            .bind(tenant)
-            .execute(&mut *transaction)
-            .await?;
+        one_at_a_time(&mut transaction, tenant).await?;
         let found = read(&mut transaction, tenant).await?;
         let plan = plan.map_or(found.plan, |plan| plan.map(str::to_owned));
         let known: bool =
@@ -255,7 +265,8 @@ impl TenantConn {
         Ok(true)
     }
 
-    /// Change the shares that a task has of its tenant's quotas; what it has then.
+    /// Change the shares that a task has of its tenant's quotas; what it has then. `None`: [`MAX_TASK_SHARES`] other
+    /// tasks have shares already, and nothing has changed.
     ///
     /// # Errors
     /// Postgres does not answer.
@@ -263,33 +274,53 @@ impl TenantConn {
         &mut self,
         task: TaskId,
         changes: &[(Quota, Option<Amount>)],
-    ) -> Result<Level> {
+    ) -> Result<Option<Level>> {
         let tenant = self.tenant();
         let mut transaction = self.begin().await?;
-        sqlx::query("INSERT INTO task_quotas (tenant_id, task_id, quotas) VALUES ($1, $2, '{}') ON CONFLICT DO NOTHING")
-            .bind(tenant)
-            .bind(task)
-            .execute(&mut *transaction)
-            .await?;
-        let found: Value = sqlx::query_scalar(
-            "SELECT quotas FROM task_quotas WHERE tenant_id = $1 AND task_id = $2 FOR UPDATE",
-        )
-        .bind(tenant)
-        .bind(task)
-        .fetch_one(&mut *transaction)
-        .await?;
-        let mut level = Level::from_json(&found);
+        one_at_a_time(&mut transaction, tenant).await?;
+        let found: Option<Value> =
+            sqlx::query_scalar("SELECT quotas FROM task_quotas WHERE tenant_id = $1 AND task_id = $2")
+                .bind(tenant)
+                .bind(task)
+                .fetch_optional(&mut *transaction)
+                .await?;
+        let mut level = found.as_ref().map(Level::from_json).unwrap_or_default();
         for (quota, amount) in changes {
             level.set(*quota, *amount).map_err(Error::Corrupt)?;
         }
-        sqlx::query("UPDATE task_quotas SET quotas = $3 WHERE tenant_id = $1 AND task_id = $2")
+        if level == Level::default() {
+            sqlx::query("DELETE FROM task_quotas WHERE tenant_id = $1 AND task_id = $2")
+                .bind(tenant)
+                .bind(task)
+                .execute(&mut *transaction)
+                .await?;
+        } else {
+            // A deleted task has no use for its share.
+            sqlx::query(
+                "DELETE FROM task_quotas k USING tasks t WHERE k.tenant_id = $1 AND t.tenant_id = $1
+                   AND t.task_id = k.task_id AND t.deleted_at IS NOT NULL",
+            )
+            .bind(tenant)
+            .execute(&mut *transaction)
+            .await?;
+            let done = sqlx::query(
+                "INSERT INTO task_quotas (tenant_id, task_id, quotas)
+                 SELECT $1, $2, $3
+                 WHERE (SELECT count(*) FROM task_quotas WHERE tenant_id = $1 AND task_id <> $2) < $4
+                 ON CONFLICT (tenant_id, task_id) DO UPDATE SET quotas = EXCLUDED.quotas",
+            )
             .bind(tenant)
             .bind(task)
             .bind(level.to_json())
+            .bind(MAX_TASK_SHARES)
             .execute(&mut *transaction)
             .await?;
+            if done.rows_affected() == 0 {
+                return Ok(None);
+            }
+        }
         transaction.commit().await?;
-        Ok(level)
+        Ok(Some(level))
     }
 
     /// What this tenant has stored.

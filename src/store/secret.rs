@@ -6,7 +6,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{Connection as _, PgConnection};
 
 use crate::domain::ids::TenantId;
-use crate::store::{Result, TenantConn, WorkerStore};
+use crate::store::{Result, TenantConn, WorkerStore, quota};
 
 /// A secret, without its value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,6 +122,7 @@ impl TenantConn {
         let tenant = self.tenant();
         let mut transaction = self.begin().await.map_err(crate::store::Error::from)?;
         let work = async |transaction: &mut PgConnection| -> Result<Option<SecretRow>> {
+            quota::one_at_a_time(transaction, tenant).await?;
             let row = sqlx::query(
                 "INSERT INTO secrets AS s (tenant_id, name, version)
                  SELECT $1, $2, 1 WHERE EXISTS (SELECT 1 FROM secrets WHERE tenant_id = $1 AND name = $2)

@@ -236,6 +236,44 @@ async fn a_plan_and_a_change_made_on_another_server_hold_within_five_seconds() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn plans_and_shares_of_tasks_are_counted_and_a_deleted_task_gives_its_share_back() {
+    let api = Api::start().await;
+    api.echo().await;
+    for many in [
+        "INSERT INTO sandbar.plans (name, quotas) SELECT 'p' || n, '{}' FROM generate_series(1, 1000) n",
+        "INSERT INTO sandbar.tasks (tenant_id, task_id, name)
+         SELECT tenant_id, gen_random_uuid(), 't' || n FROM sandbar.tenants, generate_series(1, 1000) n WHERE tenants.name = 'one'",
+        "INSERT INTO sandbar.task_quotas (tenant_id, task_id, quotas)
+         SELECT tenant_id, task_id, '{\"invocations_per_s\": 1}' FROM sandbar.tasks WHERE name <> 'echo'",
+    ] {
+        sqlx::query(many).execute(&api.admin).await.unwrap();
+    }
+    let plan = async |name: &str| {
+        let request = api.client.request(Method::PUT, &format!("/v1/plans/{name}"));
+        support::send(request.json(&json!({"quotas": {"modules": 1}}))).await
+    };
+    plan("p1").await.expect(204);
+    let refused = plan("another").await;
+    assert_eq!(problem(&refused, 403), "over-quota");
+    assert_eq!(refused.json()["quota"], json!({"name": "plans", "limit": 1_000, "current": 1_001}));
+
+    let share = async |task: &str, amount: Value| {
+        let request = api.client.request(Method::PATCH, &format!("/v1/tasks/{task}/quotas"));
+        support::send(request.json(&json!({"quotas": {"invocations_per_s": amount}}))).await
+    };
+    share("t1", json!(2)).await.expect(200);
+    let refused = share("echo", json!(2)).await;
+    assert_eq!(problem(&refused, 403), "over-quota");
+    assert_eq!(refused.json()["quota"]["name"], "task_shares");
+    // Nothing said is no share, and neither is one of a task that is gone.
+    share("t1", Value::Null).await.expect(200);
+    share("echo", json!(2)).await.expect(200);
+    assert_eq!(problem(&share("t1", json!(2)).await, 403), "over-quota");
+    support::send(api.client.request(Method::DELETE, "/v1/tasks/t2")).await.expect(204);
+    share("t1", json!(2)).await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn beyond_the_log_bytes_of_a_day_what_is_accepted_logs_nothing() {
     let api = Api::start().await;
     let task = api.echo().await;
