@@ -46,12 +46,16 @@ step "guests in other languages" scripts/languages.sh
 guests "languages: rust" examples/languages/rust
 step "languages: rust: native tests" env CARGO_TARGET_DIR="$GUESTS_TARGET" \
     cargo test --locked --quiet --manifest-path examples/languages/rust/Cargo.toml
+step "programs from registries" scripts/programs.sh
 # All of them, so that one failure does not hide the others.
 step "tests" cargo test --locked --workspace --no-fail-fast
 step "API page in a browser" scripts/docs-page.sh
 step "API against its document" scripts/schemathesis.sh
 for why in target/languages/*.skipped; do
     [[ ! -e $why ]] || summary+=("SKIPPED  guest in $(basename "$why" .skipped): $(cat "$why")")
+done
+for why in target/programs/*.skipped; do
+    [[ ! -e $why ]] || summary+=("SKIPPED  program $(basename "$why" .skipped): $(cat "$why")")
 done
 
 printf '\nAll passed in %d s:\n' "$SECONDS"

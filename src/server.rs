@@ -25,7 +25,7 @@ use tracing::{info, warn};
 
 use crate::app::signals::Signals;
 use crate::config::{Config, Secret};
-use crate::store::{Connect, WorkerStore};
+use crate::store::{Connect, WorkerStore, patiently};
 use crate::worker::Stop;
 use crate::{app, scheduler, worker};
 use http::Http;
@@ -57,12 +57,15 @@ pub struct Urls {
 /// Run the roles until told to stop.
 ///
 /// # Errors
-/// Postgres cannot be reached at the start, the address is taken, or cells cannot be started.
+/// Postgres cannot be reached within `database.start_timeout_ms`, the address is taken, or cells cannot be started.
 pub async fn run(config: &Config, urls: &Urls, roles: Roles, stop: Stop) -> anyhow::Result<()> {
     let signals = Arc::new(Signals::default());
-    let store = WorkerStore::connect(&connect(config, &urls.worker))
-        .await
-        .context("cannot connect to Postgres as sandbar_worker")?;
+    let store = patiently(config.database.start_timeout(), async || {
+        WorkerStore::connect(&connect(config, &urls.worker))
+            .await
+            .context("cannot connect to Postgres as sandbar_worker")
+    })
+    .await?;
     let compiler = Arc::new(compiler(config)?);
 
     let duties_stop = CancellationToken::new();

@@ -75,6 +75,9 @@ fn reason(reason: &Reason) -> wire::WhyReason {
                 ),
             )
         },
+        Reason::NoMemory => {
+            plain("no-memory", "slots are free, but the memory of every worker is taken".to_owned())
+        }
         Reason::Next => plain("next", "nothing is in the way: the next claim takes it".to_owned()),
     }
 }
@@ -132,6 +135,7 @@ mod tests {
             paused: None,
             inactive: false,
             full: vec![Cap { of: "task", limit: 2, running: 2 }],
+            room: None,
             ahead: 10_000,
             ahead_is_bound: true,
             workers: 2,

@@ -2,11 +2,10 @@
 //! Owns no state worth keeping: every signal may be lost, and whoever waits for one also looks by itself now and then.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, broadcast};
+use tokio::sync::{Notify, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::ids::InvocationId;
@@ -28,7 +27,7 @@ pub struct Signals {
     /// There may be a version to compile.
     pub compile: Notify,
     cancelled: broadcast::Sender<InvocationId>,
-    versions: AtomicU64,
+    versions: watch::Sender<u64>,
     waiters: Mutex<HashMap<InvocationId, Vec<Arc<Notify>>>>,
 }
 
@@ -38,7 +37,7 @@ impl Default for Signals {
             ready: Notify::new(),
             compile: Notify::new(),
             cancelled: broadcast::channel(CANCELLED_BACKLOG).0,
-            versions: AtomicU64::new(0),
+            versions: watch::Sender::new(0),
             waiters: Mutex::default(),
         }
     }
@@ -65,13 +64,19 @@ impl Signals {
 
     /// A version became ready or was rejected: what is remembered about tasks is out of date.
     pub fn version_changed(&self) {
-        self.versions.fetch_add(1, Ordering::Release);
+        self.versions.send_modify(|changes| *changes += 1);
     }
 
     /// Grows with every [`Signals::version_changed`].
     #[must_use]
     pub fn versions(&self) -> u64 {
-        self.versions.load(Ordering::Acquire)
+        *self.versions.borrow()
+    }
+
+    /// Tells of every [`Signals::version_changed`] from now on.
+    #[must_use]
+    pub fn subscribe_versions(&self) -> watch::Receiver<u64> {
+        self.versions.subscribe()
     }
 
     /// Be woken when `id` ends. Call this BEFORE reading its state: then an end between the two is not missed.

@@ -177,6 +177,7 @@ impl App {
         wait: Option<Duration>,
     ) -> Result<Uploaded> {
         let deadline = Instant::now() + wait.unwrap_or_default();
+        let mut changes = self.inner.signals.subscribe_versions();
         let mut pause = POLL.0;
         loop {
             match &uploaded.version.state {
@@ -191,7 +192,11 @@ impl App {
                 }
                 VersionState::Compiling => {}
             }
-            sleep_until(deadline.min(Instant::now() + pause)).await;
+            // Another process may compile it, and then nothing is heard of it here.
+            tokio::select! {
+                _ = changes.changed() => {}
+                () = sleep_until(deadline.min(Instant::now() + pause)) => {}
+            }
             pause = (pause * 2).min(POLL.1);
             uploaded.version = self.version(tenant, task, uploaded.version.number).await?;
         }

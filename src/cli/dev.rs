@@ -16,8 +16,7 @@ pub async fn run(mut config: Config, tls: bool) -> anyhow::Result<()> {
     let stop = server::stop_on_signals()?;
     let roles = Roles { server: true, worker: true };
     if let Some(url) = config.database.url.clone() {
-        crate::store::migrate(url.expose(), super::migrate::TIMEOUT).await?;
-        server::admin_key(&config, url.expose()).await?;
+        super::role::prepare(&config, url.expose()).await?;
         let urls = Urls {
             api: config.database.api_url.clone().unwrap_or_else(|| url.clone()),
             worker: config.database.worker_url.clone().unwrap_or(url),

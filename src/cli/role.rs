@@ -9,11 +9,19 @@ use crate::server::{self, Roles, Urls};
 pub async fn server(config: Config) -> anyhow::Result<()> {
     let urls = urls(&config)?;
     if let Some(url) = &config.database.url {
-        crate::store::migrate(url.expose(), super::migrate::TIMEOUT).await?;
-        server::admin_key(&config, url.expose()).await?;
+        prepare(&config, url.expose()).await?;
     }
     let stop = server::stop_on_signals()?;
     server::run(&config, &urls, Roles { server: true, worker: false }, stop).await
+}
+
+/// The schema as this version wants it, and a key to get in with.
+pub async fn prepare(config: &Config, admin_url: &str) -> anyhow::Result<()> {
+    crate::store::patiently(config.database.start_timeout(), async || {
+        crate::store::migrate(admin_url, super::migrate::TIMEOUT).await?;
+        server::admin_key(config, admin_url).await
+    })
+    .await
 }
 
 /// A worker.

@@ -101,6 +101,9 @@ pub struct Database {
     pub statement_timeout_ms: u64,
     /// Longest wait for a free connection, in milliseconds. Default 5,000; 10 to 60,000.
     pub acquire_timeout_ms: u64,
+    /// How long a server or a worker that starts tries to reach a Postgres that is not there, in milliseconds. Default
+    /// 30,000; 0 to 600,000.
+    pub start_timeout_ms: u64,
 }
 
 impl Default for Database {
@@ -112,6 +115,7 @@ impl Default for Database {
             max_connections: 16,
             statement_timeout_ms: 30_000,
             acquire_timeout_ms: 5_000,
+            start_timeout_ms: 30_000,
         }
     }
 }
@@ -125,6 +129,11 @@ impl Database {
     /// Longest wait for a free connection.
     pub fn acquire_timeout(&self) -> Duration {
         Duration::from_millis(self.acquire_timeout_ms)
+    }
+
+    /// How long a start waits for Postgres.
+    pub fn start_timeout(&self) -> Duration {
+        Duration::from_millis(self.start_timeout_ms)
     }
 }
 

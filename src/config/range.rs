@@ -26,6 +26,7 @@ pub const RANGES: &[Range] = &[
     range("database.max_connections", 6, 500, |c| c.database.max_connections.into()),
     range("database.statement_timeout_ms", 100, 600_000, |c| c.database.statement_timeout_ms),
     range("database.acquire_timeout_ms", 10, 60_000, |c| c.database.acquire_timeout_ms),
+    range("database.start_timeout_ms", 0, 600_000, |c| c.database.start_timeout_ms),
     range("server.max_module_bytes", 1024, 256 * MIB, |c| c.server.max_module_bytes),
     range("server.max_input_bytes", 1024, 32 * MIB, |c| c.server.max_input_bytes),
     range("server.max_wait_s", 1, 600, |c| c.server.max_wait_s),

@@ -41,6 +41,8 @@ pub struct Facts {
     pub slots: i64,
     /// Attempts they had at their last heartbeats, of all tenants.
     pub running: i64,
+    /// Attempts of the usual size for which the memory of those workers has room; `None`: not all have said.
+    pub room: Option<i64>,
     /// The part of the weight of all who wait that is its tenant's, 0 to 1.
     pub share: f64,
     /// Invocations of its tenant that ended lately.
@@ -109,6 +111,8 @@ pub enum Reason {
         /// Slots of all workers that claim.
         slots: i64,
     },
+    /// Slots are free, but the memory of every worker is taken.
+    NoMemory,
     /// Nothing is in the way: the next claim takes it.
     Next,
 }
@@ -173,13 +177,19 @@ fn queued(facts: &Facts) -> (Vec<Reason>, Option<Estimate>) {
     }
     if facts.claiming > 0 && facts.running >= facts.slots {
         reasons.push(Reason::Share { share: facts.share, slots: facts.slots });
+    } else if facts.claiming > 0 && facts.room == Some(0) {
+        reasons.push(Reason::NoMemory);
     }
     if reasons.is_empty() {
         reasons.push(Reason::Next);
     }
     let estimate = if shut(facts) {
         None
-    } else if facts.ahead == 0 && facts.full.is_empty() && facts.running < facts.slots {
+    } else if facts.ahead == 0
+        && facts.full.is_empty()
+        && facts.running < facts.slots
+        && facts.room != Some(0)
+    {
         let basis = "a slot is free and nothing of this tenant goes first".to_owned();
         Some(Estimate { starts_in: Duration::ZERO, basis })
     } else if facts.ended > 0 && !facts.ended_within.is_zero() {
@@ -222,6 +232,7 @@ mod tests {
             claiming: 1,
             slots: 8,
             running: 0,
+            room: Some(8),
             share: 1.0,
             ended: 0,
             ended_within: Duration::ZERO,
@@ -262,6 +273,16 @@ mod tests {
         assert_eq!(estimate.unwrap().starts_in, Duration::from_secs(5));
         let unknown = Facts { ended: 0, ..facts };
         assert_eq!(explain(&unknown, Utc::now()).1, None);
+    }
+
+    #[test]
+    fn with_free_slots_and_no_room_in_memory_it_waits_for_memory() {
+        let facts = Facts { room: Some(0), ..waiting() };
+        assert_eq!(explain(&facts, Utc::now()), (vec![Reason::NoMemory], None));
+        let silent = Facts { room: None, ..waiting() };
+        assert_eq!(explain(&silent, Utc::now()).0, [Reason::Next]);
+        let taken = Facts { running: 8, ..facts };
+        assert_eq!(explain(&taken, Utc::now()).0, [Reason::Share { share: 1.0, slots: 8 }]);
     }
 
     #[test]

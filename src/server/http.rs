@@ -28,7 +28,7 @@ use crate::app::{self, App};
 use crate::config::Config;
 use crate::domain::quota::{Amount, Level, Quota};
 use crate::domain::rate::{Rate, Rates};
-use crate::store::ApiStore;
+use crate::store::{ApiStore, patiently};
 use crate::{api, config};
 
 /// How long open requests may take to finish once we are told to stop.
@@ -61,9 +61,12 @@ impl Http {
         // Before anything is connected: a certificate that cannot be used should be told at once.
         let files = tls::Files::of(&config.server);
         let served = files.as_ref().map(tls::Files::load).transpose()?;
-        let store = ApiStore::connect(&connect(config, &urls.api))
-            .await
-            .context("cannot connect to Postgres as sandbar_api")?;
+        let store = patiently(config.database.start_timeout(), async || {
+            ApiStore::connect(&connect(config, &urls.api))
+                .await
+                .context("cannot connect to Postgres as sandbar_api")
+        })
+        .await?;
         let vault = super::vault::load(config).await?;
         let app = App::new(store.clone(), signals.clone(), settings(config, vault))
             .context("cannot start the application")?;

@@ -28,7 +28,7 @@ pub mod worker;
 
 use std::ops::{Deref, DerefMut};
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
@@ -64,37 +64,69 @@ pub enum Error {
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
-        match &error {
-            sqlx::Error::Io(_)
-            | sqlx::Error::PoolTimedOut
-            | sqlx::Error::PoolClosed
-            | sqlx::Error::Protocol(_)
-            | sqlx::Error::WorkerCrashed => Self::Unavailable(error),
-            sqlx::Error::Database(db) => {
-                let code = db.code();
-                let code = code.as_deref().unwrap_or_default();
-                // 08 connection, 53 resources, 57 operator intervention (shutdown, cancel, timeout), 58 system, 40
-                // rollback (deadlock, serialization): all pass. 55P03 lock timeout.
-                if ["08", "53", "57", "58", "40"].iter().any(|class| code.starts_with(class))
-                    || code == "55P03"
-                {
-                    Self::Unavailable(error)
-                } else if code.starts_with("23") {
-                    match db.constraint() {
-                        Some(constraint) => Self::Constraint { constraint: constraint.to_owned() },
-                        None => Self::Other(error),
-                    }
-                } else {
-                    Self::Other(error)
-                }
-            }
+        if is_unavailable(&error) {
+            return Self::Unavailable(error);
+        }
+        match error.as_database_error() {
+            Some(db) if db.code().is_some_and(|code| code.starts_with("23")) => match db.constraint() {
+                Some(constraint) => Self::Constraint { constraint: constraint.to_owned() },
+                None => Self::Other(error),
+            },
             _ => Self::Other(error),
         }
     }
 }
 
+/// Whether it passes by itself, as far as we can know.
+fn is_unavailable(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::WorkerCrashed => true,
+        sqlx::Error::Database(db) => {
+            let code = db.code();
+            let code = code.as_deref().unwrap_or_default();
+            // 08 connection, 53 resources, 57 operator intervention (shutdown, cancel, timeout), 58 system, 40
+            // rollback (deadlock, serialization): all pass. 55P03 lock timeout.
+            ["08", "53", "57", "58", "40"].iter().any(|class| code.starts_with(class)) || code == "55P03"
+        }
+        _ => false,
+    }
+}
+
 /// Result of a store call.
 pub type Result<T> = std::result::Result<T, Error>;
+
+/// Do `work`, and again after a pause as long as Postgres is not there for it, until `patience` is over. For the start of
+/// a process: a host brings its services up in any order, and a Postgres that restarts is back in seconds.
+///
+/// # Errors
+/// What the last try says; at once when it is not about reaching Postgres.
+pub async fn patiently<T>(
+    patience: Duration,
+    mut work: impl AsyncFnMut() -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let deadline = Instant::now() + patience;
+    let mut pause = START_PAUSE.0;
+    loop {
+        let error = match work().await {
+            Ok(done) => return Ok(done),
+            Err(error) => error,
+        };
+        let passes = error.chain().any(|cause| match cause.downcast_ref::<sqlx::Error>() {
+            Some(error) => is_unavailable(error),
+            None => matches!(cause.downcast_ref::<Error>(), Some(Error::Unavailable(_))),
+        });
+        if !passes || Instant::now() + pause > deadline {
+            return Err(error);
+        }
+        tracing::warn!("Postgres is not there yet, trying again: {error:#}");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(START_PAUSE.1);
+    }
+}
 
 /// How to reach Postgres in one role.
 #[derive(Debug, Clone)]
@@ -134,6 +166,9 @@ impl Tries {
         Some(answer.map_err(Error::from))
     }
 }
+
+/// First and longest pause between two tries to reach Postgres at the start.
+const START_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
 const API_ROLE: &str = "sandbar_api";
 const WORKER_ROLE: &str = "sandbar_worker";

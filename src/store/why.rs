@@ -38,7 +38,7 @@ impl TenantConn {
                CASE WHEN q.invocation_id IS NOT NULL THEN (SELECT count(*) FROM (
                  SELECT 1 FROM ready a WHERE a.tenant_id = i.tenant_id AND (a.rank, a.invocation_id) < (q.rank, q.invocation_id)
                  LIMIT $3 + 1) before) ELSE 0 END AS ahead,
-               f.workers, f.claiming, f.slots, f.running, f.share
+               f.workers, f.claiming, f.slots, f.running, f.room, f.share
              FROM invocations i JOIN tenants o ON o.tenant_id = i.tenant_id
              JOIN tasks t ON t.tenant_id = i.tenant_id AND t.task_id = i.task_id
              LEFT JOIN {RESULT} LEFT JOIN {READY} LEFT JOIN {SCHEDULED}
@@ -74,6 +74,7 @@ impl TenantConn {
             claiming: row.try_get("claiming")?,
             slots: row.try_get("slots")?,
             running: row.try_get("running")?,
+            room: row.try_get("room")?,
             share: row.try_get("share")?,
             ended: 0,
             ended_within: RECENT,

@@ -34,6 +34,8 @@ pub struct Registration {
 pub struct Load {
     /// Attempts it has: running, or being made ready.
     pub running: i32,
+    /// Attempts of the usual size for which its memory has room; `None` before it said so.
+    pub room: Option<i32>,
     /// Resident memory of the worker's own process, in bytes; `None` where the system does not say.
     pub worker_bytes: Option<i64>,
     /// Resident memory of its cells, in bytes.
@@ -115,7 +117,7 @@ impl WorkerStore {
         let row = sqlx::query(
             "WITH beat AS (
                UPDATE workers SET heartbeat_at = clock_timestamp(), running = $3, worker_bytes = $4, cells_bytes = $5,
-                 host_bytes = $6
+                 host_bytes = $6, room = $7
                WHERE worker_id = $1 AND epoch = $2 RETURNING wanted)
              SELECT (SELECT wanted FROM beat) AS wanted,
                ARRAY(SELECT invocation_id FROM cancels ORDER BY requested_at DESC LIMIT 10000) AS cancels",
@@ -126,6 +128,7 @@ impl WorkerStore {
         .bind(load.worker_bytes)
         .bind(load.cells_bytes)
         .bind(load.host_bytes)
+        .bind(load.room)
         .fetch_one(&self.pool)
         .await?;
         let Some(wanted) = row.try_get::<Option<&str>, _>("wanted")? else {
@@ -156,7 +159,7 @@ fn parse(word: &str) -> Result<Wanted> {
 }
 
 const LIVE: &str = "worker_id, host, version, slots, started_at, heartbeat_at, wanted, running, worker_bytes,
-  cells_bytes, host_bytes, walls, NULL::timestamptz AS gone_at";
+  cells_bytes, host_bytes, room, walls, NULL::timestamptz AS gone_at";
 
 fn worker(row: &PgRow) -> Result<WorkerRow> {
     let gone_at: Option<DateTime<Utc>> = row.try_get("gone_at")?;
@@ -166,6 +169,7 @@ fn worker(row: &PgRow) -> Result<WorkerRow> {
             parse(row.try_get("wanted")?)?,
             Load {
                 running: row.try_get("running")?,
+                room: row.try_get("room")?,
                 worker_bytes: row.try_get("worker_bytes")?,
                 cells_bytes: row.try_get("cells_bytes")?,
                 host_bytes: row.try_get("host_bytes")?,

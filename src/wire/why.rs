@@ -25,7 +25,7 @@ pub struct Why {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct WhyReason {
     /// `delay`, `dependency`, `paused`, `task-inactive`, `cap` (as many run as may), `no-worker`, `queue` (others of this
-    /// tenant go first), `weight-share` (all slots are taken), `next` (nothing is in the way), `running`, `cancelling`
+    /// tenant go first), `weight-share` (all slots are taken), `no-memory` (slots are free, memory is not), `next` (nothing is in the way), `running`, `cancelling`
     /// or `finished`. There may be more.
     #[schema(example = "delay")]
     pub kind: String,

@@ -226,6 +226,7 @@ impl Dispatch<'_> {
             let draining = stop.drain.is_cancelled();
             let wish = *wanted.borrow_and_update();
             self.lease.gauge.running(self.in_flight.len());
+            self.lease.gauge.room(self.admission.room());
             if wish == Wanted::Draining
                 && self.settings.leave_when_drained
                 && self.in_flight.is_empty()

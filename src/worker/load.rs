@@ -10,6 +10,7 @@ use crate::store::worker::Load;
 #[derive(Debug, Default)]
 pub struct Gauge {
     running: AtomicI32,
+    room: AtomicI32,
     cells: Mutex<Vec<u32>>,
 }
 
@@ -17,6 +18,11 @@ impl Gauge {
     /// So many attempts are here.
     pub fn running(&self, attempts: usize) {
         self.running.store(i32::try_from(attempts).unwrap_or(i32::MAX), Ordering::Relaxed);
+    }
+
+    /// The memory has room for about so many more.
+    pub fn room(&self, attempts: u32) {
+        self.room.store(i32::try_from(attempts).unwrap_or(i32::MAX), Ordering::Relaxed);
     }
 
     /// These processes are the cells.
@@ -30,6 +36,7 @@ impl Gauge {
         let worker_bytes = resident("self");
         Load {
             running: self.running.load(Ordering::Relaxed),
+            room: Some(self.room.load(Ordering::Relaxed)),
             worker_bytes,
             // A cell that has just died has no memory; without `/proc` nobody knows.
             cells_bytes: worker_bytes.is_some().then(|| {

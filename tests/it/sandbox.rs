@@ -113,12 +113,27 @@ async fn attempts_that_declare_more_memory_than_is_left_wait_for_each_other() {
     settings.push(("SANDBAR_WORKER__MEMORY_BYTES", (1_700_u64 << 20).to_string()));
     let deployment = Deployment::on(support::database().await, 1, &settings).await;
     let client = deployment.client();
-    upload(&client, "nap", NAP).await;
+    upload(&client, "nap", &NAP.replace("300000000", "1000000000")).await;
     let half = json!({"limits": {"memory_bytes": 1_u64 << 30}});
     let mut ids = Vec::new();
     for _ in 0..3 {
         ids.push(client.enqueue("nap", &half).await.expect(202).json()["id"].as_str().unwrap().to_owned());
     }
+    // Once one waits at the worker, what comes is not even claimed, and can tell why.
+    for id in &ids[..2] {
+        support::eventually(PATIENCE, "two to be claimed", async || {
+            let now = client.get(&format!("/v1/invocations/{id}")).await.expect(200).json();
+            (now["state"] != "queued").then_some(())
+        })
+        .await;
+    }
+    let late = client.enqueue("nap", &half).await.expect(202).json()["id"].as_str().unwrap().to_owned();
+    support::eventually(PATIENCE, "a wait for memory", async || {
+        let why = client.get(&format!("/v1/invocations/{late}/why")).await.expect(200).json();
+        (why["reasons"][0]["kind"] == "no-memory").then_some(())
+    })
+    .await;
+    ids.push(late);
     let mut times = Vec::new();
     for id in &ids {
         let done = ended(&client, id).await;

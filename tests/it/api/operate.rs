@@ -58,7 +58,13 @@ async fn a_worker_shows_its_load_and_hears_what_is_wanted_with_its_next_heartbea
     let id = me.0;
     let list = api.client.get("/v1/workers").await.expect(200).json();
     assert_eq!((&list["items"][0]["state"], &list["items"][0]["memory"]), (&json!("active"), &Value::Null));
-    let load = Load { running: 3, worker_bytes: Some(10), cells_bytes: Some(5), host_bytes: Some(100) };
+    let load = Load {
+        running: 3,
+        room: Some(2),
+        worker_bytes: Some(10),
+        cells_bytes: Some(5),
+        host_bytes: Some(100),
+    };
     let beat = async || api.worker.worker_heartbeat(me.0, me.1, load).await.unwrap().wanted;
     assert_eq!(beat().await, Wanted::Active);
     let one = api.client.get("/v1/workers").await.expect(200).json()["items"][0].clone();
@@ -144,6 +150,10 @@ async fn why_names_what_an_invocation_waits_for_and_others_see_nothing() {
         (kinds(&shared), &shared["reasons"][0]["share"]),
         (vec!["weight-share".to_owned()], &json!(1.0))
     );
+
+    let roomless = Load { room: Some(0), ..Load::default() };
+    api.worker.worker_heartbeat(me.0, me.1, roomless).await.unwrap();
+    assert_eq!(kinds(&why(&first).await), ["no-memory"]);
 
     let claimed = api.claim(me).await;
     assert_eq!(kinds(&why(&first).await), ["running"]);

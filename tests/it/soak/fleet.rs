@@ -58,8 +58,8 @@ impl Fleet {
         ];
         let mut fleet = Self { postgres, database, servers: Vec::new(), workers: Vec::new(), variables, dir };
         for index in 0..servers {
-            let mut server = fleet.spawn_server(index, "127.0.0.1:0");
-            let address = server.address().await;
+            let address = support::lasting_address();
+            let mut server = fleet.spawn_server(index, &address);
             server.ready(&Client::new(format!("http://{address}"))).await;
             fleet.servers.push((server, address));
         }
@@ -189,6 +189,13 @@ impl Fleet {
             }
         }
         None
+    }
+
+    /// Whatever breaks around it, a server ends only when it is killed. Panics, with its log, if one did.
+    pub fn must_live(&mut self) {
+        for (server, _) in &mut self.servers {
+            server.must_live();
+        }
     }
 
     /// Wake whoever stood still long enough.

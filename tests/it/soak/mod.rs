@@ -267,6 +267,7 @@ async fn watch(
     let left = (calls.size.time + REST).saturating_sub(calls.began.elapsed());
     support::eventually(left, what, async || {
         fleet.wake(false);
+        fleet.must_live();
         oracle.read();
         calls.done.store(oracle.done, Ordering::Relaxed);
         assert!(

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 pub use guests::{guest, guest_p1, jaq};
 pub use http::{Answer, Client, send};
 pub use postgres::{Database, data_dir, database, fresh, own_postgres};
-pub use process::{Deployment, Process, kill};
+pub use process::{Deployment, Process, kill, lasting_address};
 
 /// The admin key of every server that tests start.
 pub const ADMIN_KEY: &str = "sbk_the-key-of-integration-tests";

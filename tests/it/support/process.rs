@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -134,7 +134,8 @@ impl Process {
         .await;
     }
 
-    fn must_live(&mut self) {
+    /// Panics, with its log, if it has ended by itself.
+    pub fn must_live(&mut self) {
         if let Some(status) = self.child.try_wait().unwrap() {
             panic!("{} ended with {status}:\n{}", self.name, self.log());
         }
@@ -159,6 +160,17 @@ impl Drop for Process {
             eprintln!("---- the end of the log of {} ----\n{}", self.name, &log[from..]);
         }
     }
+}
+
+/// An address to come back at after a kill: outside the range from which the system takes ports for connections, or one
+/// of those might have it by then.
+pub fn lasting_address() -> String {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = 20_000 + (std::process::id() % 1_000) as u16 * 10;
+    (0..500)
+        .map(|_| format!("127.0.0.1:{}", first + NEXT.fetch_add(1, Ordering::Relaxed)))
+        .find(|address| std::net::TcpListener::bind(address).is_ok())
+        .expect("a free port below those for connections")
 }
 
 /// A server and workers on one database, as processes.
@@ -193,7 +205,7 @@ impl Deployment {
             ("SANDBAR_DATABASE__MAX_CONNECTIONS", "8".to_owned()),
         ];
         variables.extend_from_slice(settings);
-        let mut server = spawn_server(dir.path(), &variables, "127.0.0.1:0");
+        let mut server = spawn_server(dir.path(), &variables, &lasting_address());
         let address = server.address().await;
         let mut deployment = Self { database, server, workers: Vec::new(), address, variables, dir };
         if deployment.url().starts_with("http://") {
