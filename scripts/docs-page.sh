@@ -49,7 +49,7 @@ base=
 for ((n = 0; ; n++)); do
     kill -0 "$pid" 2>/dev/null || fail "sandbar dev ended"
     ((n < START_LIMIT)) || fail "sandbar dev was not ready in $((START_LIMIT / 10)) s"
-    [[ -n $base ]] || base=$(sed -n 's/^.*listening on \(http:\/\/[0-9.:]*\).*$/\1/p' "$log" | head -n 1)
+    [[ -n $base ]] || base=$(sed -n 's/^.*listening on \(https\?:\/\/[0-9.:]*\).*$/\1/p' "$log" | head -n 1)
     if [[ -n $base ]] && curl -sf --max-time 2 -o /dev/null "$base/readyz"; then break; fi
     sleep 0.1
 done

@@ -50,6 +50,7 @@ step "programs from registries" scripts/programs.sh
 # All of them, so that one failure does not hide the others.
 step "tests" cargo test --locked --workspace --no-fail-fast
 step "API page in a browser" scripts/docs-page.sh
+step "API against its document" scripts/schemathesis.sh
 for why in target/languages/*.skipped; do
     [[ ! -e $why ]] || summary+=("SKIPPED  guest in $(basename "$why" .skipped): $(cat "$why")")
 done

@@ -1,9 +1,16 @@
 //! Roles put together in one process, and taken apart in order. Owns start, stop and signals; no rule of any role.
 
+mod http;
+mod reload;
+mod tls;
+mod vault;
+
+pub use tls::local_certificate;
+pub use vault::{make as make_master_key, rewrap};
+
 use std::io::Write as _;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,23 +19,22 @@ use base64::Engine as _;
 use sandbar_host::Compiler;
 use sandbar_host::artifact::{ArtifactCache, ArtifactKey};
 use sandbar_host::compile::CompileLimits;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::app::signals::Signals;
-use crate::app::{self, App};
 use crate::config::{Config, Secret};
-use crate::store::{ApiStore, Connect, WorkerStore, patiently};
+use crate::store::{Connect, WorkerStore, patiently};
 use crate::worker::Stop;
-use crate::{api, scheduler, worker};
-
-/// How long open requests may take to finish once we are told to stop.
-const REQUEST_GRACE: Duration = Duration::from_secs(5);
+use crate::{app, scheduler, worker};
+use http::Http;
 
 /// File in the data directory with the address of the API while it runs: how commands find it without being told.
 pub const ADDRESS_FILE: &str = "address";
+
+/// The certificate that `sandbar dev --tls` makes, in the data directory: commands on this machine trust it.
+pub const LOCAL_CERTIFICATE: &str = "tls/cert.pem";
 
 /// What this process does.
 #[derive(Debug, Clone, Copy)]
@@ -77,7 +83,7 @@ pub async fn run(config: &Config, urls: &Urls, roles: Roles, stop: Stop) -> anyh
         duties.push(tokio::spawn(scheduler::run(
             settings,
             store.clone(),
-            started.app.clone(),
+            started.app(),
             signals.clone(),
             duties_stop.clone(),
         )));
@@ -92,6 +98,7 @@ pub async fn run(config: &Config, urls: &Urls, roles: Roles, stop: Stop) -> anyh
         }
         http = Some(started);
     }
+    duties.push(reload::on_hangup(config, http.as_ref().map(Http::app), duties_stop.clone())?);
 
     let result = if roles.worker {
         let settings = worker_settings(config, roles)?;
@@ -126,97 +133,6 @@ pub async fn run(config: &Config, urls: &Urls, roles: Roles, stop: Stop) -> anyh
     let _ = tokio::time::timeout(Duration::from_secs(5), store.close()).await;
     info!("stopped");
     result
-}
-
-/// The API on its socket.
-struct Http {
-    serving: tokio::task::JoinHandle<std::io::Result<()>>,
-    listening: tokio::task::JoinHandle<()>,
-    app: App,
-    store: ApiStore,
-    address_file: PathBuf,
-}
-
-impl Http {
-    async fn start(
-        config: &Config,
-        urls: &Urls,
-        signals: Arc<Signals>,
-        stop: CancellationToken,
-    ) -> anyhow::Result<Self> {
-        let store = patiently(config.database.start_timeout(), async || {
-            ApiStore::connect(&connect(config, &urls.api))
-                .await
-                .context("cannot connect to Postgres as sandbar_api")
-        })
-        .await?;
-        let listening = tokio::spawn(app::signals::listen(store.clone(), signals.clone(), stop.clone()));
-        let settings = app::Settings {
-            max_module_bytes: config.server.max_module_bytes,
-            max_input_bytes: config.server.max_input_bytes,
-            max_wait: config.server.max_wait(),
-            request_timeout: config.server.request_timeout(),
-            idempotency_ttl: config.server.idempotency_ttl(),
-            max_queued: config.server.max_queued,
-            issuers: config.identity.issuers.clone(),
-            limits: sandbar_host::limits::Limits::default(),
-        };
-        let app = App::new(store.clone(), signals, settings).context("cannot start the application")?;
-        let router = api::router(app.clone());
-        let listener = TcpListener::bind(config.server.listen)
-            .await
-            .with_context(|| format!("cannot listen on {}", config.server.listen))?;
-        let address = listener.local_addr()?;
-        let draining = app.clone();
-        let serving = tokio::spawn(async move {
-            let told = async move {
-                stop.cancelled().await;
-                draining.drain();
-            };
-            let router = router.into_make_service_with_connect_info::<SocketAddr>();
-            axum::serve(listener, router).with_graceful_shutdown(told).await
-        });
-        let address_file = config.data_dir.join(ADDRESS_FILE);
-        if let Err(error) = std::fs::write(&address_file, format!("{}\n", local_url(address))) {
-            // Only the convenience is lost: commands have to be told the address.
-            warn!("cannot write {}: {error}", address_file.display());
-        }
-        info!("listening on http://{address}");
-        Ok(Self { serving, listening, app, store, address_file })
-    }
-
-    /// Resolves when the API ends without having been told to; a drain of the worker must not be cut short by an API
-    /// that has already drained.
-    async fn failed(&mut self, told: &CancellationToken) -> anyhow::Result<()> {
-        let ended = (&mut self.serving).await;
-        if told.is_cancelled() {
-            std::future::pending::<()>().await;
-        }
-        ended.context("the API failed")?.context("the API failed")
-    }
-
-    async fn finish(mut self) {
-        let _ = std::fs::remove_file(&self.address_file);
-        if !self.serving.is_finished()
-            && tokio::time::timeout(REQUEST_GRACE, &mut self.serving).await.is_err()
-        {
-            warn!("requests were still open; closing them");
-            self.serving.abort();
-        }
-        self.listening.abort();
-        self.app.shutdown().await;
-        let _ = tokio::time::timeout(Duration::from_secs(5), self.store.close()).await;
-    }
-}
-
-/// How the API is reached from this machine.
-fn local_url(address: SocketAddr) -> String {
-    let ip = match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    format!("http://{}", SocketAddr::new(ip, address.port()))
 }
 
 fn connect(config: &Config, url: &Secret) -> Connect {
@@ -269,6 +185,19 @@ fn worker_settings(config: &Config, roles: Roles) -> anyhow::Result<worker::Sett
         leave_when_drained: !roles.server,
         journal: config.worker.journal.clone(),
     })
+}
+
+/// Whether this configuration could be started with, as far as that shows without starting anything.
+///
+/// # Errors
+/// The certificate or a master key cannot be used, or the log filter is none.
+pub fn check(config: &Config) -> anyhow::Result<()> {
+    if let Some(files) = tls::Files::of(&config.server) {
+        files.load()?;
+    }
+    vault::check(config)?;
+    crate::telemetry::check(&config.log)?;
+    Ok(())
 }
 
 /// SIGINT or SIGTERM: drain. A second one: at once.

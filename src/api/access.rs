@@ -2,10 +2,9 @@
 //! `domain::permission`, and hands the identity to the extractors. An operation without a row reaches no extractor that
 //! yields a caller, so it answers nobody; a test holds the table against the OpenAPI document.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::extract::{ConnectInfo, FromRequestParts, MatchedPath, RawPathParams, Request, State};
+use axum::extract::{FromRequestParts, MatchedPath, RawPathParams, Request, State};
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, StatusCode};
@@ -16,6 +15,7 @@ use tracing::Instrument as _;
 use utoipa::openapi::ResponseBuilder;
 
 use crate::api::Api;
+use crate::api::limit::ClientAddress;
 use crate::api::problem::{Code, Problem};
 use crate::app::App;
 use crate::app::audit::{self, Said};
@@ -123,6 +123,18 @@ pub const OPERATIONS: &[Operation] = &[
     op("GET", "/v1/tenants/{id}", Whole(ManageTenants)),
     op("PATCH", "/v1/tenants/{id}", Whole(ManageTenants)),
     op("DELETE", "/v1/tenants/{id}", Whole(ManageTenants)),
+    op("GET", "/v1/tenants/{tenant}/quotas", Whole(ManageTenants)),
+    op("PATCH", "/v1/tenants/{tenant}/quotas", Whole(ManageTenants)),
+    op("GET", "/v1/plans", Whole(ManageTenants)),
+    op("PUT", "/v1/plans/{plan}", Whole(ManageTenants)),
+    op("GET", "/v1/quotas", Whole(ReadUsage)),
+    op("GET", "/v1/tasks/{task}/quotas", Task(ReadUsage)),
+    op("PATCH", "/v1/tasks/{task}/quotas", Task(ChangeQuotas)),
+    op("GET", "/v1/usage", Whole(ReadUsage)),
+    op("GET", "/v1/secrets", Whole(ReadSecrets)),
+    op("GET", "/v1/secrets/{name}", Whole(ReadSecrets)),
+    op("PUT", "/v1/secrets/{name}", Whole(ChangeSecrets)),
+    op("DELETE", "/v1/secrets/{name}", Whole(ChangeSecrets)),
     op("GET", "/v1/audit", Whole(ReadAudit)),
     op("GET", "/v1/keys", Whole(ReadKeys)),
     op("POST", "/v1/keys", Whole(ManageKeys)),
@@ -152,7 +164,7 @@ pub const OPERATIONS: &[Operation] = &[
 ];
 
 /// The row of an operation. What answers GET answers HEAD.
-fn operation(method: &Method, path: &str) -> Option<&'static Operation> {
+pub(super) fn operation(method: &Method, path: &str) -> Option<&'static Operation> {
     let method = if method == Method::HEAD { "GET" } else { method.as_str() };
     OPERATIONS.iter().find(|op| op.method == method && op.path == path)
 }
@@ -265,12 +277,12 @@ struct Seen {
 
 impl Seen {
     fn of(operation: &'static Operation, who: Option<Who>, parts: &Parts) -> Self {
-        let address = parts.extensions.get::<ConnectInfo<SocketAddr>>();
+        let address = parts.extensions.get::<ClientAddress>().filter(|client| !client.0.is_unspecified());
         let id = parts.headers.get("x-request-id").and_then(|v| v.to_str().ok());
         Self {
             operation,
             who,
-            address: address.map(|ConnectInfo(address)| address.ip().to_string()),
+            address: address.map(|client| client.0.to_string()),
             request_id: id.map(str::to_owned),
             // Without the query: a filter may be anything.
             target: parts.uri.path().chars().take(MAX_TARGET).collect(),
@@ -320,7 +332,7 @@ async fn admit(operation: &Operation, parts: &mut Parts, api: &Api) -> Result<()
     if operation.access == Open {
         return Ok(());
     }
-    let identity = authenticate(&parts.headers, api).await?;
+    let identity = authenticate(parts, api).await?;
     parts.extensions.insert(Who(Arc::clone(&identity)));
     if let Some(action) = operation.access.action() {
         App::check_active(&identity, action)?;
@@ -357,13 +369,17 @@ async fn parameter(parts: &mut Parts, name: &str) -> String {
     .unwrap_or_default()
 }
 
-async fn authenticate(headers: &HeaderMap, api: &Api) -> Result<Arc<Identity>, Problem> {
+async fn authenticate(parts: &Parts, api: &Api) -> Result<Arc<Identity>, Problem> {
     let refuse = |detail: &str| Err(Problem::new(Code::Unauthenticated, detail));
-    let Some(key) = presented_key(headers) else {
+    let Some(key) = presented_key(&parts.headers) else {
         return refuse("send the API key in the header x-api-key, or as Authorization: Bearer");
     };
+    if !api.app.remembers(key) {
+        api.limits.stranger(&parts.extensions)?;
+    }
     match api.app.authenticate(key).await? {
         Some(identity) => {
+            api.limits.known(&parts.extensions, identity.tenant.0, identity.actor.parts().1)?;
             tracing::Span::current().record("tenant", tracing::field::display(identity.tenant));
             Ok(identity)
         }

@@ -118,7 +118,7 @@ fn request(body: wire::BulkRequest) -> Result<Request, Problem> {
         (status = 401, description = "unauthenticated", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 404, description = "task-not-found", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 422, description = "invalid-body", body = problem_wire::Problem, content_type = "application/problem+json"),
-        (status = 429, description = "quota-exceeded: 20 are open", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 429, description = "rate-limited; quota-exceeded: 20 are open", body = problem_wire::Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn create(

@@ -88,6 +88,54 @@ impl FromRequestParts<Api> for NewTaskPath {
     }
 }
 
+/// `{tenant}` of the path: a name or an id, as it is written.
+#[derive(Debug)]
+pub struct TenantPath(pub String);
+
+impl FromRequestParts<Api> for TenantPath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Api) -> Result<Self, Problem> {
+        let name = Path::<String>::from_request_parts(parts, &()).await.ok();
+        name.filter(|Path(name)| !name.contains('\0'))
+            .map(|Path(name)| Self(name))
+            .ok_or_else(|| Problem::new(Code::TenantNotFound, "this is not the name of a tenant"))
+    }
+}
+
+/// `{plan}` of the path, which may come into being.
+#[derive(Debug)]
+pub struct PlanPath(pub TaskName);
+
+impl FromRequestParts<Api> for PlanPath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Api) -> Result<Self, Problem> {
+        let name = Path::<String>::from_request_parts(parts, &()).await.ok();
+        name.and_then(|Path(name)| TaskName::try_from(name).ok()).map(Self).ok_or_else(|| {
+            Problem::new(Code::InvalidBody, "the name of a plan has 1 to 63 of a-z, 0-9, `-` and `_`")
+        })
+    }
+}
+
+/// `{name}` of the path, of a secret.
+#[derive(Debug)]
+pub struct SecretPath(pub String);
+
+impl FromRequestParts<Api> for SecretPath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Api) -> Result<Self, Problem> {
+        let name = Path::<String>::from_request_parts(parts, &()).await.ok();
+        name.filter(|Path(name)| crate::app::secret::is_name(name)).map(|Path(name)| Self(name)).ok_or_else(
+            || {
+                let rule = "the name of a secret has 1 to 64 letters, digits and `_`, and no digit first";
+                Problem::new(Code::SecretNotFound, rule)
+            },
+        )
+    }
+}
+
 /// `{task}` and `{version}` of the path.
 #[derive(Debug)]
 pub struct VersionPath(pub TaskName, pub i32);

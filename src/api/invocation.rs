@@ -197,12 +197,14 @@ fn admission(
         (status = 202, description = "It is durable and will run", body = wire::Invocation, headers(("Location" = String, description = "The invocation"))),
         (status = 400, description = "malformed-json, invalid-idempotency-key, broken-body", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 401, description = "unauthenticated", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 403, description = "forbidden, over-quota", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 404, description = "task-not-found, version-not-found", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 408, description = "request-too-slow", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 409, description = "task-inactive, version-not-ready, version-rejected, unique-key-taken", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 413, description = "body-too-large, input-too-large", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 415, description = "unsupported-media-type", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 422, description = "invalid-body, wrong-input-kind, input-mismatch, idempotency-key-reused, dependency-not-found", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 429, description = "rate-limited, queue-full, quota-exceeded", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 503, description = "overloaded, database-unavailable, timeout", body = problem_wire::Problem, content_type = "application/problem+json"),
     )
 )]
@@ -329,6 +331,7 @@ pub(super) async fn patch(
         (status = 409, description = "not-retryable, task-inactive, version-not-ready, version-rejected", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 415, description = "unsupported-media-type", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 422, description = "invalid-body, wrong-input-kind, input-mismatch, idempotency-key-reused", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 429, description = "rate-limited, queue-full, quota-exceeded", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 503, description = "overloaded, database-unavailable, timeout", body = problem_wire::Problem, content_type = "application/problem+json"),
     )
 )]

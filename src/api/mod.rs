@@ -6,6 +6,7 @@ mod artifact;
 mod audit;
 mod batch;
 mod bulk;
+mod common;
 mod dead_letter;
 mod docs;
 mod extract;
@@ -13,26 +14,34 @@ mod health;
 mod invocation;
 mod key;
 mod layers;
+mod limit;
 mod log;
 mod operate;
 mod pause;
 mod people;
 pub mod problem;
+mod quota;
+mod secret;
 mod shape;
 mod task;
 mod tenant;
+mod usage;
 mod why;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{
+    CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+    X_FRAME_OPTIONS,
+};
 use axum::http::{HeaderMap, HeaderValue};
 use axum::routing::get;
 use axum::{Router, middleware};
 use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{PropagateRequestIdLayer, SetRequestIdLayer};
+use tower_http::set_header::SetResponseHeaderLayer;
 use tower_http::trace::TraceLayer;
 use utoipa::OpenApi;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
@@ -55,6 +64,7 @@ const UPLOAD_TIME: Duration = Duration::from_secs(960);
 struct Api {
     app: App,
     bodies: Arc<Semaphore>,
+    limits: Arc<limit::Limits>,
 }
 
 #[derive(OpenApi)]
@@ -73,9 +83,10 @@ struct Api {
         (name = "keys", description = "API keys, and who a credential belongs to"),
         (name = "audit", description = "Every change and every denied attempt"),
         (name = "people", description = "Login, members and invitations"),
-        (name = "tenants", description = "For operators of the installation"),
         (name = "dead letters", description = "What ended badly for good, grouped by what ended it"),
         (name = "operations", description = "One action for many invocations; pauses"),
+        (name = "tenants", description = "What a tenant may use, and what it does; for operators of the installation: all of them"),
+        (name = "secrets", description = "Values that attempts may be granted, and nobody may read"),
         (name = "platform", description = "Workers and background duties: for operators of the installation"),
         (name = "health", description = "For load balancers and supervisors"),
     ),
@@ -105,9 +116,11 @@ pub fn router(app: App) -> Router {
     let waiting = quick.saturating_add(settings.max_wait);
     let uploading = UPLOAD_TIME.saturating_add(settings.max_wait);
     let permits = usize::try_from(BODY_MEMORY / extract::PERMIT_BYTES).unwrap_or(usize::MAX);
-    let api = Api { app, bodies: Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS))) };
+    let limits = Arc::new(limit::Limits::new(app.rates(), settings.trusted_proxies.clone()));
+    let api = Api { app, limits, bodies: Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS))) };
     let (router, mut document) = documented(quick, waiting, uploading).split_for_parts();
     access::describe(&mut document);
+    common::document(&mut document);
     // Rendered once: it never changes.
     let document: bytes::Bytes = serde_json::to_vec(&document).unwrap_or_default().into();
     let requests = Arc::new(Semaphore::new(MAX_REQUESTS));
@@ -119,6 +132,7 @@ pub fn router(app: App) -> Router {
         .fallback(problem::route_not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)
         .layer(CatchPanicLayer::custom(problem::panicked))
+        .layer(middleware::from_fn_with_state(api.clone(), limit::measure))
         .layer(middleware::from_fn(move |request, next| {
             layers::bounded(Arc::clone(&requests), request, next)
         }))
@@ -132,7 +146,16 @@ pub fn router(app: App) -> Router {
         )
         .layer(SetRequestIdLayer::x_request_id(layers::RequestIds))
         .layer(middleware::map_request(layers::own_request_id))
+        .layer(guard(X_CONTENT_TYPE_OPTIONS, "nosniff"))
+        .layer(guard(X_FRAME_OPTIONS, "DENY"))
+        .layer(guard(REFERRER_POLICY, "no-referrer"))
+        .layer(guard(CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"))
         .with_state(api)
+}
+
+/// What a browser is told with every answer; a page that needs more says so itself.
+fn guard(name: HeaderName, value: &'static str) -> SetResponseHeaderLayer<HeaderValue> {
+    SetResponseHeaderLayer::if_not_present(name, HeaderValue::from_static(value))
 }
 
 fn documented(quick: Duration, waiting: Duration, uploading: Duration) -> OpenApiRouter<Api> {
@@ -183,6 +206,14 @@ fn documented(quick: Duration, waiting: Duration, uploading: Duration) -> OpenAp
                 .routes(routes!(bulk::cancel))
                 .routes(routes!(pause::create, pause::list))
                 .routes(routes!(pause::delete))
+                .routes(routes!(quota::own))
+                .routes(routes!(quota::get, quota::patch))
+                .routes(routes!(quota::task, quota::patch_task))
+                .routes(routes!(quota::plans))
+                .routes(routes!(quota::set_plan))
+                .routes(routes!(usage::get))
+                .routes(routes!(secret::list))
+                .routes(routes!(secret::get, secret::put, secret::delete))
                 .routes(routes!(operate::workers))
                 .routes(routes!(operate::cordon))
                 .routes(routes!(operate::uncordon))
@@ -252,6 +283,7 @@ mod tests {
         let second = Duration::from_secs(1);
         let (_, mut document) = documented(second, second, second).split_for_parts();
         access::describe(&mut document);
+        common::document(&mut document);
         serde_json::to_value(document).unwrap()
     }
 

@@ -6,6 +6,7 @@ use std::fmt;
 use axum::http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use chrono::{DateTime, Utc};
 use sandbar_host::inspect::{Rejection, RejectionCode};
 
 use crate::app::depth::RETRY_AFTER_S;
@@ -69,10 +70,12 @@ codes! {
     SessionOver "session-over" 401 "The session is over";
     TenantSuspended "tenant-suspended" 403 "The tenant is suspended";
     Forbidden "forbidden" 403 "The credential may not do this";
+    OverQuota "over-quota" 403 "More than the quota allows";
     RouteNotFound "route-not-found" 404 "There is nothing at this address";
     TaskNotFound "task-not-found" 404 "No such task";
     VersionNotFound "version-not-found" 404 "No such version";
     InvocationNotFound "invocation-not-found" 404 "No such invocation";
+    SecretNotFound "secret-not-found" 404 "No such secret";
     WorkerNotFound "worker-not-found" 404 "No such worker";
     InvitationNotFound "invitation-not-found" 404 "No such invitation";
     MemberNotFound "member-not-found" 404 "No such member";
@@ -128,7 +131,9 @@ codes! {
     LoginLocked "login-locked" 429 "Too many logins failed";
     QueueFull "queue-full" 429 "Too much of this tenant waits";
     QuotaExceeded "quota-exceeded" 429 "A quota of this tenant is used up";
+    RateLimited "rate-limited" 429 "Too many calls in a short time";
     Internal "internal" 500 "An internal error";
+    SecretsUnavailable "secrets-unavailable" 503 "Secrets cannot be kept here";
     Overloaded "overloaded" 503 "The server is overloaded";
     IssuerUnavailable "issuer-unavailable" 503 "The issuer of the token does not answer";
     DatabaseUnavailable "database-unavailable" 503 "The database is not available";
@@ -165,6 +170,23 @@ impl Problem {
         }
     }
 
+    /// With the quota that was hit; to be sent again when it is counted anew, if it is.
+    fn with_quota(mut self, name: &str, limit: u64, current: u64, resets_at: Option<DateTime<Utc>>) -> Self {
+        self.quota = Some(Box::new(wire::Quota { name: name.to_owned(), limit, current, resets_at }));
+        if let Some(at) = resets_at {
+            let seconds = (at - Utc::now()).num_milliseconds().max(0).unsigned_abs().div_ceil(1_000);
+            self.retry_after = Some(u32::try_from(seconds).unwrap_or(u32::MAX).max(1));
+        }
+        self
+    }
+
+    /// To be sent again after so many seconds.
+    #[must_use]
+    pub fn retry_after(mut self, seconds: u32) -> Self {
+        self.retry_after = Some(seconds);
+        self
+    }
+
     /// Its kind.
     #[must_use]
     pub fn code(&self) -> Code {
@@ -180,11 +202,6 @@ impl Problem {
 
     fn with_rejection(mut self, rejection: Rejection) -> Self {
         self.rejection = Some(rejection);
-        self
-    }
-
-    fn with_quota(mut self, name: &str, limit: u64, current: u64) -> Self {
-        self.quota = Some(Box::new(wire::Quota { name: name.to_owned(), limit, current }));
         self
     }
 
@@ -288,10 +305,7 @@ impl From<Error> for Problem {
             Error::KeyNotActive => plain(Code::KeyNotActive),
             Error::TooManyKeys => plain(Code::TooManyKeys),
             Error::QueueFull { limit, current } => {
-                plain(Code::QueueFull).with_quota("queue-depth", limit, current)
-            }
-            Error::QuotaExceeded { name, limit, current } => {
-                plain(Code::QuotaExceeded).with_quota(name, limit, current)
+                plain(Code::QueueFull).with_quota("queue-depth", limit, current, None)
             }
             Error::DeadLetterNotFound(_) => plain(Code::DeadLetterNotFound),
             Error::BulkNotFound(_) => plain(Code::BulkOperationNotFound),
@@ -308,6 +322,14 @@ impl From<Error> for Problem {
             Error::UniqueKeyTaken { .. } => plain(Code::UniqueKeyTaken),
             Error::DependencyNotFound(_) => plain(Code::DependencyNotFound),
             Error::IdempotencyKeyReused => plain(Code::IdempotencyKeyReused),
+            Error::SecretNotFound(_) => plain(Code::SecretNotFound),
+            Error::SecretsUnavailable => plain(Code::SecretsUnavailable),
+            Error::QuotaExceeded { name, limit, current, resets_at } => {
+                plain(Code::QuotaExceeded).with_quota(name, limit, current, resets_at)
+            }
+            Error::OverQuota { name, limit, wanted } => {
+                plain(Code::OverQuota).with_quota(name, limit, wanted, None)
+            }
             Error::Overloaded(_) => plain(Code::Overloaded),
             // The causes are for the log: they name hosts, statements and constraints.
             Error::IssuerUnavailable(_) => plain(Code::IssuerUnavailable),

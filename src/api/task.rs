@@ -408,6 +408,7 @@ pub(super) async fn version_release(
         (status = 201, description = "A new version", body = wire::Version, headers(("Location" = String, description = "The version"))),
         (status = 400, description = "broken-body", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 401, description = "unauthenticated", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 403, description = "forbidden, over-quota", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 408, description = "request-too-slow", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 413, description = "module-too-large", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 415, description = "unsupported-media-type", body = problem_wire::Problem, content_type = "application/problem+json"),

@@ -175,6 +175,14 @@ impl App {
         Ok(found)
     }
 
+    /// Whether this key or token was found to be somebody's in the last seconds: asking for it costs nothing. One that
+    /// was found to be nobody's is not remembered in this sense.
+    #[must_use]
+    pub fn remembers(&self, key: &str) -> bool {
+        let found = self.inner.keys.get(&key_hash(key), Instant::now()).flatten();
+        found.is_some_and(|identity| identity.expires_at.is_none_or(|at| at > Utc::now()))
+    }
+
     /// Whose token this is. It is remembered as keys are, so that it is verified every five seconds and not each time.
     async fn verified(&self, token: &str, hash: KeyHash) -> Result<Option<Arc<Identity>>> {
         let now = Instant::now();

@@ -24,9 +24,12 @@ const COUNT_DRY_RUN: Duration = Duration::from_secs(5);
 const COUNT_ACCEPTED: Duration = Duration::from_secs(1);
 /// Invocations that are run again at a time.
 const RETRIES_AT_ONCE: usize = 32;
+/// Shortest and longest pause of an operation that its tenant's quota holds up.
+const HELD_UP: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// Operations that one run of the duty looks at, each for a page.
 const OPERATIONS: i64 = 20;
-/// Pages of one run of the duty: it must end well before its lease does.
+/// Longest run of the duty, but for the page it is at, and longest page where each invocation takes a token: it must end
+/// well before its lease does, or another holder begins the page again.
 const TURN: Duration = Duration::from_millis(800);
 
 /// A request for a bulk operation.
@@ -65,8 +68,26 @@ pub enum Asked {
     Accepted(Box<Operation>),
 }
 
+/// What came of running a page again.
+struct Retried {
+    outcome: Outcome,
+    /// So many of the page, from its first on.
+    met: usize,
+    /// The rest is for later: not before this time has passed.
+    rest: Option<Duration>,
+}
+
 fn invalid(pointer: &str, detail: impl Into<String>) -> Error {
     Error::InvalidFields(vec![FieldError::new(pointer, detail)])
+}
+
+/// How long an operation waits that its tenant's quota holds up. A quota can be raised meanwhile.
+fn postponement(error: &Error) -> Duration {
+    let ahead = match error {
+        Error::QuotaExceeded { resets_at: Some(at), .. } => (*at - Utc::now()).to_std().unwrap_or_default(),
+        _ => Duration::ZERO,
+    };
+    ahead.clamp(HELD_UP.0, HELD_UP.1)
 }
 
 fn check(request: &Request) -> Result<Vec<State>> {
@@ -141,7 +162,12 @@ impl App {
         asked.expected = connection.bulk_count(&asked, COUNT_ACCEPTED).await?;
         if !connection.bulk_insert(&asked, MAX_OPEN).await? {
             let limit = MAX_OPEN.unsigned_abs();
-            return Err(Error::QuotaExceeded { name: "open-bulk-operations", limit, current: limit });
+            return Err(Error::QuotaExceeded {
+                name: "open-bulk-operations",
+                limit,
+                current: limit,
+                resets_at: None,
+            });
         }
         let id = asked.id;
         let accepted = connection.bulk_get(id).await?.ok_or(Error::BulkNotFound(id))?;
@@ -211,10 +237,16 @@ impl App {
         let met = page.ids.len() as u64;
         if op.asked.action == Action::Retry {
             drop(connection); // running again takes connections of its own
-            let outcome = self.bulk_retry(tenant, &op, &page).await?;
+            let Retried { outcome, met, rest } = self.bulk_retry(tenant, &op, &page).await?;
             let mut connection = self.tenant(tenant).await?;
-            connection.bulk_advance(held, &op, &page, &outcome).await?;
-        } else if let Some(outcome) = connection.bulk_apply(held, &op, &page).await? {
+            match rest {
+                None => connection.bulk_advance(held, &op, &page, &outcome).await?,
+                // It is this tenant's own affair: its operation waits, and those of others go on.
+                Some(wait) => connection.bulk_hold_up(held, &op, &page, met, &outcome, wait).await?,
+            };
+            return Ok(met as u64);
+        }
+        if let Some(outcome) = connection.bulk_apply(held, &op, &page).await? {
             self.inner.signals.done(&outcome.ended);
             for id in &outcome.stopping {
                 self.inner.signals.cancelled(*id); // of other processes, heartbeats tell them
@@ -227,24 +259,28 @@ impl App {
     }
 
     /// Run a page again. Each has an idempotency key of its own: repeated after a crash, it gives the same new one.
-    async fn bulk_retry(&self, tenant: TenantId, op: &Operation, page: &Page) -> Result<Outcome> {
+    /// Stops where the tenant's quota, or what may wait of it, lets no more through, and when it has taken long enough.
+    async fn bulk_retry(&self, tenant: TenantId, op: &Operation, page: &Page) -> Result<Retried> {
         let again = |id: InvocationId| async move {
             let key = IdempotencyKey::try_from(format!("bulk-{}-{id}", op.asked.id)).ok();
             self.retry(tenant, id, op.asked.version, key).await
         };
-        let results: Vec<_> = futures_util::stream::iter(page.ids.clone())
-            .map(again)
-            .buffer_unordered(RETRIES_AT_ONCE)
-            .collect()
-            .await;
-        let mut outcome = Outcome::default();
-        for result in results {
+        // One after the other where each takes a token: what comes behind the one that gets none has not begun, and what
+        // was run again before, which takes one until it is known as such, refuses no other.
+        let at_once = if self.quotas_of(tenant).await?.counts() { 1 } else { RETRIES_AT_ONCE };
+        let mut results = futures_util::stream::iter(page.ids.clone()).map(again).buffered(at_once);
+        let (mut outcome, mut met, mut rest) = (Outcome::default(), 0, None);
+        let began = tokio::time::Instant::now();
+        while let Some(result) = results.next().await {
             match result {
                 Ok(_) => outcome.done += 1,
                 Err(Error::InvocationNotFound(_) | Error::NotRetryable(_)) => outcome.skipped += 1,
                 // It will pass: the page is repeated, and what is done of it is found done.
-                Err(error @ (Error::Unavailable(_) | Error::Overloaded(_) | Error::QueueFull { .. })) => {
-                    return Err(error);
+                Err(error @ (Error::Unavailable(_) | Error::Overloaded(_))) => return Err(error),
+                Err(error @ (Error::QueueFull { .. } | Error::QuotaExceeded { .. })) => {
+                    tracing::debug!(operation = %op.asked.id, %error, "a bulk operation is held up");
+                    rest = Some(postponement(&error));
+                    break;
                 }
                 Err(error) => {
                     outcome.failed += 1;
@@ -252,8 +288,13 @@ impl App {
                         Some(error.to_string().chars().filter(|c| *c != '\0').take(500).collect());
                 }
             }
+            met += 1;
+            if at_once == 1 && met < page.ids.len() && began.elapsed() > TURN {
+                rest = Some(Duration::ZERO);
+                break;
+            }
         }
-        Ok(outcome)
+        Ok(Retried { outcome, met, rest })
     }
 }
 
@@ -276,6 +317,16 @@ mod tests {
             version: None,
             rate: None,
         }
+    }
+
+    #[test]
+    fn an_operation_waits_for_the_quota_but_never_long() {
+        let quota = |resets_at| Error::QuotaExceeded { name: "x", limit: 1, current: 1, resets_at };
+        let in_s = |seconds| Some(Utc::now() + chrono::TimeDelta::seconds(seconds));
+        assert_eq!(postponement(&Error::QueueFull { limit: 1, current: 1 }), HELD_UP.0);
+        assert_eq!(postponement(&quota(in_s(-5))), HELD_UP.0);
+        assert_eq!(postponement(&quota(in_s(86_400))), HELD_UP.1);
+        assert!(postponement(&quota(in_s(30))) > Duration::from_secs(25));
     }
 
     #[test]

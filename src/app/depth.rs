@@ -119,7 +119,8 @@ impl Drop for Admitted {
 }
 
 impl App {
-    /// Queue an invocation if there is room for it; durable on return. The one way into the flusher.
+    /// Queue an invocation if there is room for it; durable on return. The one way into the flusher; submissions come
+    /// by [`App::enqueue_within_quota`].
     ///
     /// # Errors
     /// [`Error::QueueFull`]; or what the flusher refuses.

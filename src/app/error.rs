@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use sandbar_host::ModuleKind;
 use sandbar_host::inspect::Rejection;
 
 use crate::app::flush::Refused;
 use crate::app::token::Refusal;
-use crate::domain::ids::{BulkId, InvocationId, KeyId, PauseId, TenantId, UserId, WorkerId};
+use crate::domain::ids::{BulkId, InvocationId, KeyId, PauseId, UserId, WorkerId};
 use crate::domain::invocation::State;
 use crate::domain::permission::{Action, Role};
 use crate::store;
@@ -173,9 +174,9 @@ pub enum Error {
     /// Somebody has to be owner.
     #[error("this is the only owner; make somebody else owner first")]
     LastOwner,
-    /// No such tenant.
-    #[error("there is no tenant {0}")]
-    TenantNotFound(TenantId),
+    /// No such tenant: no name, or no id.
+    #[error("there is no tenant `{0}`")]
+    TenantNotFound(String),
     /// Another tenant has the name.
     #[error("there is a tenant `{0}`")]
     TenantNameTaken(String),
@@ -200,16 +201,6 @@ pub enum Error {
         /// How many may wait.
         limit: u64,
         /// How many do, as far as this server knows.
-        current: u64,
-    },
-    /// Another quota of the tenant is used up. Nothing was done.
-    #[error("the quota {name} is used up: {current} of {limit}")]
-    QuotaExceeded {
-        /// Which one.
-        name: &'static str,
-        /// What it allows.
-        limit: u64,
-        /// What there is.
         current: u64,
     },
     /// No such dead letter of this tenant.
@@ -239,6 +230,36 @@ pub enum Error {
     /// No such invocation of this tenant to depend on. Nothing was queued.
     #[error("there is no invocation {0} to depend on; nothing was queued")]
     DependencyNotFound(InvocationId),
+    /// Another quota of the tenant is used up, until it is counted anew or something has ended. Nothing was done.
+    #[error("the quota {name} is used up: {current} of {limit}")]
+    QuotaExceeded {
+        /// Which one.
+        name: &'static str,
+        /// What it allows.
+        limit: u64,
+        /// What there is.
+        current: u64,
+        /// When it is counted from 0 again; `None`: it counts what there is.
+        resets_at: Option<DateTime<Utc>>,
+    },
+    /// More than a quota allows, whenever it is asked for. Nothing was done.
+    #[error("the quota {name} allows {limit}; this would be {wanted}")]
+    OverQuota {
+        /// Which one.
+        name: &'static str,
+        /// What it allows.
+        limit: u64,
+        /// What there would have been.
+        wanted: u64,
+    },
+    /// No such secret of this tenant.
+    #[error("there is no secret `{0}`")]
+    SecretNotFound(String),
+    /// Nothing to seal with.
+    #[error(
+        "this server has no master key, so it keeps no secrets; its operator sets `secrets.master_key_file`"
+    )]
+    SecretsUnavailable,
     /// Too much at once. Nothing was done.
     #[error("the server is overloaded: {0}; nothing was done")]
     Overloaded(&'static str),

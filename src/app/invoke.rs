@@ -116,7 +116,7 @@ impl App {
         let mut accepted = as_accepted(task, &row);
         // Registered before the row exists: an end cannot be missed.
         let waiter = wait.map(|_| self.inner.signals.wait_for(row.id));
-        let (id, replayed, existing) = match self.enqueue(row).await? {
+        let (id, replayed, existing) = match self.enqueue_within_quota(row).await? {
             Enqueued::Accepted(id) => {
                 accepted.waiting_on.clear();
                 (id, false, false)
@@ -198,10 +198,13 @@ impl App {
         }
         check_admission(&request.admission, times.run_at)?;
         let one = |error: FieldError| Error::InvalidFields(vec![error]);
-        let limits = policy::limits(settings.limits, &target.limits)
+        let mut limits = policy::limits(settings.limits, &target.limits)
             .and_then(|limits| policy::limits(limits, &target.task_limits))
             .and_then(|limits| policy::limits(limits, &request.limits))
             .map_err(one)?;
+        let named = [&target.limits, &target.task_limits, &request.limits];
+        let asked = named.iter().any(|limits| limits.memory_bytes.is_some());
+        self.quotas_of(tenant).await?.hold(target.task, &mut limits, asked)?;
         let retry = policy::retry(&RetryPolicy::default(), &target.retry)
             .and_then(|retry| policy::retry(&retry, &target.task_retry))
             .and_then(|retry| policy::retry(&retry, &request.retry))

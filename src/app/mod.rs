@@ -20,22 +20,29 @@ pub mod operate;
 pub mod pause;
 pub mod people;
 pub mod policy;
+pub mod quota;
 pub mod retry;
 pub mod schema;
+pub mod secret;
 pub mod signals;
 pub mod task;
 pub mod tenant;
 pub mod token;
 pub mod upload;
+pub mod usage;
+pub mod vault;
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use sandbar_host::limits::Limits;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::ids::TenantId;
+use crate::domain::quota::{Amount, Level, Quota};
+use crate::domain::rate::Rates;
 use crate::store::{ApiStore, TenantConn};
 
 pub use error::{Error, FieldError, Result};
@@ -62,13 +69,21 @@ pub struct Settings {
     pub max_queued: u64,
     /// Whose tokens are believed besides our own.
     pub issuers: Vec<crate::config::Issuer>,
+    /// What one server lets through.
+    pub rates: Rates,
+    /// What a tenant may use when neither its plan nor the platform says otherwise.
+    pub quotas: Level,
+    /// The master keys.
+    pub vault: Arc<vault::Vault>,
+    /// Networks of proxies that are believed about whom they speak for.
+    pub trusted_proxies: Vec<IpNet>,
     /// Limits of an attempt when neither the task nor the request names any.
     pub limits: Limits,
 }
 
 impl Default for Settings {
     /// 64 MiB modules, 4 MiB inputs, 60 s of waiting, 30 s per request, keys for a day, a million of a tenant
-    /// waiting.
+    /// waiting, any rate, no other quota, no master key.
     fn default() -> Self {
         Self {
             max_module_bytes: 64 << 20,
@@ -78,6 +93,10 @@ impl Default for Settings {
             idempotency_ttl: Duration::from_secs(86_400),
             max_queued: 1_000_000,
             issuers: Vec::new(),
+            rates: Rates::UNLIMITED,
+            quotas: Level::default(),
+            vault: Arc::default(),
+            trusted_proxies: Vec::new(),
             limits: Limits::default(),
         }
     }
@@ -94,6 +113,9 @@ struct Inner {
     store: ApiStore,
     signals: Arc<signals::Signals>,
     settings: Settings,
+    rates: watch::Sender<Rates>,
+    quotas: quota::Quotas,
+    default_quotas: RwLock<Level>,
     flusher: flush::Flusher,
     catalog: catalog::Catalog,
     keys: auth::Keys,
@@ -137,6 +159,9 @@ impl App {
                 ),
                 draining: CancellationToken::new(),
                 streams: log::Streams::default(),
+                rates: watch::Sender::new(settings.rates),
+                quotas: quota::Quotas::default(),
+                default_quotas: RwLock::new(settings.quotas.clone()),
                 store,
                 signals,
                 settings,
@@ -157,12 +182,36 @@ impl App {
         if let Err(error) = self.write_uses().await {
             tracing::debug!(%error, "cannot write when keys were used");
         }
+        self.give_back_tokens().await;
     }
 
     /// What the operator decided.
     #[must_use]
     pub fn settings(&self) -> &Settings {
         &self.inner.settings
+    }
+
+    /// What this server lets through, now and when it is changed.
+    #[must_use]
+    pub fn rates(&self) -> watch::Receiver<Rates> {
+        self.inner.rates.subscribe()
+    }
+
+    /// Let other rates hold from now on.
+    pub fn set_rates(&self, rates: Rates) {
+        self.inner.rates.send_replace(rates);
+    }
+
+    /// What tenants may use from now on, where nothing else is said. Holds within two seconds.
+    pub fn set_default_quotas(&self, quotas: Level) {
+        *self.inner.default_quotas.write().unwrap_or_else(PoisonError::into_inner) = quotas;
+    }
+
+    fn default_quotas(&self) -> Level {
+        let mut level = self.inner.default_quotas.read().unwrap_or_else(PoisonError::into_inner).clone();
+        // What `depth` goes by. Where it is out of the quota's range, only this list does without it.
+        let _ = level.set(Quota::QueueDepth, Some(Amount::At(self.inner.settings.max_queued)));
+        level
     }
 
     /// Whether requests can be served.

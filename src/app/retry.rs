@@ -56,6 +56,9 @@ impl App {
         if !fits {
             return Err(Error::WrongInputKind { kind: target.kind, errors: Vec::new() });
         }
+        let mut spec = Spec { retry_of: Some(id), ..old.spec };
+        // What was accepted once is run again within what may be now.
+        self.quotas_of(tenant).await?.hold(target.task, &mut spec.limits, false)?;
         let row = NewInvocation {
             tenant,
             id: InvocationId::generate(),
@@ -63,7 +66,7 @@ impl App {
             version: target.number,
             priority: old.priority,
             input,
-            spec: Spec { retry_of: Some(id), ..old.spec },
+            spec,
             tags: old.tags,
             run_at: None,
             expires_at: None,
@@ -71,7 +74,7 @@ impl App {
             admission: Admission::default(),
         };
         let accepted = as_accepted(&old.task, &row);
-        let invoked = match self.enqueue(row).await? {
+        let invoked = match self.enqueue_within_quota(row).await? {
             Enqueued::Accepted(_) | Enqueued::Waiting(_) => {
                 Invoked { invocation: accepted, replayed: false, existing: false }
             }

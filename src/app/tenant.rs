@@ -66,7 +66,7 @@ impl App {
     /// There is none.
     pub async fn tenant_row(&self, id: TenantId) -> Result<TenantRow> {
         let found = self.inner.store.tenant_list(Some(id), "", 1).await?.pop();
-        found.ok_or(Error::TenantNotFound(id))
+        found.ok_or_else(|| Error::TenantNotFound(id.to_string()))
     }
 
     /// Make a tenant, and invite its owner: the token of the invitation comes along.
@@ -125,7 +125,7 @@ impl App {
         }
         let delete_after = (state == TenantState::Deleting).then(|| Utc::now() + grace);
         if !self.inner.store.tenant_change(id, state, delete_after, cancel).await? {
-            return Err(Error::TenantNotFound(id));
+            return Err(Error::TenantNotFound(id.to_string()));
         }
         // A tenant that is gone in the same moment was changed all the same.
         let after = self.tenant_row(id).await?;

@@ -119,6 +119,8 @@ impl App {
         if let Some(manifest) = &inspection.manifest {
             self.check_manifest(manifest).await?;
         }
+        let size = module.bytes.len() as u64;
+        self.admit_module(tenant, module.hash.as_bytes(), size).await?;
         let (version, created) = self
             .tenant(tenant)
             .await?

@@ -11,6 +11,7 @@ use super::build::Build;
 use super::bulk::{Bulk, Pauses};
 use super::cancel::Cancel;
 use super::completions::Completions;
+use super::config::Config;
 use super::dead_letters::DeadLetters;
 use super::get::Get;
 use super::invoke::Invoke;
@@ -21,11 +22,14 @@ use super::logs::Logs;
 use super::new::New;
 use super::profile::Profile;
 use super::push::Push;
+use super::quota::Quota;
 use super::reference::Reference;
 use super::retry::Retry;
 use super::run::Run;
+use super::secret::Secret as SecretCommand;
 use super::tasks::Tasks;
 use super::tenant::Tenant;
+use super::usage::Usage;
 use super::user::User;
 use super::versions::Versions;
 use super::why::Why;
@@ -124,6 +128,9 @@ pub enum Command {
     DeadLetters(DeadLetters),
     Tasks(Tasks),
     Versions(Versions),
+    Quota(Quota),
+    Usage(Usage),
+    Secret(SecretCommand),
     Profile(Profile),
     Login(Login),
     Key(Key),
@@ -133,13 +140,16 @@ pub enum Command {
     Workers(Workers),
     Duties(Duties),
     /// Start everything on this machine: an embedded Postgres, the API, the scheduler and a worker
-    Dev(Role),
+    Dev(Dev),
     /// Start the API and the scheduler
     Server(Role),
     /// Start a worker
     Worker(Role),
     /// Bring the database schema up to date
     Migrate(Settings),
+    /// Wrap the keys of all tenants by the configured master key, after it was replaced
+    Rewrap(Settings),
+    Config(Config),
     Completions(Completions),
     #[command(hide = true)]
     Reference(Reference),
@@ -167,7 +177,11 @@ impl Command {
             Self::Duties(c) => c.json(),
             Self::Tasks(c) => c.json(),
             Self::Versions(c) => c.json(),
+            Self::Quota(c) => c.json(),
+            Self::Usage(c) => c.json(),
+            Self::Secret(c) => c.json(),
             Self::Profile(c) => c.json(),
+            Self::Config(c) => c.json(),
             Self::Login(c) => c.json(),
             Self::Key(c) => c.json(),
             Self::User(c) => c.json(),
@@ -177,9 +191,28 @@ impl Command {
             | Self::Server(_)
             | Self::Worker(_)
             | Self::Migrate(_)
+            | Self::Rewrap(_)
             | Self::Completions(_)
             | Self::Reference(_) => false,
         }
+    }
+}
+
+/// Options of `sandbar dev`.
+#[derive(Debug, clap::Args)]
+pub struct Dev {
+    /// Serve HTTPS, with a certificate for this machine made in the data directory
+    #[arg(long)]
+    pub tls: bool,
+    /// Options of both roles.
+    #[command(flatten)]
+    role: Role,
+}
+
+impl Dev {
+    /// As the configuration takes them.
+    pub fn overrides(&self) -> Overrides {
+        self.role.overrides()
     }
 }
 

@@ -93,6 +93,11 @@ impl Request {
         Self::new(Method::POST, path)
     }
 
+    /// `PUT`.
+    pub fn put(path: impl Into<String>) -> Self {
+        Self::new(Method::PUT, path)
+    }
+
     /// `PATCH`.
     pub fn patch(path: impl Into<String>) -> Self {
         // A merge patch says what shall be: twice is the same as once.
@@ -175,6 +180,15 @@ impl Client {
         if is_local(&target.server) {
             // What a proxy elsewhere would find at this address is another machine.
             builder = builder.no_proxy();
+        }
+        if let Some(path) = &target.certificate {
+            let read = std::fs::read(path).map_err(|error| error.to_string());
+            let certificate =
+                read.and_then(|pem| reqwest::Certificate::from_pem(&pem).map_err(|error| chain(&error)));
+            let certificate = certificate.map_err(|why| {
+                Failure::new(Exit::Failed, format!("cannot use the certificate in {}: {why}", path.display()))
+            })?;
+            builder = builder.add_root_certificate(certificate);
         }
         let http = builder
             .build()

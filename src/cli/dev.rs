@@ -6,7 +6,13 @@ use crate::config::Config;
 use crate::dev::EmbeddedPostgres;
 use crate::server::{self, Roles, Urls};
 
-pub async fn run(config: Config) -> anyhow::Result<()> {
+pub async fn run(mut config: Config, tls: bool) -> anyhow::Result<()> {
+    if tls && config.server.tls_cert.is_none() {
+        let (cert, key) = server::local_certificate(&config.data_dir)?;
+        config.server.tls_cert = Some(cert);
+        config.server.tls_key = Some(key);
+    }
+    server::make_master_key(&config)?;
     let stop = server::stop_on_signals()?;
     let roles = Roles { server: true, worker: true };
     if let Some(url) = config.database.url.clone() {

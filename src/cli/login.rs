@@ -9,7 +9,7 @@ use super::client::{Client, Request};
 use super::failure::{Exit, Failure, Outcome};
 use super::output::{Output, printable};
 use super::profiles::{self, Profiles};
-use super::target::{Target, check_server, is_local};
+use super::target::{Target, check_server, is_local, local_certificate};
 use super::user::secret;
 use crate::wire::key::MadeKey;
 use crate::wire::people::Session;
@@ -44,7 +44,8 @@ pub fn anonymous(server: &str) -> Result<Client, Failure> {
 
 fn with_key(server: &str, key: &str) -> Result<Client, Failure> {
     let server = check_server(server)?;
-    Client::to(Target { server, key: key.to_owned(), from: "--server".to_owned() })
+    let certificate = local_certificate(&server);
+    Client::to(Target { server, key: key.to_owned(), from: "--server".to_owned(), certificate })
 }
 
 impl Login {

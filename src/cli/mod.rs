@@ -9,6 +9,7 @@ mod bulk;
 mod cancel;
 mod client;
 mod completions;
+mod config;
 mod dead_letters;
 mod dev;
 mod events;
@@ -26,15 +27,19 @@ mod poll;
 mod profile;
 mod profiles;
 mod push;
+mod quota;
 mod reference;
 mod retry;
+mod rewrap;
 mod role;
 mod rows;
 mod run;
+mod secret;
 mod show;
 mod target;
 mod tasks;
 mod tenant;
+mod usage;
 mod user;
 mod value;
 mod versions;
@@ -68,12 +73,14 @@ pub fn main() -> ExitCode {
 
 fn dispatch(command: Command) -> Result<ExitCode, Failure> {
     let outcome = match command {
-        Command::Dev(role) => serve(&role.overrides(), async |config| dev::run(config).await),
+        Command::Dev(dev) => serve(&dev.overrides(), async |config| dev::run(config, dev.tls).await),
         Command::Server(role) => serve(&role.overrides(), async |config| role::server(config).await),
         Command::Worker(role) => serve(&role.overrides(), async |config| role::worker(config).await),
         Command::Migrate(settings) => {
             serve(&settings.overrides(), async |config| migrate::run(&config).await)
         }
+        Command::Rewrap(settings) => serve(&settings.overrides(), async |config| rewrap::run(config).await),
+        Command::Config(command) => command.run(),
         Command::Run(command) => {
             // A tool that prints a result is quiet unless something is wrong.
             let log = Log { filter: "warn".to_owned(), ..Log::default() };
@@ -82,6 +89,9 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         }
         Command::New(command) => command.run(),
         Command::Build(command) => command.run(),
+        Command::Quota(command) => on_runtime(command.run()),
+        Command::Usage(command) => on_runtime(command.run()),
+        Command::Secret(command) => on_runtime(command.run()),
         Command::Profile(command) => command.run(),
         Command::Completions(command) => command.run(),
         Command::Reference(command) => command.run(),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::failure::{Exit, Failure};
 use super::profiles::{self, Profiles};
-use crate::server::ADDRESS_FILE;
+use crate::server::{ADDRESS_FILE, LOCAL_CERTIFICATE};
 
 /// Address of the server.
 pub const URL_VARIABLE: &str = "SANDBAR_URL";
@@ -59,6 +59,8 @@ pub struct Target {
     pub key: String,
     /// Where this came from, for messages.
     pub from: String,
+    /// A certificate to trust besides the system's: the one that `sandbar dev --tls` made for this machine.
+    pub certificate: Option<PathBuf>,
 }
 
 /// What the surroundings say: variables, files, directory. Apart from [`resolve`] so that tests can say it too.
@@ -93,7 +95,9 @@ impl Connection {
             // Without a home there are no profiles.
             Err(_) => Profiles::default(),
         };
-        resolve(self, &surroundings, &profiles)
+        let mut target = resolve(self, &surroundings, &profiles)?;
+        target.certificate = local_certificate(&target.server);
+        Ok(target)
     }
 }
 
@@ -142,7 +146,7 @@ fn resolve(flags: &Connection, around: &Surroundings, profiles: &Profiles) -> Re
             "set {KEY_VARIABLE}, or use --key-file FILE, or `sandbar profile set NAME --server {server}`"
         ))
     })?;
-    Ok(Target { server, key, from })
+    Ok(Target { server, key, from, certificate: None })
 }
 
 fn no_dev() -> Failure {
@@ -193,11 +197,24 @@ fn key_file(path: &Path) -> Result<String, Failure> {
 
 /// A `sandbar dev` that was started here or in a directory above: its address, and its key when it keeps one.
 fn find_dev() -> Option<(String, Option<String>)> {
+    read_dev(&dev_dir()?)
+}
+
+/// Its directory.
+fn dev_dir() -> Option<PathBuf> {
     if let Some(dir) = std::env::var_os("SANDBAR_DATA_DIR").filter(|dir| !dir.is_empty()) {
-        return read_dev(Path::new(&dir));
+        return Some(dir.into());
     }
     let here = std::env::current_dir().ok()?;
-    here.ancestors().take(MAX_PARENTS).find_map(|dir| read_dev(&dir.join(DEV_DIR)))
+    here.ancestors().take(MAX_PARENTS).map(|dir| dir.join(DEV_DIR)).find(|dir| read_dev(dir).is_some())
+}
+
+/// The certificate that the `sandbar dev` of this directory made for itself, when this is its address.
+pub fn local_certificate(server: &str) -> Option<PathBuf> {
+    let dir = dev_dir()?;
+    let (address, _) = read_dev(&dir)?;
+    let own = server.starts_with("https://") && same_server(&address, server);
+    own.then(|| dir.join(LOCAL_CERTIFICATE)).filter(|path| path.exists())
 }
 
 /// Only a directory of this user counts: in a shared place anybody could lay one out.

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use jsonwebtoken::Algorithm;
 use reqwest::Url;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::domain::permission::Role;
 
@@ -18,7 +18,7 @@ const MAX_ROLES: usize = 256;
 const MAX_BYTES: usize = 512;
 
 /// An issuer, and what its tokens make of whoever brings one.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Issuer {
     /// What its tokens say in `iss`, letter by letter. An `https` URL; `http` for loopback only.

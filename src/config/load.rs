@@ -22,16 +22,31 @@ const ENV_CONFIG_FILE: &str = "SANDBAR_CONFIG";
 const ENV_DATA_DIR: &str = "SANDBAR_DATA_DIR";
 
 /// Sections, to recognise a variable with one underscore where two belong.
-const SECTIONS: [&str; 6] = ["database", "server", "worker", "scheduler", "compile", "log"];
+const SECTIONS: [&str; 10] = [
+    "database",
+    "server",
+    "rate_limits",
+    "quotas",
+    "secrets",
+    "worker",
+    "egress",
+    "scheduler",
+    "compile",
+    "log",
+];
 
 /// Keys whose values are texts: a password of digits in a variable must not become a number.
-const TEXT_KEYS: [&str; 9] = [
+const TEXT_KEYS: [&str; 13] = [
     "scheduler.export_dir",
     "database.url",
     "database.api_url",
     "database.worker_url",
     "server.listen",
     "server.admin_key",
+    "server.tls_cert",
+    "server.tls_key",
+    "secrets.master_key",
+    "secrets.master_key_file",
     "log.format",
     "log.filter",
     "data_dir",
@@ -41,7 +56,7 @@ const TEXT_KEYS: [&str; 9] = [
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
 /// What flags say; each `Some` wins over every other source.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Overrides {
     /// `--config`: the file to read. It must exist.
     pub config_file: Option<PathBuf>,
@@ -137,8 +152,19 @@ impl Config {
         }
         let mut config: Self = figment.extract().map_err(|error| ConfigError::Source(describe(error)))?;
         overrides.apply(&mut config);
+        config.source = overrides.clone();
         range::validate(&config)?;
         Ok(config)
+    }
+}
+
+impl Config {
+    /// The same sources, read again.
+    ///
+    /// # Errors
+    /// As [`Config::load`]; what was read before stays as it is.
+    pub fn reload(&self) -> Result<Self, ConfigError> {
+        Self::load(&self.source)
     }
 }
 

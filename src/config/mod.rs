@@ -17,13 +17,14 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use sandbar_host::egress::address::{Network, Networks};
 use sandbar_host::walls::{Wall, Walls};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 pub use issuer::Issuer;
 pub use load::{ConfigError, Overrides};
@@ -35,7 +36,7 @@ const GIB: u64 = 1024 * MIB;
 const TIB: u64 = 1024 * GIB;
 
 /// The whole configuration. See each section for defaults and ranges.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Directory for everything kept on this machine: the embedded cluster, compiled modules, keys. Default
@@ -45,6 +46,12 @@ pub struct Config {
     pub database: Database,
     /// The HTTP API.
     pub server: Server,
+    /// How often callers may call.
+    pub rate_limits: RateLimits,
+    /// What a tenant may use.
+    pub quotas: Quotas,
+    /// Keys of secrets.
+    pub secrets: Secrets,
     /// A worker and its cells.
     pub worker: Worker,
     /// People from elsewhere.
@@ -57,6 +64,9 @@ pub struct Config {
     pub compile: Compile,
     /// Log lines.
     pub log: Log,
+    /// What the flags said, to read everything again.
+    #[serde(skip)]
+    pub source: Overrides,
 }
 
 impl Default for Config {
@@ -65,18 +75,22 @@ impl Default for Config {
             data_dir: PathBuf::from(".sandbar"),
             database: Database::default(),
             server: Server::default(),
+            rate_limits: RateLimits::default(),
+            quotas: Quotas::default(),
+            secrets: Secrets::default(),
             worker: Worker::default(),
             identity: Identity::default(),
             egress: Egress::default(),
             scheduler: Scheduler::default(),
             compile: Compile::default(),
             log: Log::default(),
+            source: Overrides::default(),
         }
     }
 }
 
 /// Section `database`: how to reach Postgres.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Database {
     /// URL of the role that owns the schema and runs migrations. Default none: `sandbar dev` starts its own
@@ -129,11 +143,21 @@ impl Database {
 }
 
 /// Section `server`: the HTTP API and what it takes from callers.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Server {
     /// Address to listen on. Default `127.0.0.1:7260`. Port 0 takes a free one.
     pub listen: SocketAddr,
+    /// Certificate chain for HTTPS, a PEM file; read again when it changes. Default none: plain HTTP.
+    pub tls_cert: Option<PathBuf>,
+    /// Private key of the certificate, a PEM file. Default none.
+    pub tls_key: Option<PathBuf>,
+    /// Origins whose pages may call the API from a browser, such as `https://app.example.com`. Default none: browsers keep
+    /// the pages of all other origins out. At most 32. As a variable: `["https://app.example.com"]`.
+    pub cors_origins: Vec<String>,
+    /// Networks of reverse proxies, such as `10.0.0.0/8`, whose `X-Forwarded-For` is believed. Default none: the address
+    /// of a caller is the one its connection comes from. As a variable: `["10.0.0.0/8"]`.
+    pub trusted_proxies: Vec<Proxies>,
     /// Admin key of the first tenant. Default none: one is made at the first start and kept in
     /// `<data_dir>/admin.key`. 16 to 200 visible ASCII characters.
     pub admin_key: Option<Secret>,
@@ -150,12 +174,42 @@ pub struct Server {
     pub max_queued: u64,
     /// Longest request, in seconds, not counting what its caller asked to wait for. Default 60, 1 to 3,600.
     pub request_timeout_s: u64,
+    /// Longest wait for the head of a request, in seconds, and for the next request on a connection that is kept.
+    /// Default 30, 1 to 600.
+    pub header_timeout_s: u64,
+}
+
+/// A network of reverse proxies, such as `10.0.0.0/8`; one address is a network too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Proxies(pub IpNet);
+
+impl TryFrom<String> for Proxies {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let one = || text.parse::<IpAddr>().map(IpNet::from);
+        text.parse()
+            .or_else(|_| one())
+            .map(Self)
+            .map_err(|_| format!("`{}` is no network", text.escape_debug()))
+    }
+}
+
+impl From<Proxies> for String {
+    fn from(network: Proxies) -> Self {
+        network.0.to_string()
+    }
 }
 
 impl Default for Server {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7260)),
+            tls_cert: None,
+            tls_key: None,
+            cors_origins: Vec::new(),
+            trusted_proxies: Vec::new(),
             admin_key: None,
             max_module_bytes: 64 * MIB,
             max_input_bytes: 4 * MIB,
@@ -163,6 +217,7 @@ impl Default for Server {
             idempotency_ttl_s: 86_400,
             max_queued: 1_000_000,
             request_timeout_s: 60,
+            header_timeout_s: 30,
         }
     }
 }
@@ -182,10 +237,95 @@ impl Server {
     pub fn request_timeout(&self) -> Duration {
         Duration::from_secs(self.request_timeout_s)
     }
+
+    /// Longest wait for the head of a request.
+    pub fn header_timeout(&self) -> Duration {
+        Duration::from_secs(self.header_timeout_s)
+    }
+}
+
+/// Section `rate_limits`: how often somebody may call one server; several servers let through as many times that. Read
+/// again by SIGHUP. A rate of 0 lets everything through.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RateLimits {
+    /// Calls per second of one address (of a /64 in IPv6) without a credential that is known to be valid. Default 100, 0 to 1,000,000.
+    pub address_per_s: u32,
+    /// Calls at once of one address after a pause. Default 1,000, 1 to 10,000,000.
+    pub address_burst: u32,
+    /// Calls per second of one key. Default 100,000, 0 to 1,000,000: more than a server answers.
+    pub key_per_s: u32,
+    /// Calls at once of one key after a pause. Default 200,000, 1 to 10,000,000.
+    pub key_burst: u32,
+    /// Calls per second of one tenant by all of its keys. Default 100,000, 0 to 1,000,000.
+    pub tenant_per_s: u32,
+    /// Calls at once of one tenant after a pause. Default 200,000, 1 to 10,000,000.
+    pub tenant_burst: u32,
+}
+
+impl Default for RateLimits {
+    fn default() -> Self {
+        Self {
+            address_per_s: 100,
+            address_burst: 1_000,
+            key_per_s: 100_000,
+            key_burst: 200_000,
+            tenant_per_s: 100_000,
+            tenant_burst: 200_000,
+        }
+    }
+}
+
+/// Section `quotas`: what a tenant may use when neither its plan nor the platform says otherwise. 0: no bound.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Quotas {
+    /// Invocations accepted per second, over all servers. Default 0, 0 to 1,000,000.
+    pub invocations_per_s: u64,
+    /// Invocations accepted per day (UTC), over all servers. Default 0, 0 to 10¹².
+    pub invocations_per_day: u64,
+    /// Different modules stored. Default 10,000, 0 to 1,000,000.
+    pub modules: u64,
+    /// Bytes of all modules stored. Default 100 GiB, 0 to 10¹⁵.
+    pub module_bytes: u64,
+    /// Memory that one attempt may ask for, in bytes. Default 4 GiB, 64 KiB to 4 GiB.
+    pub attempt_memory_bytes: u64,
+    /// Log bytes kept per day (UTC). Default 0, 0 to 10¹⁵.
+    pub log_bytes_per_day: u64,
+}
+
+impl Default for Quotas {
+    fn default() -> Self {
+        Self {
+            invocations_per_s: 0,
+            invocations_per_day: 0,
+            modules: 10_000,
+            module_bytes: 100 * GIB,
+            attempt_memory_bytes: 4 * GIB,
+            log_bytes_per_day: 0,
+        }
+    }
+}
+
+/// Section `secrets`: the master key, which wraps the data keys that seal tenants' secrets. 32 random bytes as base64
+/// (`head -c 32 /dev/urandom | base64`), the same for every server. One of the first three; without any,
+/// `<data_dir>/master.key` if it is there, which `sandbar dev` makes.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Secrets {
+    /// The key itself. Default none.
+    pub master_key: Option<Secret>,
+    /// File with the key. Default none.
+    pub master_key_file: Option<PathBuf>,
+    /// Program and arguments that print the key, run once at the start for at most 10 s. Default none. As a variable:
+    /// `["/usr/bin/get-key", "sandbar"]`.
+    pub master_key_command: Vec<String>,
+    /// Files with keys that wrapped before, until `sandbar rewrap` has replaced them. Default none.
+    pub previous_master_key_files: Vec<PathBuf>,
 }
 
 /// Section `worker`: how much one worker runs, and how it proves that it lives.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Worker {
     /// Attempts that run at once in this worker, over all of its cells. Default 64, 1 to 4,096.
@@ -284,7 +424,7 @@ fn available_cores() -> u32 {
 }
 
 /// Section `identity`: people who prove who they are elsewhere. Read by servers.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Identity {
     /// Issuers whose tokens are believed besides our own, each a table `[[identity.issuers]]` in the file: see
@@ -293,7 +433,7 @@ pub struct Identity {
 }
 
 /// Section `egress`: what guests may do by HTTP beyond what their tenants grant them. Read by workers.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Egress {
     /// Private networks that guests may reach, such as `10.1.0.0/16`, where a tenant grants a host in them. Default
@@ -320,7 +460,7 @@ impl Egress {
 }
 
 /// Section `scheduler`: background duties.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Scheduler {
     /// Time between rounds of timers and reaping, in milliseconds. Default 1,000; 10 to 60,000.
@@ -350,7 +490,7 @@ impl Scheduler {
 }
 
 /// Section `compile`: what compiling one uploaded module may take, and what is kept of it.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Compile {
     /// Address space of the compiling process, in bytes. Default 2 GiB; 256 MiB to 64 GiB.
@@ -386,7 +526,7 @@ impl Compile {
 }
 
 /// Section `log`: what is written to standard error.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Log {
     /// `text` for people (default) or `json` for machines.
@@ -403,7 +543,7 @@ impl Default for Log {
 }
 
 /// The form of a log line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// One readable line.

@@ -34,6 +34,19 @@ pub const RANGES: &[Range] = &[
     range("server.idempotency_ttl_s", 60, 2_592_000, |c| c.server.idempotency_ttl_s),
     range("server.max_queued", 1, 1_000_000_000, |c| c.server.max_queued),
     range("server.request_timeout_s", 1, 3_600, |c| c.server.request_timeout_s),
+    range("server.header_timeout_s", 1, 600, |c| c.server.header_timeout_s),
+    range("rate_limits.address_per_s", 0, 1_000_000, |c| c.rate_limits.address_per_s.into()),
+    range("rate_limits.address_burst", 1, 10_000_000, |c| c.rate_limits.address_burst.into()),
+    range("rate_limits.key_per_s", 0, 1_000_000, |c| c.rate_limits.key_per_s.into()),
+    range("rate_limits.key_burst", 1, 10_000_000, |c| c.rate_limits.key_burst.into()),
+    range("rate_limits.tenant_per_s", 0, 1_000_000, |c| c.rate_limits.tenant_per_s.into()),
+    range("rate_limits.tenant_burst", 1, 10_000_000, |c| c.rate_limits.tenant_burst.into()),
+    range("quotas.invocations_per_s", 0, 1_000_000, |c| c.quotas.invocations_per_s),
+    range("quotas.invocations_per_day", 0, 1_000_000_000_000, |c| c.quotas.invocations_per_day),
+    range("quotas.modules", 0, 1_000_000, |c| c.quotas.modules),
+    range("quotas.module_bytes", 0, 1_000_000_000_000_000, |c| c.quotas.module_bytes),
+    range("quotas.attempt_memory_bytes", 64 * 1024, 4 * GIB, |c| c.quotas.attempt_memory_bytes),
+    range("quotas.log_bytes_per_day", 0, 1_000_000_000_000_000, |c| c.quotas.log_bytes_per_day),
     range("worker.slots", 1, 4_096, |c| c.worker.slots.into()),
     range("worker.cells", 1, 64, |c| c.worker.cells.into()),
     range("worker.threads_per_cell", 1, 256, |c| c.worker.threads_per_cell.into()),
@@ -61,6 +74,18 @@ const MIN_HEARTBEATS_BEFORE_DEATH: u64 = 3;
 /// Shortest and longest admin key, in characters.
 const ADMIN_KEY_LENGTH: std::ops::RangeInclusive<usize> = 16..=200;
 
+/// Origins that may call from a browser: each request's origin is compared with all of them.
+const MAX_ORIGINS: usize = 32;
+
+/// `http` or `https`, host, and port if it has one. `*` is none: whoever wants everybody in has a proxy to say so.
+fn is_origin(text: &str) -> bool {
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    host.is_some_and(|host| {
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.:[]".contains(c);
+        !host.is_empty() && host.chars().all(plain)
+    })
+}
+
 /// Checks every rule that types cannot express. Reports all that is wrong, not only the first.
 pub(super) fn validate(config: &Config) -> Result<(), ConfigError> {
     let mut problems = Vec::new();
@@ -82,6 +107,33 @@ pub(super) fn validate(config: &Config) -> Result<(), ConfigError> {
             "worker.cells is {}, more than worker.slots ({}): some cells could never run anything",
             worker.cells, worker.slots
         ));
+    }
+    if config.server.tls_cert.is_some() != config.server.tls_key.is_some() {
+        problems.push("server.tls_cert and server.tls_key are set together or not at all".to_owned());
+    }
+    let secrets = &config.secrets;
+    let named = [
+        secrets.master_key.is_some(),
+        secrets.master_key_file.is_some(),
+        !secrets.master_key_command.is_empty(),
+    ];
+    if named.into_iter().filter(|named| *named).count() > 1 {
+        problems.push(
+            "set one of secrets.master_key, secrets.master_key_file and secrets.master_key_command"
+                .to_owned(),
+        );
+    }
+    let origins = &config.server.cors_origins;
+    if origins.len() > MAX_ORIGINS {
+        problems.push(format!("server.cors_origins names {}, at most {MAX_ORIGINS} may", origins.len()));
+    }
+    for origin in origins {
+        if !is_origin(origin) {
+            problems.push(format!(
+                "server.cors_origins: `{}` is no origin; write scheme, host and port only, like https://app.example.com",
+                origin.escape_debug()
+            ));
+        }
     }
     if config.egress.private_networks.len() > MAX_NETWORKS {
         problems.push(format!("egress.private_networks has more than {MAX_NETWORKS} entries"));

@@ -12,6 +12,8 @@ pub mod invocation;
 pub mod lease;
 pub mod names;
 pub mod permission;
+pub mod quota;
+pub mod rate;
 pub mod retry;
 pub mod suspicion;
 pub mod why;

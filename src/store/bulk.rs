@@ -102,6 +102,16 @@ pub struct Page {
     wraps: bool,
 }
 
+impl Page {
+    /// Its first `n`, as a page; `None`: none of them.
+    fn first(&self, op: &Operation, n: usize) -> Option<Self> {
+        let ids = self.ids.get(..n)?.to_vec();
+        let last = ids.last()?.0;
+        let stage = op.stage.or_else(|| Stage::next(None, &op.asked.filter.states))?;
+        Some(Self { ids, next: Some((stage, None, Some(last))), wraps: false })
+    }
+}
+
 /// What became of a page.
 #[derive(Debug, Clone, Default)]
 pub struct Outcome {
@@ -481,6 +491,41 @@ impl TenantConn {
             return Ok(false);
         }
         advance(&mut transaction, tenant, op, page, outcome).await?;
+        transaction.commit().await?;
+        Ok(true)
+    }
+
+    /// The same for the first `met` of a page; the rest is not for now, and comes back after this time, or later where the
+    /// operation's own rate says so. Only of places that are walked by id alone.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn bulk_hold_up(
+        &mut self,
+        held: &Held,
+        op: &Operation,
+        page: &Page,
+        met: usize,
+        outcome: &Outcome,
+        wait: Duration,
+    ) -> Result<bool> {
+        let tenant = self.tenant();
+        let mut transaction = self.begin().await?;
+        if !begins(&mut transaction, held, tenant, op).await? {
+            return Ok(false);
+        }
+        if let Some(part) = page.first(op, met) {
+            advance(&mut transaction, tenant, op, &part, outcome).await?;
+        }
+        sqlx::query(
+            "UPDATE bulk_operations SET not_before = GREATEST(not_before, clock_timestamp() + make_interval(secs => $3))
+             WHERE tenant_id = $1 AND bulk_id = $2",
+        )
+        .bind(tenant)
+        .bind(op.asked.id)
+        .bind(wait.as_secs_f64())
+        .execute(&mut *transaction)
+        .await?;
         transaction.commit().await?;
         Ok(true)
     }

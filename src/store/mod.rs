@@ -17,9 +17,12 @@ pub mod log;
 pub mod pause;
 pub mod people;
 pub mod queue;
+pub mod quota;
 pub mod retention;
+pub mod secret;
 pub mod task;
 pub mod tenant;
+pub mod usage;
 pub mod why;
 pub mod worker;
 
@@ -113,6 +116,8 @@ pub async fn patiently<T>(
             Err(error) => error,
         };
         let passes = error.chain().any(|cause| match cause.downcast_ref::<sqlx::Error>() {
+            // A certificate that is refused will be so tomorrow; rustls says it like this.
+            Some(sqlx::Error::Io(error)) if error.kind() == std::io::ErrorKind::InvalidData => false,
             Some(error) => is_unavailable(error),
             None => matches!(cause.downcast_ref::<Error>(), Some(Error::Unavailable(_))),
         });

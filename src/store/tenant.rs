@@ -122,7 +122,7 @@ impl ApiStore {
     ///
     /// # Errors
     /// Postgres does not answer.
-    pub async fn tenant_named(&self, name: &str) -> Result<Option<(TenantId, bool)>> {
+    pub async fn identify_tenant(&self, name: &str) -> Result<Option<(TenantId, bool)>> {
         let work = async {
             let asked =
                 sqlx::query_as("SELECT tenant_id, state = 'active' FROM identify_tenant($1)").bind(name);

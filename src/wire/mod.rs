@@ -11,8 +11,11 @@ pub mod operate;
 pub mod patch;
 pub mod people;
 pub mod problem;
+pub mod quota;
+pub mod secret;
 pub mod task;
 pub mod tenant;
+pub mod usage;
 pub mod why;
 
 use serde::{Deserialize, Serialize};

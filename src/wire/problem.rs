@@ -1,5 +1,6 @@
 //! The body of every error answer: RFC 9457, `application/problem+json`.
 
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -35,12 +36,15 @@ pub struct Problem {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Quota {
     /// Its name.
-    #[schema(example = "queue-depth")]
+    #[schema(example = "invocations_per_day")]
     pub name: String,
     /// What it allows.
     pub limit: u64,
-    /// What there is, as far as this server knows.
+    /// What there is, as far as this server knows, or what there would have been.
     pub current: u64,
+    /// When it is counted from 0 again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resets_at: Option<DateTime<Utc>>,
 }
 
 /// One thing that is wrong with a request body.

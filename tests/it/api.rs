@@ -18,11 +18,15 @@ mod logs;
 mod oidc;
 mod operate;
 mod people;
+mod quota;
 mod read;
 mod retention;
+mod secret;
 mod task_changes;
 mod upload;
+mod usage;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -106,7 +110,6 @@ impl Api {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
         let router = sandbar::api::router(app.clone());
-        let router = router.into_make_service_with_connect_info::<std::net::SocketAddr>();
         let listening = signals::listen(store.clone(), signals.clone(), stop.clone());
         Self {
             client: Client::new(&base),
@@ -118,9 +121,11 @@ impl Api {
             tenant: tenants[0].0,
             stop,
             _serving: vec![
-                AbortOnDropHandle::new(tokio::spawn(
-                    async move { axum::serve(listener, router).await.unwrap() },
-                )),
+                AbortOnDropHandle::new(tokio::spawn(async move {
+                    axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>())
+                        .await
+                        .unwrap();
+                })),
                 AbortOnDropHandle::new(tokio::spawn(listening)),
             ],
         }

@@ -6,6 +6,7 @@ mod project;
 mod remote;
 mod settings;
 mod streams;
+mod tenancy;
 
 use std::path::Path;
 use std::process::{Command, Stdio};

@@ -14,7 +14,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("config", &["config"]),
     ("telemetry", &["telemetry", "config"]),
     ("dev", &["dev", "config"]),
-    ("server", &["server", "api", "worker", "scheduler", "app", "store", "domain", "config"]),
+    ("server", &["server", "api", "worker", "scheduler", "app", "store", "config", "domain", "telemetry"]),
     ("cli", &["cli", "server", "dev", "telemetry", "store", "config", "wire", "domain"]),
 ];
 

@@ -13,6 +13,7 @@ const SHARED: &[&str] = &[
     "leases",
     "duties",
     "late_acks",
+    "plans",
     "_sqlx_migrations",
     // Nobody of the program's roles reads these but through functions.
     "users",

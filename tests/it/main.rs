@@ -8,6 +8,7 @@ mod dev_command;
 mod dev_postgres;
 mod drain;
 mod duties;
+mod edge;
 mod egress;
 mod examples;
 mod faults;

@@ -227,7 +227,7 @@ impl App {
             (None, None) => None,
         };
         let Some(tenant) = tenant else { return refuse(Refusal::NoRole) };
-        let Some((tenant, active)) = self.inner.store.tenant_named(tenant).await? else {
+        let Some((tenant, active)) = self.inner.store.identify_tenant(tenant).await? else {
             return refuse(Refusal::NoRole);
         };
         let name = ["email", "preferred_username", "name"].iter().find_map(|claim| claims[claim].as_str());

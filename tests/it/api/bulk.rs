@@ -124,6 +124,63 @@ async fn dead_letters_are_redriven_once_at_a_rate_and_then_left_alone() {
     assert_eq!(problem(&answer, 404), "invocation-not-found");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_that_meets_a_quota_goes_on_when_more_is_let_through_and_counts_each_once() {
+    let api = Api::start().await;
+    api.echo().await;
+    for n in 0..5 {
+        api.dead(Some(&format!("no customer {n}"))).await;
+    }
+    let quota = json!({"quotas": {"invocations_per_s": 2}});
+    send(api.client.request(Method::PATCH, "/v1/tenants/one/quotas").json(&quota)).await.expect(200);
+    let done = api.bulk(&json!({"action": "retry", "filter": {"task": "echo"}})).await;
+    assert_eq!(
+        (&done["state"], &done["matched"], &done["done"], &done["failed"]),
+        (&json!("done"), &json!(5), &json!(5), &json!(0)),
+        "{done:#}"
+    );
+    let waiting = api.client.get("/v1/invocations?state=queued").await.expect(200).json();
+    assert_eq!(waiting["items"].as_array().unwrap().len(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_under_a_quota_keeps_what_it_has_done_before_its_duty_could_be_somebody_elses() {
+    const ALL: i64 = 12;
+    let api = Api::start().await;
+    api.echo().await;
+    for n in 0..ALL {
+        api.dead(Some(&format!("no customer {n}"))).await;
+    }
+    let quota = json!({"quotas": {"invocations_per_day": 1_000}});
+    send(api.client.request(Method::PATCH, "/v1/tenants/one/quotas").json(&quota)).await.expect(200);
+    // A Postgres so slow that all of them would take longer than one run of the duty may.
+    for slow in [
+        "CREATE FUNCTION sandbar.slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.2); RETURN NEW; END'",
+        "CREATE TRIGGER slow BEFORE INSERT ON sandbar.invocations FOR EACH ROW EXECUTE FUNCTION sandbar.slow()",
+    ] {
+        sqlx::query(slow).execute(&api.admin).await.unwrap();
+    }
+    let asked = json!({"action": "retry", "filter": {"task": "echo"}});
+    let accepted = api.client.post("/v1/bulk", &asked).await.expect(202).json();
+    let link = accepted["links"]["self"].as_str().unwrap();
+    api.worker.duty_announce("bulk", SOON).await.unwrap();
+    let me = WorkerId::generate();
+    let held = api.worker.duty_hold("bulk", me, SOON, true).await.unwrap().unwrap();
+    let (_, again) = api.app.bulk_turn(&held, &api.worker).await.unwrap();
+    assert!(again.is_some());
+    let now = api.client.get(link).await.expect(200).json();
+    assert!((1..ALL).contains(&now["done"].as_i64().unwrap()), "{now:#}");
+    assert_eq!((&now["state"], &now["matched"]), (&json!("running"), &now["done"]), "{now:#}");
+    api.worker.duties_release(me).await.unwrap();
+    api.bulk_turns().await;
+    let done = api.client.get(link).await.expect(200).json();
+    assert_eq!(
+        (&done["state"], &done["matched"], &done["done"], &done["failed"]),
+        (&json!("done"), &json!(ALL), &json!(ALL), &json!(0)),
+        "{done:#}"
+    );
+}
+
 #[tokio::test]
 async fn a_holder_of_the_duty_that_was_replaced_does_nothing() {
     let api = Api::start().await;

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use reqwest::Method;
 use sandbar::app::Settings;
+use sandbar::domain::rate::{Rate, Rates};
 use serde_json::json;
 
 use super::{Api, problem};
@@ -171,4 +172,105 @@ async fn the_page_about_the_api_is_open_and_may_reach_nothing_but_this_server() 
         assert!(policy.contains(part), "{policy}");
     }
     assert!(page.text().contains("fetch(\"/openapi.json\")"));
+}
+
+#[tokio::test]
+async fn browsers_are_told_with_every_answer_to_show_and_frame_nothing() {
+    let api = Api::start().await;
+    for path in ["/v1/tasks", "/none", "/livez", "/openapi.json", "/docs", "/errors/internal"] {
+        let answer = api.client.get(path).await;
+        assert_eq!(answer.headers["x-content-type-options"], "nosniff", "{path}");
+        assert_eq!(answer.headers["x-frame-options"], "DENY", "{path}");
+        assert_eq!(answer.headers["referrer-policy"], "no-referrer", "{path}");
+        let policies: Vec<_> = answer.headers.get_all("content-security-policy").iter().collect();
+        assert_eq!(policies.len(), 1, "{path}");
+        let policy = policies[0].to_str().unwrap();
+        assert!(
+            policy.starts_with("default-src 'none'") && policy.contains("frame-ancestors 'none'"),
+            "{path}"
+        );
+        assert!(!answer.headers.contains_key("strict-transport-security"), "{path}");
+        assert!(!answer.headers.contains_key("access-control-allow-origin"), "{path}");
+    }
+}
+
+/// One call per second after `burst` at once: what a test does at once is over before anything comes back.
+fn slow(burst: u32) -> Rate {
+    Rate { per_s: 1, burst }
+}
+
+#[tokio::test]
+async fn a_key_and_a_tenant_are_held_to_their_rates_and_told_how_they_stand() {
+    let settings = Settings {
+        rates: Rates { key: slow(20), tenant: slow(30), ..Rates::UNLIMITED },
+        ..Settings::default()
+    };
+    let api = Api::on(&support::database().await, settings).await;
+    let mut refused = None;
+    for n in 0..25 {
+        let answer = api.client.get("/v1/tasks").await;
+        assert_eq!(
+            answer.headers["ratelimit-policy"].to_str().unwrap().split(',').next(),
+            Some("\"key\";q=20;w=20")
+        );
+        if answer.status == 429 {
+            assert!(n >= 20, "{n}");
+            refused = Some(answer);
+        } else {
+            let standing = answer.headers["ratelimit"].to_str().unwrap();
+            assert!(standing.contains("\"key\";r=") && standing.contains("\"tenant\";r="), "{standing}");
+        }
+    }
+    let refused = refused.expect("to be refused");
+    assert_eq!(problem(&refused, 429), "rate-limited");
+    assert_eq!(refused.headers["retry-after"], "1");
+    assert!(refused.headers["ratelimit"].to_str().unwrap().starts_with("\"key\";r=0;t=20"));
+    // Others have their own.
+    support::send(api.as_other(Method::GET, "/v1/tasks")).await.expect(200);
+    // A second key of the first tenant is held by what the tenant has left.
+    sqlx::query(
+        "INSERT INTO sandbar.api_keys (tenant_id, key_id, prefix, hash, role) VALUES ($1, gen_random_uuid(), 'sbk', sha256('second-key'), 'admin')",
+    )
+    .bind(api.tenant)
+    .execute(&api.admin)
+    .await
+    .unwrap();
+    let mut let_through = 0;
+    for _ in 0..20 {
+        let second = api.client.anonymous(Method::GET, "/v1/tasks").header("x-api-key", "second-key");
+        let answer = support::send(second).await;
+        let_through += usize::from(answer.status == 200);
+        if answer.status != 200 {
+            assert!(answer.text().contains("this tenant"), "{}", answer.text());
+        }
+    }
+    assert!((1..20).contains(&let_through), "{let_through}");
+    // More holds as soon as it is said.
+    api.app.set_rates(Rates::UNLIMITED);
+    assert!(!api.client.get("/v1/tasks").await.expect(200).headers.contains_key("ratelimit"));
+}
+
+#[tokio::test]
+async fn strangers_are_held_by_their_address_and_those_with_a_valid_key_are_not() {
+    let settings = Settings { rates: Rates { address: slow(10), ..Rates::UNLIMITED }, ..Settings::default() };
+    let api = Api::on(&support::database().await, settings).await;
+    api.client.get("/v1/tasks").await.expect(200);
+    let mut statuses = Vec::new();
+    for n in 0..30 {
+        let request =
+            api.client.anonymous(Method::GET, if n % 2 == 0 { "/v1/tasks" } else { "/openapi.json" });
+        let request = if n % 4 == 0 { request.header("x-api-key", format!("guess-{n}")) } else { request };
+        let answer = support::send(request).await;
+        if answer.status == 429 {
+            assert_eq!(problem(&answer, 429), "rate-limited");
+            assert!(answer.headers["ratelimit"].to_str().unwrap().starts_with("\"address\";r=0"));
+        }
+        statuses.push(answer.status.as_u16());
+    }
+    let refused = statuses.iter().filter(|status| **status == 429).count();
+    // The first known call counted as well, before its key was known.
+    assert!((10..=22).contains(&refused), "{statuses:?}");
+    // Who is known is served, and whether the process runs is always told.
+    api.client.get("/v1/tasks").await.expect(200);
+    support::send(api.client.anonymous(Method::GET, "/livez")).await.expect(200);
 }

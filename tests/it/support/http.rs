@@ -77,6 +77,15 @@ impl Client {
         send(request).await
     }
 
+    /// Uploads bytes and waits for nobody.
+    pub async fn upload_no_wait(&self, task: &str, bytes: Vec<u8>) -> Answer {
+        let request = self
+            .request(Method::POST, &format!("/v1/tasks/{task}/versions"))
+            .header("content-type", "application/wasm")
+            .body(bytes);
+        send(request).await
+    }
+
     /// Invokes and waits up to 30 s for the end. 200: finished; 202: not in time.
     pub async fn invoke(&self, task: &str, body: &Value) -> Answer {
         let request = self

@@ -116,9 +116,10 @@ impl Process {
         eventually(START, &what, async || {
             self.must_live();
             let log = self.log();
-            let (_, rest) = log.split_once("listening on http://")?;
+            let (_, rest) = log.split_once("listening on ")?;
             // A whole line, or the address may be cut short.
-            Some(rest.split_once('\n')?.0.split_whitespace().next()?.to_owned())
+            let url = rest.split_once('\n')?.0.split_whitespace().next()?;
+            Some(url.split_once("://")?.1.to_owned())
         })
         .await
     }
@@ -206,20 +207,24 @@ impl Deployment {
         variables.extend_from_slice(settings);
         let mut server = spawn_server(dir.path(), &variables, &lasting_address());
         let address = server.address().await;
-        server.ready(&Client::new(format!("http://{address}"))).await;
         let mut deployment = Self { database, server, workers: Vec::new(), address, variables, dir };
+        if deployment.url().starts_with("http://") {
+            let client = deployment.client();
+            deployment.server.ready(&client).await;
+        }
         deployment.workers = (0..workers).map(|_| deployment.spawn_worker()).collect();
         deployment
     }
 
     /// A caller of its API.
     pub fn client(&self) -> Client {
-        Client::new(format!("http://{}", self.address))
+        Client::new(self.url())
     }
 
-    /// Address of its API.
+    /// Address of its API. One with a certificate is not waited for: only the test knows whom to trust.
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        let tls = self.variables.iter().any(|(name, _)| *name == "SANDBAR_SERVER__TLS_CERT");
+        format!("http{}://{}", if tls { "s" } else { "" }, self.address)
     }
 
     /// One more worker, with a data directory of its own.

@@ -1,0 +1,536 @@
+//! Quotas at the door: what holds for a tenant, remembered for two seconds, and tokens of quotas per second and day,
+//! which this server takes from Postgres some at a time. Never loses what was accepted: a quota that is hit refuses what
+//! comes, and what waits already keeps its place.
+//!
+//! No window is passed, however many servers there are: a token is granted once. A server holds at most a fiftieth of a
+//! quota ahead, so that much may be left unused when others are refused; a server that is killed takes what it holds
+//! with it until the window ends.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use sandbar_host::limits::Limits;
+use serde_json::{Value, json};
+
+use crate::app::{App, Error, Result, audit};
+use crate::domain::ids::{TaskId, TenantId};
+use crate::domain::names::TaskName;
+use crate::domain::quota::{Amount, Level, Levels, Quota, Source, Tokens};
+use crate::store::queue::{Enqueued, NewInvocation};
+use crate::store::quota::{MAX_PLANS, MAX_TASK_SHARES, PlanRow, Stored, Want};
+
+/// A change made elsewhere is seen at the latest after this time.
+const STALE_AFTER: Duration = Duration::from_secs(2);
+/// Tenants remembered; beyond it, those are forgotten that hold no tokens.
+const MAX_TENANTS: usize = 10_000;
+/// After a refusal, Postgres is asked again at the earliest after this time: somebody may have given tokens back.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+/// Longest time for giving tokens back when the server stops.
+const GIVE_BACK: Duration = Duration::from_secs(2);
+
+/// Length of a quota's window, in seconds; `None` when it has none.
+fn window_s(quota: Quota) -> Option<u32> {
+    match quota {
+        Quota::InvocationsPerSecond => Some(1),
+        Quota::InvocationsPerDay => Some(86_400),
+        _ => None,
+    }
+}
+
+/// What is known of a tenant.
+#[derive(Debug)]
+pub struct Known {
+    /// Name of its plan.
+    pub plan: Option<String>,
+    /// What holds for it.
+    pub levels: Levels,
+    tasks: HashMap<TaskId, Level>,
+    /// Log bytes that may still be kept today.
+    log_left: Option<u64>,
+    at: Instant,
+}
+
+impl Known {
+    fn task_bound(&self, task: TaskId, quota: Quota) -> Option<u64> {
+        self.tasks.get(&task)?.get(quota)?.bound()
+    }
+
+    /// Whether submissions are counted: each takes a token of the tenant's, or of its task's.
+    pub(super) fn counts(&self) -> bool {
+        [Quota::InvocationsPerSecond, Quota::InvocationsPerDay].into_iter().any(|quota| {
+            self.levels.bound(quota).is_some()
+                || self
+                    .tasks
+                    .values()
+                    .any(|level| level.get(quota).is_some_and(|said| said.bound().is_some()))
+        })
+    }
+
+    /// Hold the limits of one attempt to what may be. `asked`: whether somebody named the memory, or it is the default.
+    ///
+    /// # Errors
+    /// More memory was named than may be.
+    pub(super) fn hold(&self, task: TaskId, limits: &mut Limits, asked: bool) -> Result<()> {
+        let bounds =
+            [self.levels.bound(Quota::AttemptMemoryBytes), self.task_bound(task, Quota::AttemptMemoryBytes)];
+        if let Some(max) = bounds.into_iter().flatten().min()
+            && limits.memory_bytes > max
+        {
+            if asked {
+                return Err(Error::OverQuota {
+                    name: Quota::AttemptMemoryBytes.as_str(),
+                    limit: max,
+                    wanted: limits.memory_bytes,
+                });
+            }
+            limits.memory_bytes = max;
+        }
+        if let Some(left) = self.log_left {
+            limits.log_bytes = limits.log_bytes.min(left);
+        }
+        Ok(())
+    }
+}
+
+/// Tokens in hand, of one window.
+#[derive(Debug)]
+struct Window {
+    tokens: Tokens,
+    began: DateTime<Utc>,
+    ends: Instant,
+    /// What was used by everybody, when last heard.
+    used: u64,
+    /// There was nothing left of this limit; not to be asked before.
+    dry: Option<(u64, Instant)>,
+}
+
+type Slot = (Option<TaskId>, Quota);
+
+#[derive(Debug, Default)]
+struct Tenant {
+    known: Mutex<Option<Arc<Known>>>,
+    loading: tokio::sync::Mutex<()>,
+    windows: tokio::sync::Mutex<HashMap<Slot, Window>>,
+}
+
+impl Tenant {
+    fn fresh(&self) -> Option<Arc<Known>> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.as_ref().filter(|known| known.at.elapsed() < STALE_AFTER).cloned()
+    }
+}
+
+/// Tenants seen lately.
+#[derive(Debug, Default)]
+pub struct Quotas {
+    tenants: Mutex<HashMap<TenantId, Arc<Tenant>>>,
+}
+
+impl Quotas {
+    fn of(&self, tenant: TenantId) -> Arc<Tenant> {
+        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        if tenants.len() >= MAX_TENANTS && !tenants.contains_key(&tenant) {
+            tenants.retain(|_, tenant| {
+                // In use, or with tokens that would be lost.
+                Arc::strong_count(tenant) > 1
+                    || tenant
+                        .windows
+                        .try_lock()
+                        .is_ok_and(|windows| windows.values().any(|w| w.tokens.held > 0))
+            });
+            if tenants.len() >= MAX_TENANTS {
+                tenants.clear();
+            }
+        }
+        Arc::clone(tenants.entry(tenant).or_default())
+    }
+}
+
+/// Tokens that were taken. Given back when what they were for did not come about.
+struct Taken {
+    tenant: Arc<Tenant>,
+    taken: Vec<(Slot, DateTime<Utc>)>,
+}
+
+impl Taken {
+    async fn give_back(self) {
+        if self.taken.is_empty() {
+            return;
+        }
+        let mut windows = self.tenant.windows.lock().await;
+        for (slot, began) in self.taken {
+            if let Some(window) = windows.get_mut(&slot).filter(|window| window.began == began) {
+                window.tokens.put_back(1);
+            }
+        }
+    }
+}
+
+/// What a tenant may use, what it uses, and since when it counts.
+#[derive(Debug, Clone)]
+pub struct Standing {
+    /// Which quota.
+    pub quota: Quota,
+    /// How much.
+    pub amount: Amount,
+    /// Who said so.
+    pub source: Source,
+    /// How much is used, where that is known.
+    pub used: Option<u64>,
+    /// When it is counted from 0 again.
+    pub resets_at: Option<DateTime<Utc>>,
+}
+
+/// A change of a quota: `None` inherits again.
+pub type Change = (Quota, Option<Amount>);
+
+impl App {
+    /// What holds for this tenant.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub(super) async fn quotas_of(&self, tenant: TenantId) -> Result<Arc<Known>> {
+        let entry = self.inner.quotas.of(tenant);
+        self.known(tenant, &entry).await
+    }
+
+    async fn known(&self, tenant: TenantId, entry: &Tenant) -> Result<Arc<Known>> {
+        if let Some(known) = entry.fresh() {
+            return Ok(known);
+        }
+        let _one_at_a_time = entry.loading.lock().await;
+        if let Some(known) = entry.fresh() {
+            return Ok(known);
+        }
+        // Taken before the question, so that an answer is never older than it claims.
+        let at = Instant::now();
+        let mut connection = self.tenant(tenant).await?;
+        let found = connection.quotas().await?;
+        let levels = Levels { default: self.default_quotas(), plan: found.of_plan, tenant: found.of_tenant };
+        let log_left = match levels.bound(Quota::LogBytesPerDay) {
+            Some(bound) => Some(bound.saturating_sub(connection.log_bytes_today().await?)),
+            None => None,
+        };
+        let tasks = found.of_tasks.into_iter().collect();
+        let known = Arc::new(Known { plan: found.plan, levels, tasks, log_left, at });
+        *entry.known.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&known));
+        Ok(known)
+    }
+
+    /// Queue an invocation if its tenant and its task may have one more, and there is room for it; durable on return.
+    /// Tokens come first: what they refuse does not count as waiting.
+    ///
+    /// # Errors
+    /// A quota is used up; [`Error::QueueFull`]; or what the flusher refuses.
+    pub(super) async fn enqueue_within_quota(&self, row: NewInvocation) -> Result<Enqueued> {
+        let taken = self.take(row.tenant, row.task).await?;
+        match self.enqueue(row).await {
+            Ok(accepted @ (Enqueued::Accepted(_) | Enqueued::Waiting(_))) => Ok(accepted),
+            Ok(other) => {
+                taken.give_back().await;
+                Ok(other)
+            }
+            Err(error) => {
+                // When Postgres does not answer, nobody knows whether it was accepted: it counts.
+                if !matches!(error, Error::Unavailable(_)) {
+                    taken.give_back().await;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn take(&self, tenant: TenantId, task: TaskId) -> Result<Taken> {
+        let entry = self.inner.quotas.of(tenant);
+        let known = self.known(tenant, &entry).await?;
+        let mut taken = Taken { tenant: Arc::clone(&entry), taken: Vec::new() };
+        // The task's own share first: it is the smaller one.
+        for quota in [Quota::InvocationsPerSecond, Quota::InvocationsPerDay] {
+            for (whose, bound) in
+                [(Some(task), known.task_bound(task, quota)), (None, known.levels.bound(quota))]
+            {
+                let Some(limit) = bound else { continue };
+                match self.take_one(tenant, &entry, (whose, quota), limit).await {
+                    Ok(began) => taken.taken.push(((whose, quota), began)),
+                    Err(error) => {
+                        taken.give_back().await;
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        Ok(taken)
+    }
+
+    async fn take_one(
+        &self,
+        tenant: TenantId,
+        entry: &Tenant,
+        slot: Slot,
+        limit: u64,
+    ) -> Result<DateTime<Utc>> {
+        let (task, quota) = slot;
+        let seconds = window_s(quota).unwrap_or(1);
+        let mut windows = entry.windows.lock().await;
+        let now = Instant::now();
+        if let Some(window) = windows.get_mut(&slot).filter(|window| now < window.ends) {
+            if window.tokens.take(1) {
+                return Ok(window.began);
+            }
+            if window.dry.is_some_and(|(of, until)| of == limit && now < until) {
+                return Err(used_up(quota, limit, window, seconds));
+            }
+        }
+        // Whoever comes now waits for this answer, and most likely needs none of its own.
+        let ask = windows.get(&slot).map_or(Tokens::default(), |window| window.tokens).to_ask(1, limit);
+        let want = Want { task, quota, window_s: seconds, limit, want: ask, back: None };
+        let grant = self.tenant(tenant).await?.take_quota(&want).await?;
+        let ends = now + Duration::from_millis(grant.ends_in_ms);
+        let window = windows.entry(slot).or_insert_with(|| Window {
+            tokens: Tokens::default(),
+            began: grant.window,
+            ends,
+            used: 0,
+            dry: None,
+        });
+        if window.began != grant.window {
+            window.tokens = Tokens::default();
+        }
+        (window.began, window.ends, window.used, window.dry) = (grant.window, ends, grant.used, None);
+        window.tokens.put_back(grant.granted);
+        if window.tokens.take(1) {
+            return Ok(window.began);
+        }
+        window.dry = Some((limit, ends.min(now + ASK_AGAIN)));
+        Err(used_up(quota, limit, window, seconds))
+    }
+
+    /// Give back all tokens, before this server stops.
+    pub(super) async fn give_back_tokens(&self) {
+        let tenants: Vec<(TenantId, Arc<Tenant>)> = {
+            let mut tenants = self.inner.quotas.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+            tenants.drain().collect()
+        };
+        let work = async {
+            for (tenant, entry) in tenants {
+                for ((task, quota), window) in entry.windows.lock().await.drain() {
+                    // Those of a second are gone before anybody could use them.
+                    if window.tokens.held == 0 || quota == Quota::InvocationsPerSecond {
+                        continue;
+                    }
+                    let want = Want {
+                        task,
+                        quota,
+                        window_s: window_s(quota).unwrap_or(1),
+                        limit: 0,
+                        want: 0,
+                        back: Some((window.tokens.held, window.began)),
+                    };
+                    self.tenant(tenant).await?.take_quota(&want).await?;
+                }
+            }
+            Result::Ok(())
+        };
+        match tokio::time::timeout(GIVE_BACK, work).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "tokens of quotas were not given back"),
+            Err(_) => tracing::warn!("giving tokens of quotas back took too long"),
+        }
+    }
+
+    /// Whether this tenant may store one more module of this size. Uploads at the same time may pass the quota together.
+    ///
+    /// # Errors
+    /// [`Error::OverQuota`]; or Postgres does not answer.
+    pub(super) async fn admit_module(&self, tenant: TenantId, hash: &[u8; 32], bytes: u64) -> Result<()> {
+        let known = self.quotas_of(tenant).await?;
+        let bounds = (known.levels.bound(Quota::Modules), known.levels.bound(Quota::ModuleBytes));
+        if bounds == (None, None) {
+            return Ok(());
+        }
+        let mut connection = self.tenant(tenant).await?;
+        if connection.has_module(hash).await? {
+            return Ok(());
+        }
+        let Stored { modules, bytes: stored } = connection.stored().await?;
+        for (quota, bound, wanted) in [
+            (Quota::Modules, bounds.0, modules.saturating_add(1)),
+            (Quota::ModuleBytes, bounds.1, stored.saturating_add(bytes)),
+        ] {
+            if let Some(limit) = bound.filter(|limit| wanted > *limit) {
+                return Err(Error::OverQuota { name: quota.as_str(), limit, wanted });
+            }
+        }
+        Ok(())
+    }
+
+    /// What this tenant may use, and what it does.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn quotas(&self, tenant: TenantId) -> Result<(Option<String>, Vec<Standing>)> {
+        let mut connection = self.tenant(tenant).await?;
+        let found = connection.quotas().await?;
+        let levels = Levels { default: self.default_quotas(), plan: found.of_plan, tenant: found.of_tenant };
+        let stored = connection.stored().await?;
+        let mut standings = Vec::with_capacity(Quota::ALL.len());
+        for quota in Quota::ALL.iter().copied() {
+            let (amount, source) = levels.holds(quota);
+            let mut resets_at = None;
+            let used = match quota {
+                Quota::InvocationsPerSecond | Quota::InvocationsPerDay => match amount.bound() {
+                    Some(limit) => {
+                        let window_s = window_s(quota).unwrap_or(1);
+                        let want = Want { task: None, quota, window_s, limit, want: 0, back: None };
+                        let grant = connection.take_quota(&want).await?;
+                        resets_at = Some(grant.window + TimeDelta::seconds(window_s.into()));
+                        Some(grant.used)
+                    }
+                    None => None,
+                },
+                Quota::Modules => Some(stored.modules),
+                Quota::ModuleBytes => Some(stored.bytes),
+                Quota::LogBytesPerDay => Some(connection.log_bytes_today().await?),
+                Quota::QueueDepth | Quota::AttemptMemoryBytes | Quota::Concurrency | Quota::Weight => None,
+            };
+            standings.push(Standing { quota, amount, source, used, resets_at });
+        }
+        Ok((found.plan, standings))
+    }
+
+    /// Change what a tenant may use. `plan`: another, or none.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFields`]; or Postgres does not answer.
+    pub async fn change_quotas(
+        &self,
+        tenant: TenantId,
+        plan: Option<Option<String>>,
+        changes: &[Change],
+    ) -> Result<()> {
+        check(changes, |_| true)?;
+        let changed =
+            self.tenant(tenant).await?.quotas_change(plan.as_ref().map(Option::as_deref), changes).await?;
+        if !changed {
+            let name = plan.flatten().unwrap_or_default();
+            return Err(crate::app::invoke::invalid("/plan", format!("there is no plan `{name}`")));
+        }
+        self.forget(tenant);
+        let mut after = json!({"tenant": tenant, "quotas": said(changes)});
+        if let Some(plan) = &plan {
+            after["plan"] = json!(plan);
+        }
+        audit::changed(Value::Null, after);
+        Ok(())
+    }
+
+    /// What a tenant says of one of its tasks.
+    ///
+    /// # Errors
+    /// No such task; or Postgres does not answer.
+    pub async fn task_quotas(&self, tenant: TenantId, task: &TaskName) -> Result<Level> {
+        let id = self.task(tenant, task).await?.id;
+        let found = self.tenant(tenant).await?.quotas().await?;
+        let said = found.of_tasks.into_iter().find(|(task, _)| *task == id);
+        Ok(said.map(|(_, level)| level).unwrap_or_default())
+    }
+
+    /// Give a task shares of its tenant's quotas.
+    ///
+    /// # Errors
+    /// No such task; [`Error::InvalidFields`]; [`Error::OverQuota`]; or Postgres does not answer.
+    pub async fn change_task_quotas(
+        &self,
+        tenant: TenantId,
+        task: &TaskName,
+        changes: &[Change],
+    ) -> Result<Level> {
+        check(changes, Quota::of_tasks)?;
+        let id = self.task(tenant, task).await?.id;
+        let changed = self.tenant(tenant).await?.task_quotas_change(id, changes).await?;
+        let level = changed.ok_or_else(|| full("task_shares", MAX_TASK_SHARES))?;
+        self.forget(tenant);
+        audit::changed(Value::Null, json!({"task": task, "quotas": level.to_json()}));
+        Ok(level)
+    }
+
+    /// The plans of the platform.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn plans(&self) -> Result<Vec<PlanRow>> {
+        Ok(self.inner.store.plans().await?)
+    }
+
+    /// Make a plan, or let one say something else.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFields`]; [`Error::OverQuota`]; or Postgres does not answer.
+    pub async fn set_plan(&self, name: &TaskName, changes: &[Change]) -> Result<()> {
+        // Those of the queue stand in the tenant's own row.
+        let of_plans =
+            |quota: Quota| !matches!(quota, Quota::QueueDepth | Quota::Concurrency | Quota::Weight);
+        check(changes, of_plans)?;
+        let mut level = Level::default();
+        for (quota, amount) in changes {
+            level.set(*quota, *amount).map_err(|why| invalid(*quota, why))?;
+        }
+        if !self.inner.store.plan_put(name.as_str(), &level).await? {
+            return Err(full("plans", MAX_PLANS));
+        }
+        audit::changed(Value::Null, json!({"plan": name, "quotas": level.to_json()}));
+        Ok(())
+    }
+
+    /// The tenant with this name or id.
+    ///
+    /// # Errors
+    /// There is none; or Postgres does not answer.
+    pub async fn tenant_named(&self, name: &str) -> Result<TenantId> {
+        let found = self.inner.store.tenant_named(name).await?;
+        found.ok_or_else(|| Error::TenantNotFound(name.chars().take(64).collect()))
+    }
+
+    /// What was changed here holds here at once.
+    fn forget(&self, tenant: TenantId) {
+        let entry = self.inner.quotas.of(tenant);
+        *entry.known.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+fn used_up(quota: Quota, limit: u64, window: &Window, seconds: u32) -> Error {
+    Error::QuotaExceeded {
+        name: quota.as_str(),
+        limit,
+        current: window.used.min(limit),
+        resets_at: Some(window.began + TimeDelta::seconds(seconds.into())),
+    }
+}
+
+fn full(name: &'static str, most: i64) -> Error {
+    let limit = most.unsigned_abs();
+    Error::OverQuota { name, limit, wanted: limit + 1 }
+}
+
+fn invalid(quota: Quota, why: impl Into<String>) -> Error {
+    crate::app::invoke::invalid(&format!("/quotas/{}", quota.as_str()), why)
+}
+
+/// Changes, for the audit log.
+fn said(changes: &[Change]) -> Value {
+    let pairs = changes.iter().map(|(quota, amount)| (quota.as_str().to_owned(), json!(amount)));
+    Value::Object(pairs.collect())
+}
+
+/// Every change is one that may be made, of an amount that may be.
+fn check(changes: &[Change], may: impl Fn(Quota) -> bool) -> Result<()> {
+    for (quota, amount) in changes {
+        if !may(*quota) {
+            return Err(invalid(*quota, "cannot be set here"));
+        }
+        Level::default().set(*quota, *amount).map_err(|why| invalid(*quota, why))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,434 @@
+//! What a tenant may use: the list of quotas, how they are inherited, and tokens taken from a quota that all servers
+//! share. Owns the rules; counts nothing and knows no clock.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// What happens when a quota is hit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// The request is refused until the window ends, or something has gone: 429.
+    Refuses,
+    /// The request is refused, and waiting does not help: 403.
+    Forbids,
+    /// What was accepted waits in the queue.
+    Waits,
+    /// What is beyond it is dropped and counted.
+    Truncates,
+    /// Nothing ends: it says who goes first.
+    Shares,
+}
+
+impl Effect {
+    /// The word of the API.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Refuses => "refuses",
+            Self::Forbids => "forbids",
+            Self::Waits => "waits",
+            Self::Truncates => "truncates",
+            Self::Shares => "shares",
+        }
+    }
+}
+
+macro_rules! quotas {
+    ($($(#[doc = $doc:literal])+ $variant:ident $name:literal $effect:ident $min:literal $max:literal $task:literal;)+) => {
+        /// Every quota.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Quota { $($(#[doc = $doc])+ $variant),+ }
+
+        impl Quota {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The name in answers, commands and the database.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $name),+ }
+            }
+
+            /// What happens when it is hit.
+            #[must_use]
+            pub fn effect(self) -> Effect {
+                match self { $(Self::$variant => Effect::$effect),+ }
+            }
+
+            /// Smallest and largest value.
+            #[must_use]
+            pub fn range(self) -> (u64, u64) {
+                match self { $(Self::$variant => ($min, $max)),+ }
+            }
+
+            /// Whether a tenant may give its tasks shares of it.
+            #[must_use]
+            pub fn of_tasks(self) -> bool {
+                match self { $(Self::$variant => $task),+ }
+            }
+
+            /// What it is, for the documentation.
+            #[must_use]
+            pub fn describe(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),+).trim_ascii()),+ }
+            }
+        }
+    };
+}
+
+quotas! {
+    /// Invocations accepted per second, over all servers.
+    InvocationsPerSecond "invocations_per_s" Refuses 1 1_000_000 true;
+    /// Invocations accepted per day (UTC), over all servers.
+    InvocationsPerDay "invocations_per_day" Refuses 1 1_000_000_000_000 true;
+    /// Invocations that wait.
+    QueueDepth "queue_depth" Refuses 0 1_000_000_000 false;
+    /// Different modules stored.
+    Modules "modules" Forbids 0 1_000_000 false;
+    /// Bytes of all modules stored.
+    ModuleBytes "module_bytes" Forbids 0 1_000_000_000_000_000 false;
+    /// Memory that one attempt may ask for, in bytes.
+    AttemptMemoryBytes "attempt_memory_bytes" Forbids 65_536 4_294_967_296 true;
+    /// Attempts that run at once, over all workers.
+    Concurrency "concurrency" Waits 1 1_000_000 false;
+    /// Log bytes kept per day (UTC); later invocations of the day log nothing.
+    LogBytesPerDay "log_bytes_per_day" Truncates 0 1_000_000_000_000_000 false;
+    /// Share of the workers beside other tenants.
+    Weight "weight" Shares 1 10_000 false;
+}
+
+/// A word that is not a quota.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a quota")]
+pub struct UnknownQuota(pub String);
+
+impl FromStr for Quota {
+    type Err = UnknownQuota;
+    fn from_str(text: &str) -> Result<Self, UnknownQuota> {
+        let found = Self::ALL.iter().find(|quota| quota.as_str() == text);
+        found.copied().ok_or_else(|| UnknownQuota(text.chars().take(64).collect()))
+    }
+}
+
+/// How much of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Amount {
+    /// So much and no more.
+    At(u64),
+    /// As much as there is.
+    Unlimited,
+}
+
+/// The text for [`Amount::Unlimited`].
+const UNLIMITED: &str = "unlimited";
+
+impl Amount {
+    /// The bound, if there is one.
+    #[must_use]
+    pub fn bound(self) -> Option<u64> {
+        match self {
+            Self::At(n) => Some(n),
+            Self::Unlimited => None,
+        }
+    }
+}
+
+impl fmt::Display for Amount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::At(n) => n.fmt(f),
+            Self::Unlimited => f.write_str(UNLIMITED),
+        }
+    }
+}
+
+impl FromStr for Amount {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == UNLIMITED {
+            return Ok(Self::Unlimited);
+        }
+        text.parse()
+            .map(Self::At)
+            .map_err(|_| format!("`{text}` is neither a whole number nor `{UNLIMITED}`"))
+    }
+}
+
+impl Serialize for Amount {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::At(n) => serializer.serialize_u64(*n),
+            Self::Unlimited => serializer.serialize_str(UNLIMITED),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Amount {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Either {
+            Number(u64),
+            Text(String),
+        }
+        match Either::deserialize(deserializer) {
+            Ok(Either::Number(n)) => Ok(Self::At(n)),
+            Ok(Either::Text(text)) if text == UNLIMITED => Ok(Self::Unlimited),
+            _ => Err(serde::de::Error::custom(format!("must be a whole number or \"{UNLIMITED}\""))),
+        }
+    }
+}
+
+/// What one level says: the configuration, a plan, a tenant, a task. What is absent is inherited.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Level(BTreeMap<Quota, Amount>);
+
+impl Level {
+    /// What it says of a quota.
+    #[must_use]
+    pub fn get(&self, quota: Quota) -> Option<Amount> {
+        self.0.get(&quota).copied()
+    }
+
+    /// Say this of a quota; `None`: inherit.
+    ///
+    /// # Errors
+    /// It is out of the quota's range.
+    pub fn set(&mut self, quota: Quota, amount: Option<Amount>) -> Result<(), String> {
+        let Some(amount) = amount else {
+            self.0.remove(&quota);
+            return Ok(());
+        };
+        let (min, max) = quota.range();
+        if let Amount::At(n) = amount
+            && !(min..=max).contains(&n)
+        {
+            return Err(format!("must be from {min} to {max}, or \"{UNLIMITED}\""));
+        }
+        self.0.insert(quota, amount);
+        Ok(())
+    }
+
+    /// From what is stored. What this version does not know is left out: another version may have written it.
+    #[must_use]
+    pub fn from_json(value: &serde_json::Value) -> Self {
+        let pairs = value.as_object().into_iter().flatten();
+        Self(
+            pairs
+                .filter_map(|(name, value)| {
+                    Some((name.parse::<Quota>().ok()?, serde_json::from_value(value.clone()).ok()?))
+                })
+                .collect(),
+        )
+    }
+
+    /// As it is stored.
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        let pairs = self.0.iter().map(|(quota, amount)| {
+            let value = match amount {
+                Amount::At(n) => (*n).into(),
+                Amount::Unlimited => UNLIMITED.into(),
+            };
+            (quota.as_str().to_owned(), value)
+        });
+        serde_json::Value::Object(pairs.collect())
+    }
+}
+
+/// Who said what holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// The configuration of the installation.
+    Default,
+    /// The tenant's plan.
+    Plan,
+    /// The platform, for this tenant.
+    Tenant,
+}
+
+impl Source {
+    /// The word of the API.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::Plan => "plan",
+            Self::Tenant => "tenant",
+        }
+    }
+}
+
+/// The levels above a task, the weakest first.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Levels {
+    /// The configuration.
+    pub default: Level,
+    /// The plan.
+    pub plan: Level,
+    /// The tenant.
+    pub tenant: Level,
+}
+
+impl Levels {
+    /// What holds for the tenant, and who said so.
+    #[must_use]
+    pub fn holds(&self, quota: Quota) -> (Amount, Source) {
+        let levels =
+            [(&self.tenant, Source::Tenant), (&self.plan, Source::Plan), (&self.default, Source::Default)];
+        let said = levels.into_iter().find_map(|(level, source)| Some((level.get(quota)?, source)));
+        said.unwrap_or((Amount::Unlimited, Source::Default))
+    }
+
+    /// The bound that holds for the tenant.
+    #[must_use]
+    pub fn bound(&self, quota: Quota) -> Option<u64> {
+        self.holds(quota).0.bound()
+    }
+}
+
+/// Tokens of one quota in one window that this server holds and has not used. Whoever takes one may accept one thing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tokens {
+    /// Not used.
+    pub held: u64,
+}
+
+impl Tokens {
+    /// How many to ask for so that `wanted` can be taken: some more than needed, so that not everything asks, and
+    /// few enough that other servers get theirs.
+    #[must_use]
+    pub fn to_ask(self, wanted: u64, limit: u64) -> u64 {
+        /// One server takes at most this part of a quota ahead.
+        const PART: u64 = 50;
+        /// And never more than this.
+        const MOST: u64 = 10_000;
+        wanted.saturating_sub(self.held).max((limit / PART).min(MOST)).min(limit.max(wanted))
+    }
+
+    /// Take them, all or none.
+    #[must_use]
+    pub fn take(&mut self, wanted: u64) -> bool {
+        let enough = self.held >= wanted;
+        if enough {
+            self.held -= wanted;
+        }
+        enough
+    }
+
+    /// Put back what was taken and not used.
+    pub fn put_back(&mut self, unused: u64) {
+        self.held = self.held.saturating_add(unused);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_nearest_level_that_says_something_holds() {
+        let level = |json| Level::from_json(&json);
+        let levels = Levels {
+            default: level(json!({"modules": 10, "module_bytes": 100, "invocations_per_s": 5})),
+            plan: level(json!({"modules": 20, "invocations_per_s": "unlimited"})),
+            tenant: level(json!({"modules": 30, "unknown": 1, "weight": "much"})),
+        };
+        assert_eq!(levels.holds(Quota::Modules), (Amount::At(30), Source::Tenant));
+        assert_eq!(levels.holds(Quota::InvocationsPerSecond), (Amount::Unlimited, Source::Plan));
+        assert_eq!(levels.holds(Quota::ModuleBytes), (Amount::At(100), Source::Default));
+        assert_eq!(levels.holds(Quota::Weight), (Amount::Unlimited, Source::Default));
+        assert_eq!(levels.tenant.to_json(), json!({"modules": 30}));
+    }
+
+    #[test]
+    fn amounts_are_numbers_or_unlimited_and_keep_their_ranges() {
+        for (json, amount) in [("7", Amount::At(7)), ("\"unlimited\"", Amount::Unlimited)] {
+            assert_eq!(serde_json::from_str::<Amount>(json).unwrap(), amount);
+            assert_eq!(serde_json::to_string(&amount).unwrap(), json);
+        }
+        for bad in ["-1", "1.5", "\"many\"", "null", "[]"] {
+            assert!(serde_json::from_str::<Amount>(bad).is_err(), "{bad}");
+        }
+        for quota in Quota::ALL {
+            let (min, max) = quota.range();
+            let mut level = Level::default();
+            assert!(
+                level.set(*quota, Some(Amount::At(min))).is_ok()
+                    && level.set(*quota, Some(Amount::At(max))).is_ok()
+            );
+            assert!(level.set(*quota, Some(Amount::At(max + 1))).is_err(), "{quota:?}");
+            assert_eq!(level.get(*quota), Some(Amount::At(max)));
+            level.set(*quota, None).unwrap();
+            assert_eq!(level, Level::default());
+            assert_eq!(quota.as_str().parse(), Ok(*quota));
+        }
+    }
+
+    /// Postgres as `take_quota` is: one row.
+    #[derive(Debug)]
+    struct Row {
+        used: u64,
+        limit: u64,
+    }
+
+    impl Row {
+        fn grant(&mut self, wanted: u64) -> u64 {
+            let granted = wanted.min(self.limit.saturating_sub(self.used));
+            self.used += granted;
+            granted
+        }
+    }
+
+    proptest! {
+        /// Some servers take, use, put back and stop, in any order.
+        #[test]
+        fn a_quota_is_never_passed_and_what_is_given_back_can_be_used(
+            limit in 1u64..500,
+            steps in prop::collection::vec((0usize..3, 0u8..4, 1u64..20), 1..200),
+        ) {
+            let mut row = Row { used: 0, limit };
+            let mut servers = [Tokens::default(); 3];
+            let mut accepted = 0;
+            let mut in_flight = [0u64; 3];
+            for (at, step, n) in steps {
+                match step {
+                    // A request of n.
+                    0 | 1 => {
+                        if servers[at].held < n {
+                            let ask = servers[at].to_ask(n, limit);
+                            prop_assert!(ask + servers[at].held >= n);
+                            let granted = row.grant(ask);
+                            servers[at].put_back(granted);
+                        }
+                        if servers[at].take(n) {
+                            in_flight[at] += n;
+                        }
+                    }
+                    // It was accepted.
+                    2 => accepted += std::mem::take(&mut in_flight[at]),
+                    // It was not, after all; or the server stops and returns what it holds.
+                    _ => {
+                        servers[at].put_back(std::mem::take(&mut in_flight[at]));
+                        row.used -= std::mem::take(&mut servers[at].held);
+                    }
+                }
+                let held: u64 = servers.iter().map(|tokens| tokens.held).sum();
+                let flying: u64 = in_flight.iter().sum();
+                prop_assert!(row.used <= limit);
+                prop_assert_eq!(row.used, accepted + held + flying);
+            }
+            // Nothing is lost: what was not used can be used by anybody.
+            for (tokens, flying) in servers.iter_mut().zip(in_flight) {
+                row.used -= std::mem::take(&mut tokens.held) + flying;
+            }
+            prop_assert_eq!(row.grant(limit), limit - accepted);
+        }
+    }
+}

@@ -1,0 +1,400 @@
+//! Quotas as rows: plans, what a tenant and its tasks may use, and windows of quotas that all servers share. Decides
+//! nothing: what holds is `domain::quota`.
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+use sqlx::postgres::types::PgInterval;
+use sqlx::types::Json;
+use sqlx::{Connection as _, PgConnection, Row};
+
+use crate::domain::ids::{TaskId, TenantId};
+use crate::domain::quota::{Amount, Level, Quota};
+use crate::store::{ApiStore, Error, Result, TenantConn, Tries};
+
+/// Tasks of a tenant that may have shares of their own: all of them are read together.
+pub const MAX_TASK_SHARES: i64 = 1_000;
+
+/// Plans of the platform.
+pub const MAX_PLANS: i64 = 1_000;
+
+/// The weight of a tenant of which nothing is said.
+const PLAIN_WEIGHT: i32 = 100;
+
+/// What is said of a tenant, level by level.
+#[derive(Debug, Clone, Default)]
+pub struct TenantQuotas {
+    /// Name of its plan.
+    pub plan: Option<String>,
+    /// What the plan says.
+    pub of_plan: Level,
+    /// What the platform says of this tenant.
+    pub of_tenant: Level,
+    /// What the tenant says of its tasks.
+    pub of_tasks: Vec<(TaskId, Level)>,
+}
+
+/// A plan.
+#[derive(Debug, Clone)]
+pub struct PlanRow {
+    /// Its name.
+    pub name: String,
+    /// What it says.
+    pub quotas: Level,
+    /// Last change.
+    pub updated_at: DateTime<Utc>,
+}
+
+/// What a tenant uses now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stored {
+    /// Different modules.
+    pub modules: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// A quota with a window that somebody wants some of.
+#[derive(Debug, Clone, Copy)]
+pub struct Want {
+    /// Of a task; `None`: of the tenant.
+    pub task: Option<TaskId>,
+    /// Which one.
+    pub quota: Quota,
+    /// Length of the window, in seconds; divides a day.
+    pub window_s: u32,
+    /// The bound in a window.
+    pub limit: u64,
+    /// How many at most. 0: only look.
+    pub want: u64,
+    /// Given back, of the window that began then.
+    pub back: Option<(u64, DateTime<Utc>)>,
+}
+
+/// What was granted.
+#[derive(Debug, Clone, Copy)]
+pub struct Grant {
+    /// How many.
+    pub granted: u64,
+    /// What is used now, by everybody.
+    pub used: u64,
+    /// When the window began.
+    pub window: DateTime<Utc>,
+    /// When it ends, in milliseconds from now.
+    pub ends_in_ms: u64,
+}
+
+/// Counts are never negative; whoever stored one did not mean it.
+fn count(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or(0)
+}
+
+fn bigint(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+async fn read(connection: &mut PgConnection, tenant: TenantId) -> Result<TenantQuotas> {
+    let row = sqlx::query(
+        "SELECT t.weight, t.max_queued, t.max_concurrency, q.plan, q.quotas, p.quotas AS of_plan,
+           (SELECT jsonb_agg(jsonb_build_array(k.task_id, k.quotas))
+            FROM (SELECT * FROM task_quotas WHERE tenant_id = $1 LIMIT $2) k) AS of_tasks
+         FROM tenants t LEFT JOIN quotas q USING (tenant_id) LEFT JOIN plans p ON p.name = q.plan
+         WHERE t.tenant_id = $1",
+    )
+    .bind(tenant)
+    .bind(MAX_TASK_SHARES)
+    .fetch_optional(connection)
+    .await?;
+    let Some(row) = row else { return Ok(TenantQuotas::default()) };
+    let level = |name: &str| -> Result<Level> {
+        Ok(row.try_get::<Option<Value>, _>(name)?.map(|value| Level::from_json(&value)).unwrap_or_default())
+    };
+    let mut of_tenant = level("quotas")?;
+    // These stand where the queue looks for them.
+    let weight = Some(row.try_get::<i32, _>("weight")?).filter(|weight| *weight != PLAIN_WEIGHT);
+    for (quota, value) in [
+        (Quota::Weight, weight.map(i64::from)),
+        (Quota::QueueDepth, row.try_get("max_queued")?),
+        (Quota::Concurrency, row.try_get::<Option<i32>, _>("max_concurrency")?.map(i64::from)),
+    ] {
+        of_tenant.set(quota, value.map(|n| Amount::At(count(n)))).map_err(Error::Corrupt)?;
+    }
+    let of_tasks: Option<Json<Vec<(TaskId, Value)>>> = row.try_get("of_tasks")?;
+    let of_tasks = of_tasks.map(|json| json.0).unwrap_or_default();
+    Ok(TenantQuotas {
+        plan: row.try_get("plan")?,
+        of_plan: level("of_plan")?,
+        of_tenant,
+        of_tasks: of_tasks.into_iter().map(|(task, quotas)| (task, Level::from_json(&quotas))).collect(),
+    })
+}
+
+/// Until this transaction ends, no other one comes past here for the same tenant: counts hold.
+pub(super) async fn one_at_a_time(connection: &mut PgConnection, tenant: TenantId) -> Result<()> {
+    sqlx::query("SELECT 1 FROM tenants WHERE tenant_id = $1 FOR NO KEY UPDATE")
+        .bind(tenant)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+impl ApiStore {
+    /// The tenant with this name or id, for the platform.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn tenant_named(&self, name: &str) -> Result<Option<TenantId>> {
+        let mut tries = Tries::of(&self.pool);
+        loop {
+            let answer = sqlx::query_scalar("SELECT tenant_named($1)").bind(name).fetch_one(&self.pool).await;
+            if let Some(answer) = tries.settle(answer) {
+                return answer;
+            }
+        }
+    }
+
+    /// Every plan, by name.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn plans(&self) -> Result<Vec<PlanRow>> {
+        let mut tries = Tries::of(&self.pool);
+        let rows = loop {
+            let answer = sqlx::query("SELECT name, quotas, updated_at FROM plans ORDER BY name")
+                .fetch_all(&self.pool)
+                .await;
+            if let Some(answer) = tries.settle(answer) {
+                break answer?;
+            }
+        };
+        rows.iter()
+            .map(|row| {
+                Ok(PlanRow {
+                    name: row.try_get("name")?,
+                    quotas: Level::from_json(&row.try_get::<Value, _>("quotas")?),
+                    updated_at: row.try_get("updated_at")?,
+                })
+            })
+            .collect()
+    }
+
+    /// Make a plan, or let an existing one say this. False: there are [`MAX_PLANS`] others already.
+    ///
+    /// # Errors
+    /// The name is none; Postgres does not answer.
+    pub async fn plan_put(&self, name: &str, quotas: &Level) -> Result<bool> {
+        let done = sqlx::query(
+            "INSERT INTO plans (name, quotas)
+             SELECT $1, $2 WHERE (SELECT count(*) FROM plans WHERE name <> $1) < $3
+             ON CONFLICT (name) DO UPDATE SET quotas = EXCLUDED.quotas, updated_at = clock_timestamp()",
+        )
+        .bind(name)
+        .bind(quotas.to_json())
+        .bind(MAX_PLANS)
+        .execute(&self.pool)
+        .await?;
+        Ok(done.rows_affected() > 0)
+    }
+}
+
+impl TenantConn {
+    /// What is said of this tenant.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn quotas(&mut self) -> Result<TenantQuotas> {
+        let tenant = self.tenant();
+        read(self, tenant).await
+    }
+
+    /// Change this tenant's plan (`Some(None)`: none) and its own quotas. False: there is no such plan, and nothing has
+    /// changed.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn quotas_change(
+        &mut self,
+        plan: Option<Option<&str>>,
+        changes: &[(Quota, Option<Amount>)],
+    ) -> Result<bool> {
+        let tenant = self.tenant();
+        let mut transaction = self.begin().await?;
+        one_at_a_time(&mut transaction, tenant).await?;
+        let found = read(&mut transaction, tenant).await?;
+        let plan = plan.map_or(found.plan, |plan| plan.map(str::to_owned));
+        let known: bool =
+            sqlx::query_scalar("SELECT $1::text IS NULL OR EXISTS (SELECT 1 FROM plans WHERE name = $1)")
+                .bind(&plan)
+                .fetch_one(&mut *transaction)
+                .await?;
+        if !known {
+            return Ok(false);
+        }
+        let mut own = found.of_tenant;
+        for (quota, amount) in changes {
+            own.set(*quota, *amount).map_err(Error::Corrupt)?;
+        }
+        let mut queue = |quota| -> Result<Option<i64>> {
+            let amount = own.get(quota);
+            own.set(quota, None).map_err(Error::Corrupt)?;
+            Ok(amount.and_then(Amount::bound).map(bigint))
+        };
+        let (weight, depth, concurrency) =
+            (queue(Quota::Weight)?, queue(Quota::QueueDepth)?, queue(Quota::Concurrency)?);
+        sqlx::query(
+            "INSERT INTO quotas (tenant_id, plan, quotas) VALUES ($1, $2, $3)
+             ON CONFLICT (tenant_id) DO UPDATE SET plan = EXCLUDED.plan, quotas = EXCLUDED.quotas, updated_at = clock_timestamp()",
+        )
+        .bind(tenant)
+        .bind(plan)
+        .bind(own.to_json())
+        .execute(&mut *transaction)
+        .await?;
+        sqlx::query(
+            "UPDATE tenants SET weight = COALESCE($2::int, $5), max_queued = $3, max_concurrency = $4::int
+             WHERE tenant_id = $1 AND (weight, max_queued, max_concurrency)
+               IS DISTINCT FROM (COALESCE($2::int, $5), $3, $4::int)",
+        )
+        .bind(tenant)
+        .bind(weight)
+        .bind(depth)
+        .bind(concurrency)
+        .bind(PLAIN_WEIGHT)
+        .execute(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        Ok(true)
+    }
+
+    /// Change the shares that a task has of its tenant's quotas; what it has then. `None`: [`MAX_TASK_SHARES`] other
+    /// tasks have shares already, and nothing has changed.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn task_quotas_change(
+        &mut self,
+        task: TaskId,
+        changes: &[(Quota, Option<Amount>)],
+    ) -> Result<Option<Level>> {
+        let tenant = self.tenant();
+        let mut transaction = self.begin().await?;
+        one_at_a_time(&mut transaction, tenant).await?;
+        let found: Option<Value> =
+            sqlx::query_scalar("SELECT quotas FROM task_quotas WHERE tenant_id = $1 AND task_id = $2")
+                .bind(tenant)
+                .bind(task)
+                .fetch_optional(&mut *transaction)
+                .await?;
+        let mut level = found.as_ref().map(Level::from_json).unwrap_or_default();
+        for (quota, amount) in changes {
+            level.set(*quota, *amount).map_err(Error::Corrupt)?;
+        }
+        if level == Level::default() {
+            sqlx::query("DELETE FROM task_quotas WHERE tenant_id = $1 AND task_id = $2")
+                .bind(tenant)
+                .bind(task)
+                .execute(&mut *transaction)
+                .await?;
+        } else {
+            // A deleted task has no use for its share.
+            sqlx::query(
+                "DELETE FROM task_quotas k USING tasks t WHERE k.tenant_id = $1 AND t.tenant_id = $1
+                   AND t.task_id = k.task_id AND t.deleted_at IS NOT NULL",
+            )
+            .bind(tenant)
+            .execute(&mut *transaction)
+            .await?;
+            let done = sqlx::query(
+                "INSERT INTO task_quotas (tenant_id, task_id, quotas)
+                 SELECT $1, $2, $3
+                 WHERE (SELECT count(*) FROM task_quotas WHERE tenant_id = $1 AND task_id <> $2) < $4
+                 ON CONFLICT (tenant_id, task_id) DO UPDATE SET quotas = EXCLUDED.quotas",
+            )
+            .bind(tenant)
+            .bind(task)
+            .bind(level.to_json())
+            .bind(MAX_TASK_SHARES)
+            .execute(&mut *transaction)
+            .await?;
+            if done.rows_affected() == 0 {
+                return Ok(None);
+            }
+        }
+        transaction.commit().await?;
+        Ok(Some(level))
+    }
+
+    /// What this tenant has stored.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn stored(&mut self) -> Result<Stored> {
+        let tenant = self.tenant();
+        let (modules, bytes): (i64, i64) = sqlx::query_as(
+            "SELECT count(*), COALESCE(sum(size_bytes), 0)::bigint FROM (
+               SELECT DISTINCT ON (v.sha256) v.size_bytes FROM versions v JOIN blobs b USING (tenant_id, sha256)
+               WHERE v.tenant_id = $1 AND b.freed_at IS NULL) s",
+        )
+        .bind(tenant)
+        .fetch_one(&mut **self)
+        .await?;
+        Ok(Stored { modules: count(modules), bytes: count(bytes) })
+    }
+
+    /// Whether this tenant has stored this module.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn has_module(&mut self, hash: &[u8; 32]) -> Result<bool> {
+        let tenant = self.tenant();
+        Ok(sqlx::query_scalar(
+            "SELECT EXISTS (SELECT 1 FROM blobs WHERE tenant_id = $1 AND sha256 = $2 AND freed_at IS NULL)",
+        )
+        .bind(tenant)
+        .bind(hash.as_slice())
+        .fetch_one(&mut **self)
+        .await?)
+    }
+
+    /// Log bytes kept since midnight (UTC).
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn log_bytes_today(&mut self) -> Result<u64> {
+        let tenant = self.tenant();
+        let bytes: i64 = sqlx::query_scalar(
+            "SELECT COALESCE(sum(log_bytes), 0)::bigint FROM usage
+             WHERE tenant_id = $1 AND hour >= date_bin('1 day', clock_timestamp(), 'epoch')",
+        )
+        .bind(tenant)
+        .fetch_one(&mut **self)
+        .await?;
+        Ok(count(bytes))
+    }
+
+    /// Take some of a quota that all servers share.
+    ///
+    /// # Errors
+    /// Postgres does not answer: then some may have been taken that nobody uses.
+    pub async fn take_quota(&mut self, want: &Want) -> Result<Grant> {
+        let (back, back_window) = want.back.unzip();
+        let window = PgInterval { months: 0, days: 0, microseconds: i64::from(want.window_s) * 1_000_000 };
+        let row = sqlx::query(
+            "SELECT granted, used, window_start, ends_in_ms FROM take_quota($1, $2, $3, $4, $5, $6, $7)",
+        )
+        .bind(want.task.map_or(uuid::Uuid::nil(), |task| task.0))
+        .bind(want.quota.as_str())
+        .bind(window)
+        .bind(bigint(want.limit))
+        .bind(bigint(want.want))
+        .bind(bigint(back.unwrap_or(0)))
+        .bind(back_window)
+        .fetch_one(&mut **self)
+        .await?;
+        Ok(Grant {
+            granted: count(row.try_get("granted")?),
+            used: count(row.try_get("used")?),
+            window: row.try_get("window_start")?,
+            ends_in_ms: count(row.try_get("ends_in_ms")?),
+        })
+    }
+}
