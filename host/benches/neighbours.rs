@@ -147,15 +147,17 @@ async fn victim(bench: &Bench) -> Result<()> {
     host.watch(&one, &mut Crowd::default(), SETTLE, || VICTIM_EVERY).await?;
     for (name, goal, mut crowd) in crowds {
         let (mut alone, mut with, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut wall_s, mut cell_s, mut victim_ms, mut inside) = (0.0, 0.0, 0.0, Vec::new());
+        let (mut wall_s, mut cell_s, mut own_s, mut victim_ms) = (0.0, 0.0, 0.0, 0.0);
+        let mut inside = Vec::new();
         for _ in 0..PAIRS {
             let before = host.watch(&one, &mut Crowd::default(), HALF, || VICTIM_EVERY).await?;
             host.gather(&mut crowd)?;
             host.watch(&one, &mut crowd, SETTLE, || VICTIM_EVERY).await?;
-            let (began, cpu_s) = (Instant::now(), host.cpu_s()?);
+            let (began, cell, own) = (Instant::now(), host.cpu_s()?, cpu_s(std::process::id())?);
             let beside = host.watch(&one, &mut crowd, HALF, || VICTIM_EVERY).await?;
             wall_s += began.elapsed().as_secs_f64();
-            cell_s += host.cpu_s()? - cpu_s;
+            cell_s += host.cpu_s()? - cell;
+            own_s += cpu_s(std::process::id())? - own;
             victim_ms += beside.iter().map(|sample| sample.cpu_ms).sum::<f64>();
             inside.extend(beside.iter().map(|sample| sample.wall_ms));
             host.disperse(&mut crowd).await?;
@@ -168,7 +170,8 @@ async fn victim(bench: &Bench) -> Result<()> {
         println!(
             "victim     {name:<23} alone p50 {:>6.2} p99 {:>6.2} ms, with p50 {:>6.2} p99 {:>6.2} ms \
              (p99 {:.2} from its first poll to its end); p99 with / alone {ratio:.2} ({:.2} to {:.2}, \
-             {PAIRS} pairs), goal <= {goal}: {}; CPUs meanwhile {:.2}, the victim's {:.3}{}",
+             {PAIRS} pairs), goal <= {goal}: {}; \
+             CPUs: cell {:.2}, of it the victim {:.3}, this side {:.2}{}",
             quantile(&alone, 0.5),
             quantile(&alone, 0.99),
             quantile(&with, 0.5),
@@ -181,6 +184,7 @@ async fn victim(bench: &Bench) -> Result<()> {
             // is left waits by right.
             cell_s / wall_s,
             victim_ms / 1e3 / wall_s,
+            own_s / wall_s,
             crowd.complaint(),
         );
     }
@@ -214,7 +218,8 @@ async fn given_up(bench: &Bench) -> Result<()> {
     let given = quantile(&wall, 0.5);
     println!(
         "given-up   {count} attempts of {} tenants against 1 tenant: {given:.1} % of iterations per second \
-         ({:.1} to {:.1}, {PAIRS} pairs), {:.1} % of iterations per CPU second of the receipts; goal <= 2 %: {}",
+         ({:.1} to {:.1}, {PAIRS} pairs), {:.1} % of iterations per CPU second of the receipts; \
+         goal <= 2 %: {}",
         count / 2,
         quantile(&wall, 0.0),
         quantile(&wall, 1.0),
@@ -265,8 +270,8 @@ async fn scaling(bench: &Bench) -> Result<()> {
 /// adversary is the way there and back.
 async fn slices(bench: &Bench) -> Result<()> {
     println!(
-        "slices     no receipt tells a slice: instead, on 1 thread, the lateness of a second tenant's attempt of \
-         100 us"
+        "slices     no receipt tells a slice: instead, on 1 thread, the lateness of a second \
+         tenant's attempt of 100 us"
     );
     let quick = bench.burn(LATE_CPU).await?;
     let one = attempt(&quick, VICTIM);
@@ -584,14 +589,9 @@ impl Host {
         bail!("the resident size of the cell does not settle")
     }
 
-    /// CPU of the process so far: the 14th and 15th field of `stat`, which Linux counts in hundredths for
-    /// everybody.
+    /// CPU of the process so far.
     fn cpu_s(&self) -> Result<f64> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.cell.pid()))?;
-        let (_, fields) = stat.rsplit_once(')').context("no name in stat")?;
-        let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
-        let of = |n: usize| fields.get(n).context("stat is short")?.parse::<f64>().context("stat");
-        Ok((of(11)? + of(12)?) / 100.0)
+        cpu_s(self.cell.pid())
     }
 
     /// The second field of `statm`, but in KiB instead of pages of whatever size.
@@ -600,6 +600,16 @@ impl Host {
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
         Ok(line.trim().trim_end_matches("kB").trim_end().parse()?)
     }
+}
+
+/// CPU of a process so far: the 14th and 15th field of `stat`, which Linux counts in hundredths for
+/// everybody.
+fn cpu_s(process: u32) -> Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+    let (_, fields) = stat.rsplit_once(')').context("no name in stat")?;
+    let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
+    let of = |n: usize| fields.get(n).context("stat is short")?.parse::<f64>().context("stat");
+    Ok((of(11)? + of(12)?) / 100.0)
 }
 
 /// What all sections need.
