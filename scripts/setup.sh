@@ -72,6 +72,8 @@ command -v cc >/dev/null || packages+=(gcc libc6-dev)
 if [[ ${1:-} == tests ]]; then
     command -v python3 >/dev/null || packages+=(python3)
     python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip)
+    # Debian keeps it apart; without it `python3 -m venv` makes nothing.
+    python3 -m ensurepip --version >/dev/null 2>&1 || packages+=(python3-venv)
 fi
 ((${#packages[@]} == 0)) || install_packages "${packages[@]}"
 has_postgres || fail "there is still no PostgreSQL server; set SANDBAR_PG_BIN to the directory of postgres and initdb"

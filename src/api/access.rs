@@ -60,13 +60,24 @@ impl Access {
 pub struct Operation {
     /// Its method.
     pub method: &'static str,
-    /// Its path, as in the OpenAPI document.
+    /// Its path, as the router has it.
     pub path: &'static str,
     /// Who may call it.
     pub access: Access,
 }
 
+/// The path of a route as the OpenAPI document has it.
+pub(super) fn documented(path: &str) -> String {
+    path.replace("{*", "{")
+}
+
 impl Operation {
+    /// Its path in the OpenAPI document.
+    #[must_use]
+    pub fn documented(&self) -> String {
+        documented(self.path)
+    }
+
     /// Whether it changes something that is worth an entry each time. Submissions are not: see `app::audit`.
     fn changes(&self) -> bool {
         self.method != "GET" && self.access.action() != Some(Submit)
@@ -426,7 +437,7 @@ mod tests {
                 documented.insert((method.to_uppercase(), path.clone()));
             }
         }
-        let rows: Vec<_> = OPERATIONS.iter().map(|op| (op.method.to_owned(), op.path.to_owned())).collect();
+        let rows: Vec<_> = OPERATIONS.iter().map(|op| (op.method.to_owned(), op.documented())).collect();
         let unique: BTreeSet<_> = rows.iter().cloned().collect();
         assert_eq!(unique.len(), rows.len(), "a row twice");
         let missing: Vec<_> = documented.difference(&unique).collect();
@@ -495,7 +506,7 @@ Nobody can make a key, or give a role, that may more than they may themselves.
                 Invocation(_) => "the task of the invocation",
                 Named(_) => "the tasks it names",
             };
-            write!(page, "\n| `{} {}` | {action} | {on} |", op.method, op.path).unwrap();
+            write!(page, "\n| `{} {}` | {action} | {on} |", op.method, op.documented()).unwrap();
         }
         page.push('\n');
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/permissions.md");

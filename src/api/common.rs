@@ -3,9 +3,14 @@
 
 use utoipa::openapi::{Content, OpenApi, PathItem, Ref, RefOr, Response};
 
+use crate::api::access::documented;
+
 /// Of every operation under `/v1/`.
-const ANY: &[(&str, &str)] =
-    &[("429", "rate-limited"), ("500", "internal"), ("503", "database-unavailable, overloaded, timeout")];
+const ANY: &[(&str, &str)] = &[
+    ("429", "rate-limited"),
+    ("500", "internal"),
+    ("503", "database-unavailable, issuer-unavailable, overloaded, timeout"),
+];
 /// Of those that take parameters in the query or the path.
 const ASKING: &[(&str, &str)] = &[("400", "invalid-query, broken-body, malformed-json")];
 /// Of those with a body.
@@ -16,8 +21,10 @@ const SENDING: &[(&str, &str)] = &[
     ("422", "invalid-body"),
 ];
 
-/// Add what is not there.
+/// Add what is not there, and write the paths as OpenAPI does: it has no word for "the rest of the path".
 pub(super) fn document(document: &mut OpenApi) {
+    let paths = std::mem::take(&mut document.paths.paths);
+    document.paths.paths = paths.into_iter().map(|(path, item)| (documented(&path), item)).collect();
     for (path, item) in &mut document.paths.paths {
         let open = !path.starts_with("/v1/");
         for operation in operations(item) {
