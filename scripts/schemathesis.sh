@@ -8,7 +8,7 @@ readonly SANDBAR=$PWD/target/debug/sandbar
 readonly VERSION=4.32.5
 readonly DIR=$PWD/target/schemathesis
 # Longest installation, time for requests, and longest run, in seconds; longest start, in tenths of one.
-readonly INSTALL_LIMIT=300 BUDGET=40 LIMIT=60 START_LIMIT=600
+readonly INSTALL_LIMIT=300 BUDGET=40 LIMIT=180 START_LIMIT=600
 readonly KEY=sbk_key-of-the-check-by-schemathesis
 
 fail() {
@@ -58,12 +58,14 @@ done
 curl -sf -o /dev/null -X PUT "$base/v1/secrets/TOKEN" -H "x-api-key: $KEY" -H 'content-type: application/json' -d '{"value":"x"}'
 
 status=0
+# One worker: Python 3.11 counts the depth of `ast` for all threads together, and two of them make it fail now and then.
 (cd "$work" && timeout "$LIMIT" "$DIR/bin/schemathesis" run "$base/openapi.json" --url "$base" \
-    --header "x-api-key: $KEY" --workers 2 --seed 1 --phases examples,coverage --max-time "$BUDGET" \
+    --header "x-api-key: $KEY" --workers 1 --seed 1 --phases examples,coverage --max-time "$BUDGET" \
     --checks not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance \
     --request-timeout 20 --no-color) >"$work/said.log" 2>&1 || status=$?
 if ((status != 0)); then
-    tail -n 150 "$work/said.log" >&2
+    # What failed; not the many warnings about data that it did not find.
+    sed '/^=* WARNINGS =*$/,/^=* SUMMARY =*$/d' "$work/said.log" | tail -n 200 >&2
     fail "the server does not keep to its document"
 else
     tail -n 12 "$work/said.log"
