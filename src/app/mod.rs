@@ -41,6 +41,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::ids::TenantId;
+use crate::domain::issuer::Issuer;
 use crate::domain::quota::{Amount, Level, Quota};
 use crate::domain::rate::Rates;
 use crate::store::{ApiStore, TenantConn};
@@ -68,7 +69,7 @@ pub struct Settings {
     /// Invocations of a tenant that may wait, where the tenant has no limit of its own.
     pub max_queued: u64,
     /// Whose tokens are believed besides our own.
-    pub issuers: Vec<crate::config::Issuer>,
+    pub issuers: Vec<Issuer>,
     /// What one server lets through.
     pub rates: Rates,
     /// What a tenant may use when neither its plan nor the platform says otherwise.

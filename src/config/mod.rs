@@ -6,7 +6,6 @@
 //!
 //! This module never opens a connection, never creates a directory and never prints a secret.
 
-mod issuer;
 mod load;
 mod range;
 mod secret;
@@ -26,7 +25,8 @@ use sandbar_host::egress::address::{Network, Networks};
 use sandbar_host::walls::{Wall, Walls};
 use serde::{Deserialize, Serialize};
 
-pub use issuer::Issuer;
+use crate::domain::issuer::Issuer;
+
 pub use load::{ConfigError, Overrides};
 pub use range::{RANGES, Range};
 pub use secret::Secret;

@@ -3,7 +3,8 @@
 
 use sandbar_host::egress::address::MAX_NETWORKS;
 
-use super::issuer::MAX_ISSUERS;
+use crate::domain::issuer::{Issuer, MAX_ISSUERS};
+
 use super::{Config, ConfigError, GIB, MIB, TIB};
 
 /// The range of one numeric setting, both ends included.
@@ -141,7 +142,7 @@ pub(super) fn validate(config: &Config) -> Result<(), ConfigError> {
     if config.identity.issuers.len() > MAX_ISSUERS {
         problems.push(format!("identity.issuers has more than {MAX_ISSUERS} entries"));
     }
-    problems.extend(config.identity.issuers.iter().flat_map(super::Issuer::problems));
+    problems.extend(config.identity.issuers.iter().flat_map(Issuer::problems));
     if config.data_dir.as_os_str().is_empty() {
         problems.push("data_dir is empty".to_owned());
     }

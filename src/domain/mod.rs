@@ -9,6 +9,7 @@ pub mod fairness;
 pub mod fingerprint;
 pub mod ids;
 pub mod invocation;
+pub mod issuer;
 pub mod lease;
 pub mod names;
 pub mod permission;

@@ -7,6 +7,7 @@ mod remote;
 mod settings;
 mod streams;
 mod tenancy;
+mod terminal;
 
 use std::path::Path;
 use std::process::{Command, Stdio};

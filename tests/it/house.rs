@@ -11,7 +11,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("api", &["api", "app", "store", "domain", "wire"]),
     ("worker", &["worker", "app", "store", "domain"]),
     ("scheduler", &["scheduler", "app", "store", "domain"]),
-    ("config", &["config"]),
+    ("config", &["config", "domain"]),
     ("telemetry", &["telemetry", "config"]),
     ("dev", &["dev", "config"]),
     ("server", &["server", "api", "worker", "scheduler", "app", "store", "config", "domain", "telemetry"]),

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::{ISSUER, Refusal, crypto, header, refusal, rules};
 use crate::app::{App, Error, Result};
-use crate::config::Issuer;
+use crate::domain::issuer::Issuer;
 use crate::domain::permission::Role;
 use crate::store::tenant::{Actor, Identity};
 

@@ -1,5 +1,5 @@
-//! Issuers of tokens elsewhere (OpenID Connect), as the operator names them: `[[identity.issuers]]` in the file. Owns what
-//! may be named and what is checked about it; fetches nothing.
+//! Issuers of tokens elsewhere (OpenID Connect), as the operator names them: `[[identity.issuers]]` of the configuration. Owns
+//! what may be named and what is checked about it; fetches nothing.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -64,7 +64,8 @@ impl Issuer {
     }
 
     /// What is wrong with it.
-    pub(super) fn problems(&self) -> Vec<String> {
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         let mut wrong = |key: &str, what: &str| problems.push(format!("identity.issuers: {key} {what}"));
         if !is_safe(&self.issuer) {
