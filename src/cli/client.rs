@@ -250,7 +250,18 @@ impl Client {
             .header(reqwest::header::CONTENT_LENGTH, size)
             .body(reqwest::Body::wrap_stream(pieces))
             .timeout(request.limit);
-        let response = built.send().await.map_err(|error| self.unreachable(&error).failure)?;
+        let response = built.send().await.map_err(|error| {
+            let failure = self.unreachable(&error).failure;
+            if error.is_connect() || error.is_timeout() {
+                return failure;
+            }
+            // It refuses by the announced length, and its answer may be lost while we still send.
+            failure.hint(format!(
+                "the connection ended within the upload: a server takes modules of at most server.max_module_bytes \
+                 (64 MiB unless set), and this one has {}",
+                super::output::bytes(size)
+            ))
+        })?;
         self.read(response).await.map_err(|broken| broken.failure)
     }
 

@@ -110,6 +110,19 @@ async fn lists_are_filtered_and_cut_and_go_through_all_pages() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_module_that_the_server_does_not_take_is_said_to_be_too_large() {
+    let settings = [("SANDBAR_SERVER__MAX_MODULE_BYTES", (1 << 20).to_string())];
+    let deployment = Deployment::on(support::database().await, 0, &settings).await;
+    let person = Person::of(&deployment);
+    std::fs::write(person.dir().join("large.wasm"), vec![0; 48 << 20]).unwrap();
+    let refused = person.run(&["push", "large.wasm", "--task", "t"]);
+    // The answer, or the connection that ended before it.
+    let told = refused.err.contains("[module-too-large]")
+        || refused.err.contains("server.max_module_bytes") && refused.err.contains("this one has 48.0 MiB");
+    assert!(told && refused.code != 0, "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_kind_of_failure_has_its_exit_code_and_says_what_to_do() {
     let (deployment, mut person) = start().await;
     let nobody = uuid::Uuid::nil().to_string();
