@@ -531,14 +531,14 @@ impl Compile {
 pub struct Log {
     /// `text` for people (default) or `json` for machines.
     pub format: LogFormat,
-    /// What is logged, in the language of `tracing`: a level, or a list such as
-    /// `warn,sandbar::worker=debug`. Default `info` of everything but what Postgres notes while the schema is made.
+    /// What is logged, in the language of `tracing`: a level (`info`, the default), or a list such as
+    /// `warn,sandbar::worker=debug`.
     pub filter: String,
 }
 
 impl Default for Log {
     fn default() -> Self {
-        Self { format: LogFormat::Text, filter: "info,sqlx::postgres::notice=warn".to_owned() }
+        Self { format: LogFormat::Text, filter: "info".to_owned() }
     }
 }
 
