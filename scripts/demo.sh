@@ -2,6 +2,7 @@
 # The whole way of a task on this machine: build, start, upload, invoke, look, stop. Leaves nothing behind.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/dev.sh
 
 # A text that every Debian has; elsewhere, one that this repository has.
 TEXT=/usr/share/common-licenses/GPL-3
@@ -101,14 +102,7 @@ began=$(date +%s%N)
 env -u SANDBAR_CONFIG -u SANDBAR_DATABASE__URL -u SANDBAR_SERVER__ADMIN_KEY \
     "$SANDBAR" dev --data-dir "$data" --listen 127.0.0.1:0 >"$log" 2>&1 &
 pid=$!
-base=
-for ((n = 0; ; n++)); do
-    kill -0 "$pid" 2>/dev/null || fail "sandbar dev ended"
-    ((n < START_LIMIT)) || fail "sandbar dev was not ready in $((START_LIMIT / 10)) s"
-    [[ -n $base ]] || base=$(sed -n 's/^.*listening on \(http:\/\/[0-9.:]*\).*$/\1/p' "$log" | head -n 1)
-    if [[ -n $base ]] && curl -sf --max-time 2 -o /dev/null "$base/readyz"; then break; fi
-    sleep 0.1
-done
+wait_for_dev
 row "ready in" "$(milliseconds "$(($(date +%s%N) - began))"), with a new Postgres cluster"
 row "address" "$base"
 # By file, so that the key shows in no process list.

@@ -3,6 +3,7 @@
 # must stay silent. Installs Chromium where it is missing. With SANDBAR_SCREENSHOT=FILE it takes a picture as well.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/dev.sh
 
 readonly SANDBAR=$PWD/target/debug/sandbar
 # Longest start, in tenths of a second.
@@ -27,32 +28,12 @@ if [[ -z $browser ]]; then
 fi
 cargo build --locked --workspace --bins
 
-work=$(mktemp -d /tmp/sandbar-docs.XXXXXX)
-chmod 711 "$work" # the user that Postgres runs as must get through
-log=$work/sandbar.log pid=
-finish() {
-    local status=$?
-    trap - EXIT INT TERM
-    if [[ -n $pid ]]; then
-        kill -TERM "$pid" 2>/dev/null || true
-        wait "$pid" || true
-    fi
-    rm -rf "$work"
-    exit "$status"
-}
-trap finish EXIT INT TERM
+work_with_dev docs
 
 env -u SANDBAR_CONFIG -u SANDBAR_DATABASE__URL -u SANDBAR_SERVER__ADMIN_KEY \
     "$SANDBAR" dev --data-dir "$work/data" --listen 127.0.0.1:0 >"$log" 2>&1 &
 pid=$!
-base=
-for ((n = 0; ; n++)); do
-    kill -0 "$pid" 2>/dev/null || fail "sandbar dev ended"
-    ((n < START_LIMIT)) || fail "sandbar dev was not ready in $((START_LIMIT / 10)) s"
-    [[ -n $base ]] || base=$(sed -n 's/^.*listening on \(https\?:\/\/[0-9.:]*\).*$/\1/p' "$log" | head -n 1)
-    if [[ -n $base ]] && curl -sf --max-time 2 -o /dev/null "$base/readyz"; then break; fi
-    sleep 0.1
-done
+wait_for_dev
 
 # Guests of the page are nobody's: it shows our own document only, so no sandbox is needed where there is none (root).
 drive() {

@@ -3,6 +3,7 @@
 # that the document does not have. The installation is pinned and stays below target/. Requests end after BUDGET seconds.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/dev.sh
 
 readonly SANDBAR=$PWD/target/debug/sandbar
 readonly VERSION=4.32.5
@@ -27,32 +28,12 @@ if ! "$DIR/bin/schemathesis" --version 2>/dev/null | grep -qF "$VERSION"; then
 fi
 cargo build --locked --workspace --bins
 
-work=$(mktemp -d /tmp/sandbar-schemathesis.XXXXXX)
-chmod 711 "$work" # the user that Postgres runs as must get through
-log=$work/sandbar.log pid=
-finish() {
-    local status=$?
-    trap - EXIT INT TERM
-    if [[ -n $pid ]]; then
-        kill -TERM "$pid" 2>/dev/null || true
-        wait "$pid" || true
-    fi
-    rm -rf "$work"
-    exit "$status"
-}
-trap finish EXIT INT TERM
+work_with_dev schemathesis
 
 env -u SANDBAR_CONFIG -u SANDBAR_DATABASE__URL SANDBAR_SERVER__ADMIN_KEY="$KEY" \
     "$SANDBAR" dev --data-dir "$work/data" --listen 127.0.0.1:0 >"$log" 2>&1 &
 pid=$!
-base=
-for ((n = 0; ; n++)); do
-    kill -0 "$pid" 2>/dev/null || fail "sandbar dev ended"
-    ((n < START_LIMIT)) || fail "sandbar dev was not ready in $((START_LIMIT / 10)) s"
-    [[ -n $base ]] || base=$(sed -n 's/^.*listening on \(http:\/\/[0-9.:]*\).*$/\1/p' "$log" | head -n 1)
-    if [[ -n $base ]] && curl -sf --max-time 2 -o /dev/null "$base/readyz"; then break; fi
-    sleep 0.1
-done
+wait_for_dev
 
 # Something for the paths to lead to.
 curl -sf -o /dev/null -X PUT "$base/v1/secrets/TOKEN" -H "x-api-key: $KEY" -H 'content-type: application/json' -d '{"value":"x"}'
