@@ -172,6 +172,7 @@ fn worker_settings(config: &Config, roles: Roles) -> anyhow::Result<worker::Sett
         dead_after: config.worker.dead_after(),
         drain_grace: config.worker.drain_grace(),
         poll: config.worker.poll(),
+        head_start: Duration::from_millis(config.worker.head_start_ms),
         require_walls: config.worker.walls(),
         memory_bytes: config.worker.memory_bytes,
         tenant_memory_bytes: config.worker.tenant_memory_bytes,

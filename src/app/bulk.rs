@@ -8,6 +8,7 @@ use futures_util::StreamExt as _;
 
 use crate::app::task::page as cut;
 use crate::app::{App, Error, FieldError, Result};
+use crate::domain::announced::Announced;
 use crate::domain::bulk::Action;
 use crate::domain::ids::{BulkId, InvocationId, TenantId};
 use crate::domain::invocation::State;
@@ -252,7 +253,7 @@ impl App {
                 self.inner.signals.cancelled(*id); // of other processes, heartbeats tell them
             }
             if outcome.wake {
-                self.inner.signals.ready.notify_one();
+                self.inner.signals.ready.announce(&Announced::Any);
             }
         }
         Ok(met)

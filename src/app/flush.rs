@@ -12,7 +12,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::app::signals::Signals;
+use crate::app::signals::{Ready, Signals};
+use crate::domain::announced::Announced;
 use crate::domain::ids::TenantId;
 use crate::store::queue::{Enqueued, Enqueuer, NewInvocation};
 use crate::store::{ApiStore, Error};
@@ -88,7 +89,7 @@ impl Flusher {
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
-        let announce = Arc::new(Notify::new());
+        let announce = Arc::new(Ready::default());
         for _ in 0..FLUSHERS {
             let flush = Flush {
                 store: store.enqueuer(),
@@ -155,7 +156,7 @@ fn size(row: &NewInvocation) -> usize {
 struct Flush {
     store: Enqueuer,
     signals: Arc<Signals>,
-    announce: Arc<Notify>,
+    announce: Arc<Ready>,
     key_ttl: Duration,
 }
 
@@ -187,6 +188,7 @@ async fn run(shared: Arc<Shared>, mut flush: Flush) {
 impl Flush {
     async fn batch(&mut self, batch: Vec<Waiting>) {
         let (rows, answers): (Vec<_>, Vec<_>) = batch.into_iter().map(|w| (w.row, w.answer)).unzip();
+        let announced = Announced::of(rows.iter().map(|row| row.task));
         let mut outcome = self.store.enqueue(&rows, self.key_ttl).await;
         // Postgres restarts in a second or two: hold the rows that long instead of sending their callers away.
         // Repeating is safe, because rows carry their ids.
@@ -202,7 +204,7 @@ impl Flush {
         }
         match outcome {
             Ok(outcomes) => {
-                self.wake();
+                self.wake(&announced);
                 for (answer, outcome) in answers.into_iter().zip(outcomes) {
                     // Whoever asked may have gone; the row is queued all the same.
                     let _ = answer.send(Ok(outcome));
@@ -222,6 +224,7 @@ impl Flush {
         rows: Vec<NewInvocation>,
         answers: Vec<oneshot::Sender<Result<Enqueued, Refused>>>,
     ) {
+        let announced = Announced::of(rows.iter().map(|row| row.task));
         let mut down: Option<String> = None;
         for (row, answer) in rows.into_iter().zip(answers) {
             let outcome = match &down {
@@ -234,7 +237,7 @@ impl Flush {
             }
             let _ = answer.send(outcome);
         }
-        self.wake();
+        self.wake(&announced);
     }
 
     async fn one(&mut self, row: NewInvocation) -> Result<Enqueued, Refused> {
@@ -253,18 +256,18 @@ impl Flush {
         }
     }
 
-    fn wake(&self) {
-        self.signals.ready.notify_one();
-        self.announce.notify_one();
+    fn wake(&self, announced: &Announced) {
+        self.signals.ready.announce(announced);
+        self.announce.announce(announced);
     }
 }
 
 /// Tells workers of other processes. One notification in flight at a time: what comes meanwhile shares the next.
-async fn announcer(store: ApiStore, announce: Arc<Notify>, stop: CancellationToken) {
+async fn announcer(store: ApiStore, announce: Arc<Ready>, stop: CancellationToken) {
     loop {
         tokio::select! {
-            () = announce.notified() => {
-                if let Err(error) = store.notify_ready().await {
+            announced = announce.heard() => {
+                if let Err(error) = store.notify_ready(&announced).await {
                     tracing::debug!(%error, "cannot notify workers; they poll");
                 }
             }

@@ -7,6 +7,7 @@ use chrono::Utc;
 use crate::app::invoke::{MAX_AHEAD, invalid};
 use crate::app::task::page;
 use crate::app::{App, Error, Result};
+use crate::domain::announced::Announced;
 use crate::domain::ids::{InvocationId, TenantId};
 use crate::domain::names::Tags;
 use crate::domain::why::Facts;
@@ -106,8 +107,8 @@ impl App {
                 let before = before.as_ref().map_or(serde_json::Value::Null, settings);
                 crate::app::audit::changed(before, settings(&found));
                 if ready {
-                    self.inner.signals.ready.notify_one();
-                    if let Err(error) = self.inner.store.notify_ready().await {
+                    self.inner.signals.ready.announce(&Announced::Any);
+                    if let Err(error) = self.inner.store.notify_ready(&Announced::Any).await {
                         tracing::debug!(%error, "cannot notify workers; they poll");
                     }
                 }

@@ -1,6 +1,7 @@
 //! Pausing and resuming a tenant, a task or a tag.
 
 use crate::app::{App, Error, Result};
+use crate::domain::announced::Announced;
 use crate::domain::ids::{PauseId, TenantId};
 use crate::store::pause::{Pause, Target};
 
@@ -35,7 +36,7 @@ impl App {
         if !self.tenant(tenant).await?.unpause(id).await? {
             return Err(Error::PauseNotFound(id));
         }
-        self.inner.signals.ready.notify_one();
+        self.inner.signals.ready.announce(&Announced::Any);
         Ok(())
     }
 }

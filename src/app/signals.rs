@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::domain::announced::Announced;
 use crate::domain::ids::InvocationId;
 use crate::store::ApiStore;
 use crate::store::queue::DONE_CHANNEL;
@@ -23,7 +24,7 @@ const RELISTEN: (Duration, Duration) = (Duration::from_millis(100), Duration::fr
 #[derive(Debug)]
 pub struct Signals {
     /// There may be ready work.
-    pub ready: Notify,
+    pub ready: Ready,
     /// There may be a version to compile.
     pub compile: Notify,
     cancelled: broadcast::Sender<InvocationId>,
@@ -31,10 +32,43 @@ pub struct Signals {
     waiters: Mutex<HashMap<InvocationId, Vec<Arc<Notify>>>>,
 }
 
+/// Ready work that nobody has heard of yet. For one listener.
+#[derive(Debug, Default)]
+pub struct Ready {
+    announced: Mutex<Option<Announced>>,
+    wake: Notify,
+}
+
+impl Ready {
+    /// There may be more of this.
+    pub fn announce(&self, announced: &Announced) {
+        match &mut *self.lock() {
+            Some(all) => all.add(announced),
+            none => *none = Some(announced.clone()),
+        }
+        self.wake.notify_one();
+    }
+
+    /// What was announced since the last call; waits for something.
+    pub async fn heard(&self) -> Announced {
+        loop {
+            self.wake.notified().await;
+            // Taken by nobody but the listener: empty only when two announcements woke it once too often.
+            if let Some(announced) = self.lock().take() {
+                return announced;
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Announced>> {
+        self.announced.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Default for Signals {
     fn default() -> Self {
         Self {
-            ready: Notify::new(),
+            ready: Ready::default(),
             compile: Notify::new(),
             cancelled: broadcast::channel(CANCELLED_BACKLOG).0,
             versions: watch::Sender::new(0),

@@ -343,6 +343,9 @@ pub struct Worker {
     pub drain_grace_ms: u64,
     /// Time between looks at the queue when no notification arrives, in milliseconds. Default 1,000; 10 to 60,000.
     pub poll_ms: u64,
+    /// By how much other workers may go first with new work of a task that this one has not run yet, in milliseconds:
+    /// they have its module loaded. Only while other workers claim. Default 2; 0 to 10,000.
+    pub head_start_ms: u64,
     /// Memory for cells and for all that guests may make them hold, in bytes: attempts whose declared limits do not
     /// fit next to those that run, wait. Default: three quarters of this machine's (or control group's) memory. 512
     /// MiB to 16 TiB.
@@ -368,6 +371,7 @@ impl Default for Worker {
             dead_after_ms: 6_000,
             drain_grace_ms: 30_000,
             poll_ms: 1_000,
+            head_start_ms: 2,
             memory_bytes: three_quarters_of_memory(),
             tenant_memory_bytes: 16 * TIB,
             require_walls: Vec::new(),

@@ -57,6 +57,7 @@ pub const RANGES: &[Range] = &[
     range("worker.memory_bytes", 512 * MIB, 16 * TIB, |c| c.worker.memory_bytes),
     range("worker.tenant_memory_bytes", 64 * MIB, 16 * TIB, |c| c.worker.tenant_memory_bytes),
     range("worker.poll_ms", 10, 60_000, |c| c.worker.poll_ms),
+    range("worker.head_start_ms", 0, 10_000, |c| c.worker.head_start_ms),
     range("egress.max_sent_bytes", 0, 16 * GIB, |c| c.egress.max_sent_bytes),
     range("egress.max_received_bytes", 0, 16 * GIB, |c| c.egress.max_received_bytes),
     range("scheduler.tick_ms", 10, 60_000, |c| c.scheduler.tick_ms),

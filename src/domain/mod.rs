@@ -2,6 +2,7 @@
 //! (Deriving `sqlx::Type` on ids is the one exception: the alternative is a second id type per table.)
 
 pub mod admission;
+pub mod announced;
 pub mod breaker;
 pub mod budget;
 pub mod bulk;

@@ -16,6 +16,7 @@ pub use compile::run as compile;
 
 use crate::app::signals::Signals;
 use crate::app::{self, App};
+use crate::domain::announced::Announced;
 use crate::domain::ids::WorkerId;
 use crate::store::WorkerStore;
 use crate::store::duty::Held;
@@ -230,7 +231,7 @@ impl Duties {
             Duty::Promote => {
                 let (moved, next) = store.promote(BATCH).await?;
                 if moved > 0 {
-                    self.signals.ready.notify_one();
+                    self.signals.ready.announce(&Announced::Any);
                 }
                 let until = |at: chrono::DateTime<chrono::Utc>| {
                     (at - chrono::Utc::now()).to_std().unwrap_or_default().max(PROMOTE_MIN)
@@ -241,7 +242,7 @@ impl Duties {
             Duty::Settle => {
                 let settled = store.settle(BATCH).await?;
                 if settled.released > 0 {
-                    self.signals.ready.notify_one();
+                    self.signals.ready.announce(&Announced::Any);
                 }
                 let rows = (settled.released + settled.cancelled).unsigned_abs();
                 Ok(Done { rows: u64::from(rows), again: settled.more.then_some(Duration::ZERO) })
@@ -249,7 +250,7 @@ impl Duties {
             Duty::Unpark => {
                 let back = store.unpark(BATCH).await?;
                 if back > 0 {
-                    self.signals.ready.notify_one();
+                    self.signals.ready.announce(&Announced::Any);
                 }
                 Ok(Done::batch(u64::from(back.unsigned_abs())))
             }
@@ -257,7 +258,7 @@ impl Duties {
                 let reaped = store.reap(self.settings.dead_after, self.settings.max_handovers, None).await?;
                 if reaped.workers > 0 {
                     info!(?reaped, "dead workers reaped");
-                    self.signals.ready.notify_one();
+                    self.signals.ready.announce(&Announced::Any);
                 }
                 Ok(Done { rows: reaped.workers.unsigned_abs(), again: None })
             }

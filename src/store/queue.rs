@@ -12,6 +12,7 @@ use sqlx::types::Json;
 use sqlx::{PgPool, Postgres, Row};
 
 use crate::domain::admission::Admission;
+use crate::domain::announced::Announced;
 use crate::domain::ids::{InvocationId, LeaseId, TaskId, TenantId, WorkerId};
 use crate::domain::invocation::State;
 use crate::domain::retry::Verdict;
@@ -21,7 +22,7 @@ use crate::store::{ApiStore, Error, Result, TenantConn, WorkerStore};
 
 pub use moves::{Reaped, Settled};
 
-/// Channel that says "there may be ready work". Payload: empty.
+/// Channel that says "there may be ready work". Payload: an [`Announced`].
 pub const READY_CHANNEL: &str = "sandbar_ready";
 /// Channel that says "these ended". Payload: invocation ids, separated by spaces.
 pub const DONE_CHANNEL: &str = "sandbar_done";
@@ -95,8 +96,9 @@ impl ApiStore {
     ///
     /// # Errors
     /// Postgres does not answer; harmless, because workers poll as well.
-    pub async fn notify_ready(&self) -> Result<()> {
-        sqlx::query("SELECT pg_notify($1, '')").bind(READY_CHANNEL).execute(&self.pool).await?;
+    pub async fn notify_ready(&self, announced: &Announced) -> Result<()> {
+        let payload = announced.to_string();
+        sqlx::query("SELECT pg_notify($1, $2)").bind(READY_CHANNEL).bind(payload).execute(&self.pool).await?;
         Ok(())
     }
 }

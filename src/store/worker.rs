@@ -51,6 +51,8 @@ pub struct Orders {
     pub cancels: Vec<InvocationId>,
     /// What is wanted of the worker.
     pub wanted: Wanted,
+    /// Other workers claim as well.
+    pub has_peers: bool,
 }
 
 /// A worker as operators see it.
@@ -120,6 +122,7 @@ impl WorkerStore {
                  host_bytes = $6, room = $7
                WHERE worker_id = $1 AND epoch = $2 RETURNING wanted)
              SELECT (SELECT wanted FROM beat) AS wanted,
+               EXISTS (SELECT 1 FROM workers WHERE worker_id <> $1 AND wanted = 'active') AS has_peers,
                ARRAY(SELECT invocation_id FROM cancels ORDER BY requested_at DESC LIMIT 10000) AS cancels",
         )
         .bind(worker)
@@ -137,6 +140,7 @@ impl WorkerStore {
         Ok(Orders {
             cancels: row.try_get::<Vec<uuid::Uuid>, _>("cancels")?.into_iter().map(InvocationId).collect(),
             wanted: parse(wanted)?,
+            has_peers: row.try_get("has_peers")?,
         })
     }
 

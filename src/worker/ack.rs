@@ -11,6 +11,7 @@ use tokio::sync::{Notify, mpsc};
 use tracing::{error, warn};
 
 use crate::app::signals::Signals;
+use crate::domain::announced::Announced;
 use crate::domain::ids::InvocationId;
 use crate::store::queue::{Acked, Finished};
 use crate::store::{Error, WorkerStore};
@@ -75,7 +76,7 @@ pub async fn run(
         unacked.fetch_sub(size, Ordering::AcqRel);
         room.notify_one();
         if more {
-            signals.ready.notify_one();
+            signals.ready.announce(&Announced::Any);
             wake.notify_one();
         }
         if !done.is_empty() {

@@ -33,10 +33,8 @@ pub struct Known {
 pub struct Turn {
     /// What is ours to run now, and what its tenant was charged.
     pub taken: Vec<(Claimed, Option<Charge>)>,
-    /// There may be more work.
-    pub more: bool,
-    /// Not worth asking before.
-    pub not_before: Option<Instant>,
+    /// Worth asking again then, if nothing is heard before; `None`: nothing waits.
+    pub next: Option<Instant>,
 }
 
 /// Claim up to `free` attempts. `idle`: nothing runs, so a look costs nobody anything.
@@ -53,15 +51,16 @@ pub async fn turn(
     let guess = known.memory.guess(idle).to_vec();
     let by_memory = !known.memory.is_due();
     if !guess.is_empty() {
-        let taken = take(store, known, &guess, free, who, by_memory).await?;
+        let (taken, asked) = take(store, known, &guess, free, who, by_memory).await?;
         if !taken.is_empty() {
             known.memory.claimed(taken.iter().map(|(claimed, _)| claimed));
             known.memory.guessed();
-            return Ok(Turn { taken, more: true, not_before: None });
         }
-        if !idle {
-            // What there is, is out of sight; a look is due soon.
-            return Ok(Turn { taken, more: true, not_before: Some(known.memory.look_at()) });
+        if !taken.is_empty() || !idle {
+            // Those we know of have no more, or not in sight: what comes is announced, the rest is for the next look.
+            let filled = asked > 0 && taken.len() >= asked;
+            let next = if filled { Instant::now() } else { known.memory.look_at() };
+            return Ok(Turn { taken, next: Some(next) });
         }
     }
     let began = Instant::now();
@@ -75,17 +74,22 @@ pub async fn turn(
             free: t.free.map(|free| u32::try_from(free).unwrap_or(0)),
         })
         .collect();
-    let taken = take(store, known, &candidates, free, who, false).await?;
-    let more = !candidates.is_empty();
-    // Tenants had work and gave us none: others are at it, or it was just committed, or it is parked.
-    let not_before = (more && taken.is_empty()).then(|| Instant::now() + CONTENDED);
+    let (taken, asked) = take(store, known, &candidates, free, who, false).await?;
+    let empty = candidates.is_empty();
     known.memory.looked(candidates, began.elapsed());
     known.memory.claimed(taken.iter().map(|(claimed, _)| claimed));
-    Ok(Turn { taken, more, not_before })
+    let next = match taken.len() {
+        _ if empty => None,
+        // Tenants had work and gave us none: others are at it, or it was just committed, or it is parked.
+        0 => Some(Instant::now() + CONTENDED),
+        few if few < asked => Some(known.memory.look_at()),
+        _ => Some(Instant::now()),
+    };
+    Ok(Turn { taken, next })
 }
 
 /// Claim for these tenants, by their shares; what a tenant could not fill is given back to it. `by_memory`: from the
-/// marks on.
+/// marks on. Returns also how many were asked for.
 async fn take(
     store: &WorkerStore,
     known: &mut Known,
@@ -93,11 +97,12 @@ async fn take(
     free: u32,
     (worker, epoch): (WorkerId, i64),
     by_memory: bool,
-) -> Result<Vec<(Claimed, Option<Charge>)>, Error> {
+) -> Result<(Vec<(Claimed, Option<Charge>)>, usize), Error> {
     let asks = known.share.choose(candidates, free);
     if asks.is_empty() {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), 0));
     }
+    let asked = asks.iter().map(|ask| ask.count as usize).sum();
     let wanted: Vec<Want> = asks
         .iter()
         .map(|ask| Want {
@@ -122,11 +127,12 @@ async fn take(
     }
     let claimed = result?;
     // Of one tenant in the same order as above, so each gets the charge of its own task.
-    Ok(claimed
+    let taken = claimed
         .into_iter()
         .map(|one| {
             let charge = charges.get_mut(&one.tenant).and_then(Iterator::next);
             (one, charge)
         })
-        .collect())
+        .collect();
+    Ok((taken, asked))
 }

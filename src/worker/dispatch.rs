@@ -1,7 +1,7 @@
 //! The worker's one loop: claim what free slots can start, hand it to cells, take the ends. All its state is here and
 //! single-threaded; whatever waits (database, compiler, loading) happens in tasks that report back.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -19,8 +19,9 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::app::signals::Signals;
+use crate::domain::announced::Announced;
 use crate::domain::fairness::Charge;
-use crate::domain::ids::InvocationId;
+use crate::domain::ids::{InvocationId, TaskId};
 use crate::domain::lease::free_slots;
 use crate::domain::retry::{Ending, decide};
 use crate::domain::worker::Wanted;
@@ -36,16 +37,17 @@ use crate::worker::journal::Journal;
 use crate::worker::lease::Lease;
 use crate::worker::live::{self, Live};
 use crate::worker::modules::Modules;
+use crate::worker::pace::Pace;
 use crate::worker::{Settings, Stop};
 
 /// What an attempt of a module in quarantine is denied.
 const QUARANTINED: &str = "run: the module is in quarantine";
 /// Cells that may die under an attempt before it has begun to run; then another host shall try.
 const MAX_PLACES: u8 = 3;
+/// Tasks that are remembered as run before; beyond, memory starts anew.
+const MAX_WARM: usize = 10_000;
 /// Longest wait of attempts for a cell to come up; a start takes a fraction of a second.
 const PLACELESS: Duration = Duration::from_secs(10);
-/// After a database error: the wait before claiming again.
-const AFTER_ERROR: Duration = Duration::from_millis(200);
 
 /// Why the loop ended.
 pub enum Ended {
@@ -124,14 +126,14 @@ pub async fn run(
         reports,
         in_flight: HashMap::new(),
         tokens: HashMap::new(),
+        warm: BTreeSet::new(),
         placeless: Vec::new(),
         placeless_since: Instant::now(),
         next_token: 0,
         known: Some(Known::default()),
         settled: Vec::new(),
         claiming: None,
-        more: true,
-        not_before: Instant::now(),
+        pace: Pace::new(Instant::now()),
     };
     let acking = async {
         tokio::select! {
@@ -186,6 +188,8 @@ struct Dispatch<'a> {
     reports: mpsc::UnboundedSender<Report>,
     in_flight: HashMap<u64, InFlight>,
     tokens: HashMap<InvocationId, u64>,
+    /// Tasks of which something was claimed: their modules are most likely in the cells.
+    warm: BTreeSet<TaskId>,
     /// May start, and no cell is up; since when.
     placeless: Vec<u64>,
     placeless_since: Instant,
@@ -195,9 +199,7 @@ struct Dispatch<'a> {
     /// Receipts that came while it was away.
     settled: Vec<(Charge, Duration)>,
     claiming: Option<JoinHandle<()>>,
-    /// There may be ready work.
-    more: bool,
-    not_before: Instant,
+    pace: Pace,
 }
 
 impl Dispatch<'_> {
@@ -215,6 +217,7 @@ impl Dispatch<'_> {
         let mut poll = tokio::time::interval(self.settings.poll);
         poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut give_back_at: Option<Instant> = None;
+        let mut drain_said = false;
         loop {
             self.admission.refresh();
             self.start_waiting();
@@ -237,17 +240,22 @@ impl Dispatch<'_> {
                 return Ended::Stopped;
             }
             if draining {
+                // A claim that was under way still brings what it took.
+                if !drain_said && self.claiming.is_none() {
+                    info!(running = self.in_flight.len(), "draining: no new claims");
+                    drain_said = true;
+                }
                 if self.in_flight.is_empty() && self.claiming.is_none() {
                     self.ends = None;
                     return Ended::Stopped;
                 }
                 if give_back_at.is_none() {
-                    info!(running = self.in_flight.len(), "draining: no new claims");
                     give_back_at = Some(Instant::now() + self.settings.drain_grace);
                 }
             } else if wish == Wanted::Active {
                 self.claim();
             }
+            let wake_at = self.pace.wake_at(Instant::now());
             tokio::select! {
                 biased;
                 () = self.lease.lost() => {
@@ -277,9 +285,9 @@ impl Dispatch<'_> {
                         self.cancel(id, CancelReason::Cancelled);
                     }
                 }
-                () = signals.ready.notified() => self.more = true,
+                announced = signals.ready.heard() => self.hear(&announced),
                 () = self.room.notified() => {}
-                _ = poll.tick() => self.more = true,
+                _ = poll.tick() => self.pace.ask_at(Instant::now()),
                 () = stop.drain.cancelled(), if !draining => {}
                 // An error says that the heartbeat has ended, which the lease says too.
                 Ok(()) = wanted.changed() => {}
@@ -291,7 +299,7 @@ impl Dispatch<'_> {
                     }
                     give_back_at = Some(Instant::now() + Duration::from_secs(3600));
                 }
-                () = tokio::time::sleep_until(self.not_before), if self.not_before > Instant::now() && self.more => {}
+                () = sleep_until(wake_at), if wake_at.is_some() => {}
             }
         }
     }
@@ -308,7 +316,7 @@ impl Dispatch<'_> {
     /// Start a claim if there may be work, there is room, and none is under way.
     fn claim(&mut self) {
         let free = self.free_slots();
-        if !self.more || free == 0 || self.claiming.is_some() || Instant::now() < self.not_before {
+        if free == 0 || self.claiming.is_some() || !self.pace.is_due(Instant::now()) {
             return;
         }
         let Some(mut known) = self.known.take() else {
@@ -317,7 +325,7 @@ impl Dispatch<'_> {
         for (charge, cpu) in self.settled.drain(..) {
             known.share.settle(charge, cpu);
         }
-        self.more = false; // a signal from now on means more
+        self.pace.begin();
         let store = self.store.clone();
         let (worker, epoch) = (self.lease.worker(), self.lease.epoch());
         let reports = self.reports.clone();
@@ -341,9 +349,8 @@ impl Dispatch<'_> {
                 }
                 match report.turn {
                     Ok(turn) => {
-                        self.more |= turn.more;
-                        if let Some(at) = turn.not_before {
-                            self.not_before = at;
+                        if let Some(at) = turn.next {
+                            self.pace.ask_at(at);
                         }
                         for (one, charge) in turn.taken {
                             self.start(one, charge);
@@ -353,8 +360,7 @@ impl Dispatch<'_> {
                     Err(Error::WorkerGone) => warn!("claim refused: declared dead"),
                     Err(error) => {
                         warn!(%error, "cannot claim; trying again");
-                        self.more = true;
-                        self.not_before = Instant::now() + AFTER_ERROR;
+                        self.pace.failed(Instant::now());
                     }
                 }
             }
@@ -391,8 +397,26 @@ impl Dispatch<'_> {
         self.admitted(token, &verdict);
     }
 
+    /// Claim at once what was announced; but what no cell of ours has run yet, after a head start for others, which is
+    /// shorter than loading its module takes.
+    fn hear(&mut self, announced: &Announced) {
+        let cold = match announced {
+            Announced::Any => false,
+            Announced::Of(tasks) => tasks.is_disjoint(&self.warm),
+        };
+        if cold && self.lease.has_peers() {
+            self.pace.ask_at(Instant::now() + self.settings.head_start);
+        } else {
+            self.pace.hear();
+        }
+    }
+
     /// Give a claimed attempt a token.
     fn register(&mut self, claimed: Claimed, charge: Option<Charge>) -> u64 {
+        if self.warm.len() >= MAX_WARM {
+            self.warm.clear();
+        }
+        self.warm.insert(claimed.task_id);
         let token = self.next_token;
         self.next_token += 1;
         self.tokens.insert(claimed.invocation, token);
@@ -515,7 +539,7 @@ impl Dispatch<'_> {
             Event::Up(place, cell) => {
                 self.cells.up(place, cell);
                 self.lease.gauge.cells(self.cells.pids());
-                self.more = true;
+                self.pace.hear();
                 for token in std::mem::take(&mut self.placeless) {
                     // Some may have been cancelled meanwhile.
                     if self.in_flight.contains_key(&token) {

@@ -7,7 +7,7 @@
 //! suspended machine does.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
@@ -48,6 +48,7 @@ pub struct Lease {
     pub gauge: Arc<Gauge>,
     /// What operators want of us, as the last heartbeat brought it.
     pub wanted: watch::Receiver<Wanted>,
+    has_peers: Arc<AtomicBool>,
 }
 
 impl Lease {
@@ -64,6 +65,11 @@ impl Lease {
     /// May guests still run, by our own clock?
     pub fn is_held(&self) -> bool {
         !self.lost.is_cancelled() && self.valid.holds(self.sent_ns.load(Ordering::Acquire), boottime_ns())
+    }
+
+    /// Whether other workers claimed too when the last heartbeat was answered.
+    pub fn has_peers(&self) -> bool {
+        self.has_peers.load(Ordering::Relaxed)
     }
 
     /// Resolves when the lease is lost.
@@ -139,6 +145,7 @@ fn start(settings: &Settings, store: &WorkerStore, r: &Registration, sent: u64, 
         cancels: tokio::sync::Mutex::new(receiver),
         gauge: Arc::default(),
         wanted,
+        has_peers: Arc::default(),
     };
     let beat = Beat {
         store: store.clone(),
@@ -152,6 +159,7 @@ fn start(settings: &Settings, store: &WorkerStore, r: &Registration, sent: u64, 
         cancels,
         gauge: lease.gauge.clone(),
         want,
+        has_peers: lease.has_peers.clone(),
     };
     tokio::spawn(beat.clone().watch());
     tokio::spawn(beat.run());
@@ -171,6 +179,7 @@ struct Beat {
     cancels: mpsc::Sender<Vec<InvocationId>>,
     gauge: Arc<Gauge>,
     want: watch::Sender<Wanted>,
+    has_peers: Arc<AtomicBool>,
 }
 
 impl Beat {
@@ -182,6 +191,7 @@ impl Beat {
             let wait = match self.store.worker_heartbeat(self.worker, self.epoch, load).await {
                 Ok(orders) => {
                     self.sent_ns.fetch_max(sent, Ordering::AcqRel);
+                    self.has_peers.store(orders.has_peers, Ordering::Relaxed);
                     if !orders.cancels.is_empty() {
                         let _ = self.cancels.try_send(orders.cancels); // full: the next heartbeat brings them again
                     }

@@ -4,7 +4,7 @@
 //! `egress` carries out HTTP requests of guests.
 //!
 //! Parts: `lease` (are we still who the database thinks we are), `cells` (the processes guests run in), `dispatch`
-//! (what runs where), `admission` (what may start), `claim` (whose work it takes), `unanswered` (claims of which nobody
+//! (what runs where), `admission` (what may start), `claim` (whose work it takes), `pace` (when), `unanswered` (claims of which nobody
 //! knows whether they took any), `memory` (what a look at the queue found), `load` (what heartbeats say), `ack` (ends on
 //! their way to the database), `live` (logs and progress on theirs), `modules` (compiled code), `journal` (a witness in a
 //! file).
@@ -21,6 +21,7 @@ mod live;
 mod load;
 mod memory;
 mod modules;
+mod pace;
 mod unanswered;
 
 use std::path::PathBuf;
@@ -35,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::app::signals::Signals;
+use crate::domain::announced::Announced;
 use crate::domain::worker::Wanted;
 use crate::store::WorkerStore;
 use crate::store::queue::{CANCEL_CHANNEL, READY_CHANNEL};
@@ -60,6 +62,8 @@ pub struct Settings {
     pub drain_grace: Duration,
     /// How often to look for work when nothing was heard.
     pub poll: Duration,
+    /// How long workers that have run a task before may go first with its work.
+    pub head_start: Duration,
     /// Walls without which no cell is started.
     pub require_walls: Walls,
     /// Bytes for cells and everything guests may make them hold.
@@ -165,8 +169,9 @@ async fn listen(store: WorkerStore, signals: Arc<Signals>, stop: CancellationTok
                             signals.cancelled(id);
                         }
                     }
-                    // `None`: reconnected, so something may have been missed.
-                    Some(_) | None => signals.ready.notify_one(),
+                    Some(heard) => signals.ready.announce(&Announced::from(heard.payload())),
+                    // Reconnected, so something may have been missed.
+                    None => signals.ready.announce(&Announced::Any),
                 }
             }
         };

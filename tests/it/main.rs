@@ -17,6 +17,7 @@ mod hostile;
 mod house;
 mod isolation;
 mod languages;
+mod placement;
 mod programs;
 mod queue;
 mod sandbox;

@@ -81,7 +81,7 @@ async fn hundreds_of_callers_at_once_are_all_accepted_and_one_wakes_the_workers(
         answer.expect(202);
     }
     assert_eq!(queued(&api).await, 300);
-    tokio::time::timeout(super::SOON, api.signals.ready.notified()).await.expect("nobody was woken");
+    tokio::time::timeout(super::SOON, api.signals.ready.heard()).await.expect("nobody was woken");
     let mut listener = api.worker.listener().await.unwrap();
     listener.listen(sandbar::store::queue::READY_CHANNEL).await.unwrap();
     api.client.enqueue("echo", &body).await.expect(202);
