@@ -12,6 +12,7 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -98,10 +99,12 @@ pub async fn run(config: &Config, urls: &Urls, roles: Roles, stop: Stop) -> anyh
         }
         http = Some(started);
     }
-    duties.push(reload::on_hangup(config, http.as_ref().map(Http::app), duties_stop.clone())?);
+    let kv_bytes = Arc::new(AtomicU64::new(config.quotas.kv_bytes));
+    let app = http.as_ref().map(Http::app);
+    duties.push(reload::on_hangup(config, app, kv_bytes.clone(), duties_stop.clone())?);
 
     let result = if roles.worker {
-        let settings = worker_settings(config, roles)?;
+        let settings = worker_settings(config, roles, kv_bytes)?;
         let running = worker::run(settings, store.clone(), signals.clone(), compiler.clone(), stop.clone());
         let running = Box::pin(running);
         if let Some(http) = &mut http {
@@ -162,7 +165,14 @@ fn compiler(config: &Config) -> anyhow::Result<Compiler> {
     Ok(Compiler::new(program, limits, Arc::new(cache), config.compile.parallel as usize))
 }
 
-fn worker_settings(config: &Config, roles: Roles) -> anyhow::Result<worker::Settings> {
+/// The part of a worker's connections that calls of guests may use.
+const CAPABILITY_CONNECTIONS: u32 = 4;
+
+fn worker_settings(
+    config: &Config,
+    roles: Roles,
+    kv_bytes: Arc<AtomicU64>,
+) -> anyhow::Result<worker::Settings> {
     Ok(worker::Settings {
         program: std::env::current_exe().context("cannot find this program's own file")?,
         slots: config.worker.slots,
@@ -181,6 +191,11 @@ fn worker_settings(config: &Config, roles: Roles) -> anyhow::Result<worker::Sett
             private_networks: config.egress.networks(),
             sent_bytes: config.egress.max_sent_bytes,
             received_bytes: config.egress.max_received_bytes,
+        },
+        capabilities: worker::capability::Settings {
+            calls_per_s: config.capabilities.calls_per_s,
+            connections: (config.database.max_connections / CAPABILITY_CONNECTIONS).max(1) as usize,
+            kv_bytes,
         },
         // Draining the worker of a process that is a server too must not stop the server.
         leave_when_drained: !roles.server,

@@ -159,6 +159,8 @@ mod error;
 mod fields;
 #[cfg(feature = "http")]
 pub mod http;
+#[cfg(feature = "kv")]
+pub mod kv;
 mod manifest;
 mod payload;
 mod schema;

@@ -4,6 +4,7 @@
 
 pub mod artifact;
 mod blob;
+pub mod capability;
 pub mod cell;
 mod classify;
 pub mod compile;

@@ -463,6 +463,7 @@ impl Run<'_> {
             Stream::StdoutLines,
         );
         host.hooks.carried_by(self.progress.clone());
+        host.asker = self.progress.clone();
         host.progress = self.progress.take();
         let mut store = match self.store(host) {
             Ok(store) => store,
@@ -537,7 +538,8 @@ impl Run<'_> {
             start,
             Stream::Result,
         );
-        host.hooks.carried_by(self.progress.take());
+        host.hooks.carried_by(self.progress.clone());
+        host.asker = self.progress.take();
         let mut store = match self.store(host) {
             Ok(store) => store,
             Err(err) => return host_fault(&format!("{err:#}")),

@@ -10,6 +10,8 @@ use wasmtime_wasi::random::Deterministic;
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
+use crate::capability::call::Ask;
+use crate::capability::guest::Asks;
 use crate::control::Control;
 use crate::egress::call::FromGuest;
 use crate::egress::guest::{Calls, Hooks};
@@ -44,6 +46,14 @@ pub trait LiveSink: Send + Sync {
 
     /// A guest says something about a call that [`Self::calls`] has begun.
     fn http(&self, _token: u64, _call: u64, _message: FromGuest) {}
+
+    /// The questions of guests, where somebody answers them.
+    fn asks(&self) -> Option<&Asks> {
+        None
+    }
+
+    /// A guest asks, and waits at [`Self::asks`].
+    fn ask(&self, _token: u64, _call: u64, _ask: Ask) {}
 }
 
 /// The part of the state that every kind of guest has.
@@ -126,6 +136,12 @@ pub(crate) struct Host {
     wasi: Option<Box<WasiCtx>>,
     http: WasiHttpCtx,
     pub(crate) hooks: Hooks,
+    /// Who answers calls of capabilities; without it every one is denied.
+    pub(crate) asker: Option<Arc<dyn LiveSink>>,
+    /// What the largest call of a capability so far was counted with.
+    pub(crate) asking_bytes: u64,
+    /// Handles of its store.
+    pub(crate) kv_handles: usize,
 }
 
 impl Host {
@@ -154,6 +170,9 @@ impl Host {
             wasi: None,
             http,
             hooks,
+            asker: None,
+            asking_bytes: 0,
+            kv_handles: 0,
         }
     }
 }

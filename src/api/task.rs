@@ -53,7 +53,8 @@ fn task(row: &TaskRow) -> wire::Task {
             max_ms: row.retry.max_ms,
             jitter: row.retry.jitter,
         }),
-        grants: (row.grants != Grants::default()).then(|| wire::Grants { http: row.grants.http.clone() }),
+        grants: (row.grants != Grants::default())
+            .then(|| wire::Grants { http: row.grants.http.clone(), kv: row.grants.kv }),
         created_at: row.created_at,
         updated_at: row.updated_at,
         links: wire::TaskLinks {

@@ -393,6 +393,7 @@ impl App {
                 Quota::Modules => Some(stored.modules),
                 Quota::ModuleBytes => Some(stored.bytes),
                 Quota::LogBytesPerDay => Some(connection.log_bytes_today().await?),
+                Quota::KvBytes => Some(connection.kv_bytes().await?),
                 Quota::QueueDepth | Quota::AttemptMemoryBytes | Quota::Concurrency | Quota::Weight => None,
             };
             standings.push(Standing { quota, amount, source, used, resets_at });

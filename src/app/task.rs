@@ -82,6 +82,10 @@ impl App {
                 Deleted::More(stopped) => self.stopped(&stopped),
                 Deleted::Done(stopped) => {
                     self.stopped(&stopped);
+                    // What is left behind goes with the next task that is deleted.
+                    if let Err(error) = connection.kv_forget().await {
+                        tracing::warn!(%tenant, task = %name, %error, "the store of a deleted task is still there");
+                    }
                     audit::changed(before.as_ref().map_or(Value::Null, settings), Value::Null);
                     tracing::info!(%tenant, task = %name, "task deleted");
                     return Ok(());

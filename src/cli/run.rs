@@ -11,6 +11,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use sandbar_host::ModuleKind;
 use sandbar_host::artifact::{ArtifactCache, ArtifactKey};
+use sandbar_host::capability::call::{Answer, Refusal as Denial};
 use sandbar_host::cell::{CancelReason, Cell, CellConfig, CellEvent, Progress};
 use sandbar_host::compile::CompileLimits;
 use sandbar_host::egress::call::{Code, FromGuest, Refusal, ToGuest};
@@ -50,7 +51,7 @@ pub struct Run {
 }
 
 /// Why a task that is run here reaches nobody.
-const NO_GRANTS: &str = "here a task is given no hosts; on a server an admin of the tenant gives them";
+const NO_GRANTS: &str = "here a task is given nothing; on a server an admin of the tenant gives it";
 /// Disk that compiled modules of `sandbar run` may take, in bytes.
 const CACHE_BYTES: u64 = 1 << 30;
 
@@ -121,6 +122,9 @@ pub async fn run(command: &Run) -> Result<ExitCode, Failure> {
                     cell.http(call, ToGuest::Refused(Refusal::new(Code::HttpRequestDenied, NO_GRANTS)));
                 }
                 Some(CellEvent::Http { .. }) => {}
+                Some(CellEvent::Ask { call, .. }) => {
+                    cell.answer(call, Answer::Refused(Denial::denied(NO_GRANTS)));
+                }
                 Some(CellEvent::Gone { reason }) => {
                     return Err(Failure::new(Exit::Failed, format!("the sandbox process died: {reason}")));
                 }

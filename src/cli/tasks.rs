@@ -112,6 +112,9 @@ struct Update {
     /// Where its HTTP requests may go, like https://api.example.com; again for each. Replaces what was granted
     #[arg(long = "grant-http", value_name = "HOST|default", help_heading = GRANTS)]
     grant_http: Vec<String>,
+    /// Whether it may use its key-value store
+    #[arg(long = "grant-kv", value_name = "true|false|default", value_parser = setting::<bool>, help_heading = GRANTS)]
+    grant_kv: Option<Setting<bool>>,
     #[command(flatten)]
     remote: Remote,
 }
@@ -237,10 +240,13 @@ async fn show(name: &TaskName, remote: &Remote) -> Outcome {
             row(what, printable(&text.join(" · ")))?;
         }
     }
-    if let Some(grants) = &task.grants
-        && !grants.http.is_empty()
-    {
-        row("http", printable(&grants.http.join(" · ")))?;
+    if let Some(grants) = &task.grants {
+        if !grants.http.is_empty() {
+            row("http", printable(&grants.http.join(" · ")))?;
+        }
+        if grants.kv {
+            row("kv", "yes".to_owned())?;
+        }
     }
     row("created", output::moment(task.created_at))?;
     row("updated", output::moment(task.updated_at))?;
@@ -318,6 +324,7 @@ impl Update {
             [one] if one == DEFAULT => _ = grants.insert("http".to_owned(), Value::Null),
             hosts => _ = grants.insert("http".to_owned(), hosts.into()),
         }
+        put(&mut grants, "kv", self.grant_kv);
         for (key, part) in [("limits", limits), ("retry", retry), ("grants", grants)] {
             if !part.is_empty() {
                 patch.insert(key.to_owned(), part.into());

@@ -22,7 +22,7 @@ const ENV_CONFIG_FILE: &str = "SANDBAR_CONFIG";
 const ENV_DATA_DIR: &str = "SANDBAR_DATA_DIR";
 
 /// Sections, to recognise a variable with one underscore where two belong.
-const SECTIONS: [&str; 10] = [
+const SECTIONS: [&str; 11] = [
     "database",
     "server",
     "rate_limits",
@@ -30,6 +30,7 @@ const SECTIONS: [&str; 10] = [
     "secrets",
     "worker",
     "egress",
+    "capabilities",
     "scheduler",
     "compile",
     "log",

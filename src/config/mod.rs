@@ -58,6 +58,8 @@ pub struct Config {
     pub identity: Identity,
     /// What guests may do by HTTP.
     pub egress: Egress,
+    /// What guests may ask of the database.
+    pub capabilities: Capabilities,
     /// Background duties.
     pub scheduler: Scheduler,
     /// The compiler of uploaded modules.
@@ -81,6 +83,7 @@ impl Default for Config {
             worker: Worker::default(),
             identity: Identity::default(),
             egress: Egress::default(),
+            capabilities: Capabilities::default(),
             scheduler: Scheduler::default(),
             compile: Compile::default(),
             log: Log::default(),
@@ -292,6 +295,8 @@ pub struct Quotas {
     pub attempt_memory_bytes: u64,
     /// Log bytes kept per day (UTC). Default 0, 0 to 10¹⁵.
     pub log_bytes_per_day: u64,
+    /// Bytes in all key-value stores. Default 1 GiB, 0 to 10¹⁵.
+    pub kv_bytes: u64,
 }
 
 impl Default for Quotas {
@@ -303,6 +308,7 @@ impl Default for Quotas {
             module_bytes: 100 * GIB,
             attempt_memory_bytes: 4 * GIB,
             log_bytes_per_day: 0,
+            kv_bytes: GIB,
         }
     }
 }
@@ -460,6 +466,20 @@ impl Egress {
     /// Private networks that guests may reach.
     pub fn networks(&self) -> Networks {
         Networks::new(self.private_networks.clone())
+    }
+}
+
+/// Section `capabilities`: what guests may ask of the database beyond what their tenants grant them. Read by workers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Capabilities {
+    /// Calls per second of one tenant's attempts in one worker; more of them wait. Default 1,000, 1 to 100,000.
+    pub calls_per_s: u32,
+}
+
+impl Default for Capabilities {
+    fn default() -> Self {
+        Self { calls_per_s: 1_000 }
     }
 }
 

@@ -18,6 +18,8 @@ pub enum Effect {
     Waits,
     /// What is beyond it is dropped and counted.
     Truncates,
+    /// The call of a task fails, and the task goes on.
+    Fails,
     /// Nothing ends: it says who goes first.
     Shares,
 }
@@ -31,6 +33,7 @@ impl Effect {
             Self::Forbids => "forbids",
             Self::Waits => "waits",
             Self::Truncates => "truncates",
+            Self::Fails => "fails",
             Self::Shares => "shares",
         }
     }
@@ -96,6 +99,8 @@ quotas! {
     Concurrency "concurrency" Waits 1 1_000_000 false;
     /// Log bytes kept per day (UTC); later invocations of the day log nothing.
     LogBytesPerDay "log_bytes_per_day" Truncates 0 1_000_000_000_000_000 false;
+    /// Bytes in the key-value stores of its tasks: of keys and values, and 64 for each key.
+    KvBytes "kv_bytes" Fails 0 1_000_000_000_000_000 false;
     /// Share of the workers beside other tenants.
     Weight "weight" Shares 1 10_000 false;
 }

@@ -207,6 +207,7 @@ pub(super) fn quotas(quotas: &config::Quotas) -> Level {
         (Quota::ModuleBytes, quotas.module_bytes),
         (Quota::AttemptMemoryBytes, quotas.attempt_memory_bytes),
         (Quota::LogBytesPerDay, quotas.log_bytes_per_day),
+        (Quota::KvBytes, quotas.kv_bytes),
     ] {
         let amount = if bound == 0 { Amount::Unlimited } else { Amount::At(bound) };
         // Their ranges are those of the configuration, which has been checked.

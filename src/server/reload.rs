@@ -1,6 +1,9 @@
 //! What changes without a restart: on SIGHUP the configuration is read again, and what can follow it does. What cannot
 //! is named in the log. Owns no setting.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -15,6 +18,7 @@ use crate::config::Config;
 pub(super) fn on_hangup(
     config: &Config,
     app: Option<App>,
+    kv_bytes: Arc<AtomicU64>,
     stop: CancellationToken,
 ) -> std::io::Result<tokio::task::JoinHandle<()>> {
     let mut hangup = signal(SignalKind::hangup())?;
@@ -28,6 +32,7 @@ pub(super) fn on_hangup(
             match config.reload() {
                 Ok(read) => {
                     apply(&config, &read, app.as_ref());
+                    kv_bytes.store(read.quotas.kv_bytes, Ordering::Release);
                     config = read;
                 }
                 Err(error) => warn!(%error, "the configuration cannot be used; nothing has changed"),
@@ -56,6 +61,7 @@ fn apply(old: &Config, new: &Config, app: Option<&App>) {
         ("secrets", rest.secrets != old.secrets),
         ("worker", rest.worker != old.worker),
         ("egress", rest.egress != old.egress),
+        ("capabilities", rest.capabilities != old.capabilities),
         ("scheduler", rest.scheduler != old.scheduler),
         ("compile", rest.compile != old.compile),
         ("log", rest.log != old.log),

@@ -13,6 +13,9 @@ pub struct Grants {
     /// Destinations of HTTP requests, each as [`sandbar_host::egress::grant::HttpGrant`] reads it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub http: Vec<String>,
+    /// Its key-value store.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub kv: bool,
 }
 
 impl WorkerStore {

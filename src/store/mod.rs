@@ -13,6 +13,7 @@ pub mod duty;
 pub mod grant;
 pub mod invocation;
 pub mod key;
+pub mod kv;
 pub mod log;
 pub mod pause;
 pub mod people;

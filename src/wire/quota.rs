@@ -33,7 +33,8 @@ pub struct QuotaStanding {
     /// Who said so: `default` (the configuration), `plan` or `tenant` (the platform, for this one).
     #[schema(example = "plan")]
     pub source: String,
-    /// What happens when it is hit: `refuses` (429), `forbids` (403), `waits`, `truncates`; `shares` says who goes first.
+    /// What happens when it is hit: `refuses` (429), `forbids` (403), `waits`, `truncates`, `fails` (the call of
+    /// a task, which goes on); `shares` says who goes first.
     #[schema(example = "refuses")]
     pub effect: String,
     /// How much is used; absent where it is not counted.

@@ -136,6 +136,9 @@ pub struct Grants {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(example = json!(["https://api.example.com:443"]))]
     pub http: Vec<String>,
+    /// Its key-value store.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub kv: bool,
 }
 
 /// A change of what a task is given.
@@ -147,6 +150,10 @@ pub struct GrantsPatch {
     #[serde(skip_serializing_if = "Field::is_absent")]
     #[schema(value_type = Option<Vec<String>>)]
     pub http: Field<Vec<String>>,
+    /// Its key-value store (`wasi:keyvalue`). What is in it stays when the grant goes.
+    #[serde(skip_serializing_if = "Field::is_absent")]
+    #[schema(value_type = Option<bool>)]
+    pub kv: Field<bool>,
 }
 
 /// Where to go from a task.

@@ -26,10 +26,12 @@ use crate::domain::lease::free_slots;
 use crate::domain::retry::{Ending, decide};
 use crate::domain::worker::Wanted;
 use crate::store::invocation::InputKind;
+use crate::store::kv::AttemptName;
 use crate::store::queue::{Claimed, Finished};
 use crate::store::{Error, WorkerStore};
 use crate::worker::ack;
 use crate::worker::admission::{Admission, Verdict};
+use crate::worker::capability::Capabilities;
 use crate::worker::cells::{Cells, Event, Place};
 use crate::worker::claim::{self, Known, Turn};
 use crate::worker::egress::{Egress, Whose};
@@ -118,6 +120,7 @@ pub async fn run(
         journal,
         cells,
         egress: Egress::new(settings.egress.clone(), store.clone())?,
+        capabilities: Capabilities::new(settings.capabilities.clone(), store.clone()),
         admission,
         ends: Some(ends),
         live,
@@ -178,6 +181,7 @@ struct Dispatch<'a> {
     journal: &'a Journal,
     cells: Cells,
     egress: Egress,
+    capabilities: Capabilities,
     admission: Admission,
     /// Unbounded, yet never longer than the bound in [`Dispatch::free_slots`].
     ends: Option<ack::Sender>,
@@ -566,6 +570,15 @@ impl Dispatch<'_> {
                     self.egress.hear(self.lease, whose, cell, token, call, message);
                 }
             }
+            Event::Cell(place, CellEvent::Ask { token, call, ask }) => {
+                let flight = self.in_flight.get(&token).filter(|flight| flight.place == Some(place));
+                if let (Some(flight), Some(cell)) = (flight, self.cells.get(place)) {
+                    let (worker, epoch) = (self.lease.worker(), self.lease.epoch());
+                    let name = AttemptName { worker, epoch, claim: flight.claimed.claim() };
+                    let tenant = flight.claimed.tenant;
+                    self.capabilities.hear(self.lease, name, tenant, cell, (token, call), ask);
+                }
+            }
             Event::Cell(place, CellEvent::Gone { reason }) => {
                 self.cells.down(place);
                 let lost: Vec<u64> = self
@@ -597,6 +610,10 @@ impl Dispatch<'_> {
                 flight.cancelled = true;
                 cell.cancel(token, reason);
                 self.egress.close(token);
+                // One that watches for its cancellation may still put things in order.
+                if reason == CancelReason::LeaseLost {
+                    self.capabilities.close(token);
+                }
             }
             Some(_) => {}
             // Not started yet: it ends here.
@@ -613,6 +630,7 @@ impl Dispatch<'_> {
     /// An attempt has ended: decide what becomes of the invocation and send it to the ack.
     fn end(&mut self, token: u64, mut outcome: Outcome) {
         outcome.receipt.egress_bytes = self.egress.end(token);
+        self.capabilities.end(token);
         let Some(flight) = self.in_flight.remove(&token) else {
             return;
         };
@@ -644,6 +662,7 @@ impl Dispatch<'_> {
     /// Stop every guest now and forget everything: it is no longer ours, or is about to be handed on.
     fn abandon(&mut self) {
         self.egress.abandon();
+        self.capabilities.abandon();
         self.cells.kill();
         if !self.in_flight.is_empty() {
             warn!(attempts = self.in_flight.len(), "attempts abandoned");

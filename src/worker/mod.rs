@@ -1,7 +1,7 @@
 //! A worker host: claims attempts, runs them in cells, acknowledges their ends, and stops by itself before anybody
 //! else may take its work over. Owns no rule about retries or fairness (`domain`) and no SQL (`store`).
 //!
-//! `egress` carries out HTTP requests of guests.
+//! `egress` carries out HTTP requests of guests, `capability` what they ask of the database.
 //!
 //! Parts: `lease` (are we still who the database thinks we are), `cells` (the processes guests run in), `dispatch`
 //! (what runs where), `admission` (what may start), `claim` (whose work it takes), `pace` (when), `unanswered` (claims of which nobody
@@ -11,6 +11,7 @@
 
 mod ack;
 mod admission;
+pub mod capability;
 mod cells;
 mod claim;
 mod dispatch;
@@ -74,6 +75,8 @@ pub struct Settings {
     pub max_handovers: i32,
     /// What guests may do by HTTP.
     pub egress: egress::Settings,
+    /// What guests may ask of the database.
+    pub capabilities: capability::Settings,
     /// Drained by an operator, leave; or else stay, idle, until uncordoned.
     pub leave_when_drained: bool,
     /// File that gets a line per start, end and accepted end.

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 
 mod api;
+mod capabilities;
 mod cli;
 mod dev_command;
 mod dev_postgres;

@@ -167,6 +167,7 @@ impl CellState {
             },
             ToCell::Cancel { token, why } => self.executor.cancel(token, why),
             ToCell::Http { call, message } => self.outbox.calls.deliver(call, message),
+            ToCell::Answer { call, answer } => self.outbox.asks.deliver(call, answer),
         }
         Ok(())
     }

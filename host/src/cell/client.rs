@@ -22,6 +22,7 @@ use super::protocol::{
 };
 use super::{CellConfig, MAX_FRAME_BYTES, MAX_SLOTS, MIN_FRAME_BYTES, SUBCOMMAND};
 use crate::artifact::Artifact;
+use crate::capability::call::{Answer, Ask};
 use crate::control::{CancelReason, Progress};
 use crate::egress::call::{FromGuest, ToGuest};
 use crate::module::ModuleHash;
@@ -77,6 +78,15 @@ pub enum CellEvent {
         call: u64,
         /// What.
         message: FromGuest,
+    },
+    /// A guest asks something by a capability, and waits. The same goes for a cell that has been taken over.
+    Ask {
+        /// The caller's name for the attempt, which may have ended.
+        token: u64,
+        /// The cell's number of the question.
+        call: u64,
+        /// What.
+        ask: Ask,
     },
     /// The process ended or broke the protocol. The last event. Attempts without an outcome are
     /// lost.
@@ -328,6 +338,18 @@ impl Cell {
         self.shared.filled.notify_one();
     }
 
+    /// Answers a question of a guest. Once the cell is gone nobody hears it.
+    pub fn answer(&self, call: u64, answer: Answer) {
+        {
+            let mut book = self.shared.book();
+            if self.shared.is_gone() {
+                return;
+            }
+            let _ = book.out.push(&ToCell::Answer { call, answer });
+        }
+        self.shared.filled.notify_one();
+    }
+
     /// Kills the process. [`CellEvent::Gone`] follows.
     pub fn kill(&self) {
         self.shared.kill.notify_one();
@@ -544,6 +566,7 @@ async fn receive(shared: &Shared, mut input: Input, events: &mpsc::Sender<CellEv
                 FromCell::Progress { token, progress } => CellEvent::Progress { token, progress },
                 FromCell::Log { token, first, records } => CellEvent::Log { token, first, records },
                 FromCell::Http { token, call, message } => CellEvent::Http { token, call, message },
+                FromCell::Ask { token, call, ask } => CellEvent::Ask { token, call, ask },
                 FromCell::Ready(_) | FromCell::Loaded(_) | FromCell::NotLoaded { .. } => continue,
             };
             if events.send(event).await.is_err() {
@@ -566,7 +589,7 @@ fn note(shared: &Shared, messages: &mut [FromCell]) -> bool {
         }
         // A report may overtake nothing, so its attempt is still there.
         // A call is let go of a little later than its attempt ends.
-        FromCell::Http { .. } => true,
+        FromCell::Http { .. } | FromCell::Ask { .. } => true,
         FromCell::Progress { token, progress } => {
             recheck::progress(&mut progress.message);
             book.attempts.contains_key(token)

@@ -8,6 +8,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::protocol::{FromCell, Packer};
+use crate::capability::call::Ask;
+use crate::capability::guest::Asks;
 use crate::control::Control;
 use crate::egress::call::FromGuest;
 use crate::egress::guest::Calls;
@@ -27,6 +29,8 @@ const PAUSE: Duration = Duration::from_micros(100);
 pub(super) struct Outbox {
     /// HTTP calls of guests.
     pub(super) calls: Calls,
+    /// Questions of guests.
+    pub(super) asks: Asks,
     state: Mutex<State>,
     filled: Condvar,
 }
@@ -42,6 +46,7 @@ impl Outbox {
     pub(super) fn new(max_frame_bytes: usize) -> Self {
         Self {
             calls: Calls::default(),
+            asks: Asks::default(),
             state: Mutex::new(State {
                 packer: Packer::new(max_frame_bytes),
                 reports: Vec::new(),
@@ -158,5 +163,13 @@ impl LiveSink for Outbox {
 
     fn http(&self, token: u64, call: u64, message: FromGuest) {
         self.send(&FromCell::Http { token, call, message });
+    }
+
+    fn asks(&self) -> Option<&Asks> {
+        Some(&self.asks)
+    }
+
+    fn ask(&self, token: u64, call: u64, ask: Ask) {
+        self.send(&FromCell::Ask { token, call, ask });
     }
 }

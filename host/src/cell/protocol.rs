@@ -4,6 +4,7 @@
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::blob;
+use crate::capability::call::{Answer, Ask};
 use crate::control::{CancelReason, Progress};
 use crate::egress::call::{FromGuest, ToGuest};
 use crate::files::File;
@@ -13,7 +14,7 @@ use crate::run::Attempt;
 use crate::walls::Walls;
 
 /// Version of the protocol; the child refuses another.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 /// Bytes of a frame's length.
 pub const HEADER_BYTES: usize = 4;
 /// A frame that has reached this size is closed and a new one begun.
@@ -59,6 +60,13 @@ pub enum ToCell {
         call: u64,
         /// What.
         message: ToGuest,
+    },
+    /// The answer to a question of a guest.
+    Answer {
+        /// The cell's number of the question.
+        call: u64,
+        /// What.
+        answer: Answer,
     },
 }
 
@@ -137,6 +145,15 @@ pub enum FromCell {
         call: u64,
         /// What.
         message: FromGuest,
+    },
+    /// A guest asks something by a capability.
+    Ask {
+        /// Of which attempt. It may have ended.
+        token: u64,
+        /// The cell's number of the question; never used twice.
+        call: u64,
+        /// What.
+        ask: Ask,
     },
 }
 

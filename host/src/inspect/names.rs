@@ -93,6 +93,13 @@ const INTERFACES: [(&str, &str, &[&str]); 8] = [
     ("wasi:http", "0.2.", &["types", "outgoing-handler"]),
 ];
 
+/// Interfaces that are offered in one version only: drafts, which promise nothing from one to the next.
+const DRAFTS: [&str; 3] = [
+    "wasi:keyvalue/atomics@0.2.0-draft2",
+    "wasi:keyvalue/batch@0.2.0-draft2",
+    "wasi:keyvalue/store@0.2.0-draft2",
+];
+
 /// Whether a core module may import this function.
 pub(super) fn p1_function(name: &str) -> bool {
     P1_FUNCTIONS.binary_search(&name).is_ok()
@@ -100,6 +107,9 @@ pub(super) fn p1_function(name: &str) -> bool {
 
 /// Whether a component may import this instance, for example `wasi:io/poll@0.2.3`.
 pub(super) fn interface(name: &str) -> bool {
+    if DRAFTS.contains(&name) {
+        return true;
+    }
     let Some((path, version)) = name.split_once('@') else {
         return false;
     };
@@ -141,11 +151,14 @@ mod tests {
         assert!(interface("wasi:io/poll@0.2.0"));
         assert!(interface("wasi:cli/stdin@0.2.12"));
         assert!(interface("sandbar:task/log@0.1.0"));
+        assert!(interface("wasi:keyvalue/store@0.2.0-draft2"));
         for bad in [
             "wasi:io/poll@0.3.0",
             "wasi:io/poll@0.2.0-rc-2023",
             "wasi:io/poll",
             "wasi:nn/graph@0.2.0",
+            "wasi:keyvalue/store@0.2.0-draft",
+            "wasi:keyvalue/watcher@0.2.0-draft2",
             "wasi:http/incoming-handler@0.2.0",
             "evil:io/poll@0.2.0",
         ] {

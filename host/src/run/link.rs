@@ -4,16 +4,18 @@ use wasmtime::component;
 use wasmtime::{Caller, Engine, Linker};
 use wasmtime_wasi::I32Exit;
 
+use crate::capability;
 use crate::egress::guest;
 use crate::files;
 use crate::state::{Host, HostP1};
 use crate::task_world::Task;
 
-/// The imports of components: WASI 0.2, HTTP by grant, and the task world.
+/// The imports of components: WASI 0.2, HTTP and capabilities by grant, and the task world.
 pub(crate) fn components(engine: &Engine) -> wasmtime::Result<component::Linker<Host>> {
     let mut linker = component::Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     guest::link(&mut linker)?;
+    capability::link(&mut linker)?;
     Task::add_to_linker::<Host, component::HasSelf<Host>>(&mut linker, |host| host)?;
     Ok(linker)
 }

@@ -1,0 +1,95 @@
+//! The way of a question: out of the cell, and the guest waits for the answer. Owns the numbers of questions, what their
+//! bytes count against the attempt's memory, and the line in its log for each refusal.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::oneshot;
+
+use super::call::{Answer, Ask, Refusal, RefusalKind};
+use crate::outcome::LogLevel;
+use crate::output::lock;
+use crate::state::Host;
+
+/// Questions that wait for their answers.
+#[derive(Default)]
+pub struct Asks {
+    next: AtomicU64,
+    open: Mutex<HashMap<u64, oneshot::Sender<Answer>>>,
+}
+
+impl Asks {
+    fn open(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Answer>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The parent has answered; an answer that nobody waits for any more is forgotten.
+    pub(crate) fn deliver(&self, call: u64, answer: Answer) {
+        let waiting = self.open().remove(&call);
+        if let Some(waiting) = waiting {
+            let _ = waiting.send(answer);
+        }
+    }
+}
+
+/// A question that is under way. Dropped with the guest, at a deadline for instance, it waits no longer.
+struct Waiting<'a> {
+    asks: &'a Asks,
+    call: u64,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.asks.open().remove(&self.call);
+    }
+}
+
+impl Host {
+    /// Asks, and waits. Refusals stand in the attempt's log.
+    pub(crate) async fn ask(&mut self, ask: Ask) -> Result<Answer, Refusal> {
+        self.common.calls += 1;
+        let capability = ask.capability();
+        let answer = match self.carry(ask).await {
+            Ok(Answer::Refused(refusal)) => Err(refusal),
+            other => other,
+        };
+        if let Err(refusal) = &answer {
+            let what = match refusal.kind {
+                RefusalKind::Denied => "access denied",
+                RefusalKind::Failed => "call failed",
+            };
+            let message = format!("{what}: {}", refusal.message);
+            let target = format!("sandbar.{capability}");
+            lock(&self.common.capture).record(LogLevel::Warn, &target, &message, &[]);
+        }
+        answer
+    }
+
+    async fn carry(&mut self, ask: Ask) -> Result<Answer, Refusal> {
+        ask.check()?;
+        let Some(sink) = self.asker.clone() else {
+            return Err(Refusal::denied("nobody here answers calls of capabilities"));
+        };
+        let Some(asks) = sink.asks() else {
+            return Err(Refusal::denied("nobody here answers calls of capabilities"));
+        };
+        // A guest has one question at a time: the largest so far is what it holds.
+        let bytes = ask.held_bytes();
+        if bytes > self.asking_bytes {
+            let more = bytes - self.asking_bytes;
+            if !self.common.limiter.hold(more) {
+                return Err(Refusal::failed(format!(
+                    "the attempt has no {more} bytes of memory left for the buffers of this call"
+                )));
+            }
+            self.asking_bytes = bytes;
+        }
+        let call = asks.next.fetch_add(1, Ordering::Relaxed);
+        let (sender, answer) = oneshot::channel();
+        asks.open().insert(call, sender);
+        let _waiting = Waiting { asks, call };
+        sink.ask(self.common.control.token, call, ask);
+        answer.await.map_err(|_| Refusal::failed("the worker ended the call"))
+    }
+}

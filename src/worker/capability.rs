@@ -1,0 +1,266 @@
+//! Calls of guests that end in the database: cells have none. Owns how many are under way, at what rate, and how long one
+//! may take; the statement itself looks whether the attempt is still ours and its task has the grant, so a grant that
+//! is taken away, or a lease that is lost, is so at once. Believes no cell: every question is checked again.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use sandbar_host::capability::call::{
+    Answer, Ask, KvAnswer, KvAsk, MAX_AT_ONCE, MAX_BATCH_BYTES, MAX_LISTED, Pair, Refusal, Value,
+};
+use sandbar_host::cell::Cell;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tracing::warn;
+
+use crate::domain::ids::TenantId;
+use crate::store::WorkerStore;
+use crate::store::kv::{AttemptName, Outcome, Swapped};
+use crate::worker::lease::Lease;
+
+/// Longest wait for the database, the wait for a turn included.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// What a tenant that was quiet may do at once beyond its rate, as a time.
+const BURST: Duration = Duration::from_secs(1);
+
+/// What an operator sets.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Calls per second of one tenant in this worker; more of them wait.
+    pub calls_per_s: u32,
+    /// Connections that calls of guests may use at once, so that acks and claims keep theirs.
+    pub connections: usize,
+    /// Bytes that a tenant's key-value stores may take when nobody says otherwise; 0: no bound. Follows the configuration.
+    pub kv_bytes: Arc<AtomicU64>,
+}
+
+/// Everything guests of this worker ask of the database. Dropping it ends nothing that the database has begun.
+pub struct Capabilities {
+    store: WorkerStore,
+    settings: Settings,
+    turns: Arc<Semaphore>,
+    attempts: HashMap<u64, Arc<Attempt>>,
+    tenants: HashMap<TenantId, Arc<Tenant>>,
+}
+
+#[derive(Default)]
+struct Attempt {
+    /// Questions that have no answer yet.
+    asking: AtomicUsize,
+    /// Nothing of it is asked any more.
+    over: AtomicBool,
+}
+
+struct Tenant {
+    turns: Semaphore,
+    /// When the next call would be due if all came at the tenant's rate.
+    due: Mutex<Instant>,
+}
+
+impl Tenant {
+    /// How long the next call of this tenant has to wait.
+    fn wait(&self, every: Duration) -> Duration {
+        let now = Instant::now();
+        let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+        *due = (*due).max(now.checked_sub(BURST).unwrap_or(now)) + every;
+        due.saturating_duration_since(now)
+    }
+}
+
+/// One question less when it is dropped.
+struct Asking(Arc<Attempt>);
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        self.0.asking.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Capabilities {
+    /// Nothing under way.
+    pub fn new(settings: Settings, store: WorkerStore) -> Self {
+        Self {
+            store,
+            turns: Arc::new(Semaphore::new(settings.connections.max(1))),
+            settings,
+            attempts: HashMap::new(),
+            tenants: HashMap::new(),
+        }
+    }
+
+    /// A guest asks. The caller has made sure that the attempt is in this cell.
+    pub fn hear(
+        &mut self,
+        lease: &Lease,
+        attempt: AttemptName,
+        tenant: TenantId,
+        cell: &Arc<Cell>,
+        (token, call): (u64, u64),
+        ask: Ask,
+    ) {
+        let state = self.attempts.entry(token).or_default().clone();
+        let refusal = if state.over.load(Ordering::Acquire) || !lease.is_held() {
+            Some(lost())
+        } else if state.asking.load(Ordering::Acquire) >= MAX_AT_ONCE {
+            Some(Refusal::failed("the attempt has as many calls under way as it may"))
+        } else {
+            ask.check().err()
+        };
+        if let Some(refusal) = refusal {
+            cell.answer(call, Answer::Refused(refusal));
+            return;
+        }
+        state.asking.fetch_add(1, Ordering::AcqRel);
+        let asking = Asking(state);
+        let connections = self.settings.connections;
+        let of_tenant = self.tenants.entry(tenant).or_insert_with(|| {
+            // Half of them, so that one tenant never has all.
+            let turns = Semaphore::new(connections.div_ceil(2).max(1));
+            Arc::new(Tenant { turns, due: Mutex::new(Instant::now()) })
+        });
+        let every = Duration::from_secs(1) / self.settings.calls_per_s.max(1);
+        let wait = of_tenant.wait(every);
+        let (of_tenant, turns, cell) = (of_tenant.clone(), self.turns.clone(), cell.clone());
+        let (store, quota) = (self.store.clone(), self.settings.kv_bytes.clone());
+        tokio::spawn(async move {
+            if !wait.is_zero() {
+                tokio::time::sleep(wait).await;
+            }
+            let answer = async {
+                let turn = of_tenant.turns.acquire().await;
+                let place = turns.acquire().await;
+                if asking.0.over.load(Ordering::Acquire) || turn.is_err() || place.is_err() {
+                    return Err(lost());
+                }
+                let quota = match quota.load(Ordering::Acquire) {
+                    0 => u64::MAX,
+                    bytes => bytes,
+                };
+                answer(&store, attempt, quota, &ask).await
+            };
+            let answer = tokio::time::timeout(ANSWER_WITHIN, answer).await.unwrap_or_else(|_| {
+                Err(Refusal::failed("the database did not answer in time; whether it was done is not known"))
+            });
+            // Before the guest hears of it, who may ask again at once.
+            drop(asking);
+            cell.answer(call, answer.unwrap_or_else(Answer::Refused));
+        });
+    }
+
+    /// The attempt is handed on: nothing more of it is asked.
+    pub fn close(&mut self, token: u64) {
+        self.attempts.entry(token).or_default().over.store(true, Ordering::Release);
+    }
+
+    /// The attempt has ended.
+    pub fn end(&mut self, token: u64) {
+        if let Some(attempt) = self.attempts.remove(&token) {
+            attempt.over.store(true, Ordering::Release);
+        }
+        // One whose rate is behind is remembered, or ending would start it anew.
+        let now = Instant::now();
+        self.tenants.retain(|_, tenant| {
+            Arc::strong_count(tenant) > 1
+                || *tenant.due.lock().unwrap_or_else(PoisonError::into_inner) + BURST > now
+        });
+    }
+
+    /// Nothing goes on.
+    pub fn abandon(&mut self) {
+        for (_, attempt) in self.attempts.drain() {
+            attempt.over.store(true, Ordering::Release);
+        }
+        self.tenants.clear();
+    }
+}
+
+fn lost() -> Refusal {
+    Refusal::failed("the attempt is to end: its worker may do nothing more for it")
+}
+
+fn done<T>(outcome: Outcome<T>) -> Result<T, Refusal> {
+    match outcome {
+        Outcome::Done(done) => Ok(done),
+        Outcome::Lost => Err(lost()),
+        Outcome::Denied => Err(Refusal::denied("the task has no grant `kv`")),
+        Outcome::Full => Err(Refusal::failed("the tenant's quota kv_bytes has no room for it")),
+        Outcome::Large => {
+            let words =
+                format!("the values have more than {MAX_BATCH_BYTES} bytes together: ask for fewer keys");
+            Err(Refusal::failed(words))
+        }
+        Outcome::NotANumber => Err(Refusal::failed("what is there is no whole number in decimal digits")),
+        Outcome::OutOfRange => Err(Refusal::failed("the sum does not fit 64 bits")),
+    }
+}
+
+async fn answer(store: &WorkerStore, attempt: AttemptName, quota: u64, ask: &Ask) -> Result<Answer, Refusal> {
+    let Ask::Kv(ask) = ask;
+    kv(store, attempt, quota, ask).await.map(Answer::Kv)
+}
+
+fn unavailable(error: &crate::store::Error) -> Refusal {
+    warn!(%error, "a call of a guest failed");
+    Refusal::failed("the database cannot answer now; whether it was done is not known")
+}
+
+async fn kv(store: &WorkerStore, attempt: AttemptName, quota: u64, ask: &KvAsk) -> Result<KvAnswer, Refusal> {
+    let failed = |error| unavailable(&error);
+    let one = |key: &String| [key.clone()];
+    Ok(match ask {
+        KvAsk::Open => {
+            done(store.kv_may(attempt).await.map_err(failed)?)?;
+            KvAnswer::Done
+        }
+        KvAsk::Get { key } => {
+            let found = store.kv_read(attempt, &one(key), true, u64::MAX).await.map_err(failed)?;
+            match done(found)?.remove(key) {
+                Some(entry) => KvAnswer::Value(Some(Value(entry.value)), entry.version),
+                None => KvAnswer::Value(None, 0),
+            }
+        }
+        KvAsk::Version { key } => {
+            let found = store.kv_read(attempt, &one(key), false, 0).await.map_err(failed)?;
+            KvAnswer::Version(done(found)?.get(key).map_or(0, |entry| entry.version))
+        }
+        KvAsk::GetMany { keys } => {
+            let found = store.kv_read(attempt, keys, true, MAX_BATCH_BYTES as u64).await.map_err(failed)?;
+            let found = done(found)?;
+            // A key that is asked for twice is answered twice, within the bytes of one call.
+            let values: Vec<_> =
+                keys.iter().map(|key| found.get(key).map(|entry| entry.value.as_slice())).collect();
+            let bytes = values.iter().flatten().map(|value| value.len()).sum();
+            sandbar_host::capability::call::check_batch_bytes(bytes)?;
+            KvAnswer::Values(values.into_iter().map(|value| value.map(|v| Value(v.to_vec()))).collect())
+        }
+        KvAsk::List { after } => {
+            let limit = i32::try_from(MAX_LISTED).unwrap_or(i32::MAX).saturating_add(1);
+            let after = after.as_deref().unwrap_or_default();
+            let mut keys = done(store.kv_list(attempt, after, limit).await.map_err(failed)?)?;
+            let more = keys.len() > MAX_LISTED;
+            keys.truncate(MAX_LISTED);
+            KvAnswer::Keys(keys, more)
+        }
+        KvAsk::Put { pairs } => {
+            let (keys, values): (Vec<&str>, Vec<Option<&[u8]>>) = pairs
+                .iter()
+                .map(|Pair { key, value }| (key.as_str(), value.as_ref().map(|value| value.0.as_slice())))
+                .unzip();
+            done(store.kv_put(attempt, quota, &keys, &values).await.map_err(failed)?)?;
+            KvAnswer::Done
+        }
+        KvAsk::Increment { key, delta } => {
+            let sum = store.kv_increment(attempt, quota, key, *delta).await.map_err(failed)?;
+            KvAnswer::Number(done(sum)?)
+        }
+        KvAsk::Swap { key, version, value } => {
+            let swapped = store.kv_swap(attempt, quota, key, *version, value).await.map_err(failed)?;
+            match done(swapped)? {
+                Swapped::Done => KvAnswer::Done,
+                Swapped::Changed(version) => KvAnswer::Changed(version),
+            }
+        }
+    })
+}
