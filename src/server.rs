@@ -69,11 +69,12 @@ pub async fn run(config: &Config, urls: &Urls, roles: Roles, stop: Stop) -> anyh
     .await?;
     let compiler = Arc::new(compiler(config)?);
 
+    let vault = vault::load(config).await?;
     let duties_stop = CancellationToken::new();
     let mut duties = Vec::new();
     let mut http = None;
     if roles.server {
-        let started = Http::start(config, urls, signals.clone(), stop.drain.clone()).await?;
+        let started = Http::start(config, urls, vault.clone(), signals.clone(), stop.drain.clone()).await?;
         let settings = scheduler::Settings {
             tick: config.scheduler.tick(),
             dead_after: config.worker.dead_after(),
@@ -104,7 +105,7 @@ pub async fn run(config: &Config, urls: &Urls, roles: Roles, stop: Stop) -> anyh
     duties.push(reload::on_hangup(config, app, kv_bytes.clone(), duties_stop.clone())?);
 
     let result = if roles.worker {
-        let settings = worker_settings(config, roles, kv_bytes)?;
+        let settings = worker_settings(config, roles, vault, kv_bytes)?;
         let running = worker::run(settings, store.clone(), signals.clone(), compiler.clone(), stop.clone());
         let running = Box::pin(running);
         if let Some(http) = &mut http {
@@ -171,6 +172,7 @@ const CAPABILITY_CONNECTIONS: u32 = 4;
 fn worker_settings(
     config: &Config,
     roles: Roles,
+    vault: Arc<app::vault::Vault>,
     kv_bytes: Arc<AtomicU64>,
 ) -> anyhow::Result<worker::Settings> {
     Ok(worker::Settings {
@@ -192,6 +194,7 @@ fn worker_settings(
             sent_bytes: config.egress.max_sent_bytes,
             received_bytes: config.egress.max_received_bytes,
         },
+        vault,
         capabilities: worker::capability::Settings {
             calls_per_s: config.capabilities.calls_per_s,
             connections: (config.database.max_connections / CAPABILITY_CONNECTIONS).max(1) as usize,

@@ -154,6 +154,8 @@
 //! Rust 1.87 or newer (the `rust-version` of this crate) with the target `wasm32-wasip2`. The crate must not `forbid(unsafe_code)`, since
 //! exporting a function to WebAssembly counts as unsafe; `deny` is fine.
 
+#[cfg(feature = "config")]
+pub mod config;
 mod context;
 mod error;
 mod fields;
@@ -164,6 +166,8 @@ pub mod kv;
 mod manifest;
 mod payload;
 mod schema;
+#[cfg(feature = "secrets")]
+pub mod secrets;
 #[cfg(feature = "tracing")]
 mod spans;
 #[cfg(not(target_family = "wasm"))]
@@ -241,6 +245,8 @@ pub use tracing;
 #[doc(hidden)]
 pub mod __private {
     pub use crate::manifest::Manifest;
+    #[cfg(all(target_family = "wasm", any(feature = "config", feature = "kv", feature = "secrets")))]
+    pub use crate::wasm::capabilities;
     #[cfg(target_family = "wasm")]
     pub use crate::wasm::{bindings, run};
 }

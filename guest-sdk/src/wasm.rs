@@ -18,11 +18,11 @@ pub mod bindings;
 
 /// The same for what only some tasks use, from `wit/capabilities.wit`: what a task does not call, its component does not
 /// import.
-#[cfg(feature = "kv")]
+#[cfg(any(feature = "config", feature = "kv", feature = "secrets"))]
 #[rustfmt::skip]
 #[allow(unsafe_code, missing_docs, missing_debug_implementations, dead_code, unused, clippy::all, clippy::pedantic)]
 #[path = "capabilities.rs"]
-pub(crate) mod capabilities;
+pub mod capabilities;
 
 use bindings::sandbar::task::types::{Failure, FailureKind};
 use bindings::sandbar::task::{context as host, log as sink};

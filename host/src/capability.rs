@@ -3,8 +3,11 @@
 //! each interface has a file of its own. Decides nothing about grants; the worker does, with every call.
 
 pub mod call;
+mod config;
 pub mod guest;
 pub mod keyvalue;
+mod logging;
+mod secrets;
 
 use wasmtime::component::{HasSelf, Linker};
 

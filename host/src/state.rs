@@ -142,6 +142,8 @@ pub(crate) struct Host {
     pub(crate) asking_bytes: u64,
     /// Handles of its store.
     pub(crate) kv_handles: usize,
+    /// What people have set on its task, once it was asked for.
+    pub(crate) config: Option<Vec<(String, String)>>,
 }
 
 impl Host {
@@ -173,6 +175,7 @@ impl Host {
             asker: None,
             asking_bytes: 0,
             kv_handles: 0,
+            config: None,
         }
     }
 }

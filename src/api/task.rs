@@ -22,7 +22,7 @@ use crate::api::{Api, PAGE, limit, shape, unknown_parameter};
 use crate::domain::names::TaskName;
 use crate::domain::permission::Action;
 use crate::domain::retry::PartialRetry;
-use crate::store::grant::Grants;
+use crate::store::grant::{Grants, SecretHeader};
 use crate::store::task::{Change, TaskChange, TaskRow, VersionRow, VersionState};
 use crate::wire::Page;
 use crate::wire::invocation as invocation_wire;
@@ -53,8 +53,13 @@ fn task(row: &TaskRow) -> wire::Task {
             max_ms: row.retry.max_ms,
             jitter: row.retry.jitter,
         }),
-        grants: (row.grants != Grants::default())
-            .then(|| wire::Grants { http: row.grants.http.clone(), kv: row.grants.kv }),
+        grants: (row.grants != Grants::default()).then(|| wire::Grants {
+            http: row.grants.http.clone(),
+            kv: row.grants.kv,
+            secrets: row.grants.secrets.clone(),
+            secret_headers: row.grants.secret_headers.iter().map(secret_header).collect(),
+        }),
+        config: row.config.clone(),
         created_at: row.created_at,
         updated_at: row.updated_at,
         links: wire::TaskLinks {
@@ -62,6 +67,14 @@ fn task(row: &TaskRow) -> wire::Task {
             invocations: format!("{this}/invocations"),
             this,
         },
+    }
+}
+
+fn secret_header(grant: &SecretHeader) -> wire::SecretHeader {
+    wire::SecretHeader {
+        secret: grant.secret.clone(),
+        header: grant.header.clone(),
+        host: grant.host.clone(),
     }
 }
 
@@ -202,6 +215,7 @@ pub(super) async fn patch(
         limits: merge(body.limits)?,
         retry: merge(body.retry)?,
         grants: merge(body.grants)?,
+        config: merge(body.config)?,
         active: change(body.active),
         version: change(body.version),
     };

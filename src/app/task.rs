@@ -3,13 +3,15 @@
 use bytes::Bytes;
 use futures_util::stream::{self, Stream};
 use sandbar_host::ModuleHash;
+use sandbar_host::capability::call::{MAX_CONFIG, MAX_CONFIG_BYTES};
+use sandbar_host::egress::client::forbidden;
 use sandbar_host::egress::grant::HttpGrant;
 use sandbar_host::limits::Limits;
 use sandbar_host::manifest::MAX_NAMED_GRANTS;
 use serde_json::{Value, json};
 
 use crate::app::policy::{self, PartialRetry};
-use crate::app::{App, Error, FieldError, Result, audit};
+use crate::app::{App, Error, FieldError, Result, audit, secret};
 use crate::domain::ids::TenantId;
 use crate::domain::names::TaskName;
 use crate::domain::retry::RetryPolicy;
@@ -18,6 +20,10 @@ use crate::store::task::{Change, Deleted, Stopped, TaskChange, TaskRow, VersionR
 
 /// Bytes of a task's description.
 const MAX_DESCRIPTION: usize = 4 << 10;
+/// Characters of a header's name.
+const MAX_HEADER: usize = 64;
+/// Bytes of a key of a task's configuration.
+const MAX_CONFIG_KEY: usize = 128;
 /// Invocations that one statement of a deletion cancels.
 const CANCELS_PER_STATEMENT: i32 = 1_000;
 /// Bytes of a module read from the database at once.
@@ -58,6 +64,9 @@ impl App {
         }
         let mut connection = self.tenant(tenant).await?;
         let before = connection.task_get(name).await?;
+        if let (Some(before), Change::Set(patch)) = (&before, &change.config) {
+            whole_config(before, patch).map_err(|error| Error::InvalidFields(vec![error]))?;
+        }
         let changed = connection.task_change(name, change).await?;
         // Whatever this server remembers of the task is out of date.
         self.inner.signals.version_changed();
@@ -202,6 +211,7 @@ fn settings(task: &TaskRow) -> Value {
     json!({
         "name": task.name, "description": task.description, "active": task.active, "version": task.pinned_version,
         "limits": task.limits, "retry": task.retry, "grants": task.grants,
+        "config": task.config,
     })
 }
 
@@ -223,6 +233,9 @@ fn check(change: &TaskChange) -> std::result::Result<(), FieldError> {
         let wanted: Grants = serde_json::from_value(without_nulls(patch))
             .map_err(|error| FieldError::new("/grants", error.to_string()))?;
         grants(&wanted)?;
+    }
+    if let Change::Set(patch) = &change.config {
+        config(patch)?;
     }
     if let Change::Set(patch) = &change.retry {
         let wanted: PartialRetry = serde_json::from_value(patch.clone())
@@ -249,6 +262,66 @@ fn grants(wanted: &Grants) -> std::result::Result<(), FieldError> {
     for (place, text) in wanted.http.iter().enumerate() {
         HttpGrant::parse(text)
             .map_err(|error| FieldError::new(format!("/grants/http/{place}"), error.to_string()))?;
+    }
+    for (what, len) in [("secrets", wanted.secrets.len()), ("secret_headers", wanted.secret_headers.len())] {
+        if len > MAX_NAMED_GRANTS {
+            let words = format!("may have at most {MAX_NAMED_GRANTS} entries");
+            return Err(FieldError::new(format!("/grants/{what}"), words));
+        }
+    }
+    const NAME: &str = "a secret's name has 1 to 64 letters, digits and `_`, and no digit first";
+    for (place, name) in wanted.secrets.iter().enumerate() {
+        if !secret::is_name(name) {
+            return Err(FieldError::new(format!("/grants/secrets/{place}"), NAME));
+        }
+    }
+    for (place, grant) in wanted.secret_headers.iter().enumerate() {
+        let at = |field: &str| format!("/grants/secret_headers/{place}/{field}");
+        if !secret::is_name(&grant.secret) {
+            return Err(FieldError::new(at("secret"), NAME));
+        }
+        if !header(&grant.header) {
+            let words = "must be the name of a header, in lower case, that a request may set";
+            return Err(FieldError::new(at("header"), words));
+        }
+        HttpGrant::parse(&grant.host).map_err(|error| FieldError::new(at("host"), error.to_string()))?;
+    }
+    Ok(())
+}
+
+fn header(name: &str) -> bool {
+    let token = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"!#$%&'*+-.^_`|~".contains(&b);
+    (1..=MAX_HEADER).contains(&name.len()) && name.bytes().all(token) && !forbidden(name)
+}
+
+/// What a patch sets, key by key.
+fn config(patch: &Value) -> std::result::Result<(), FieldError> {
+    for (key, value) in patch.as_object().into_iter().flatten() {
+        let at = || format!("/config/{}", key.replace('~', "~0").replace('/', "~1"));
+        if key.is_empty() || key.len() > MAX_CONFIG_KEY || key.contains('\0') {
+            let words = format!("a key has 1 to {MAX_CONFIG_KEY} bytes and no NUL");
+            return Err(FieldError::new("/config", words));
+        }
+        if value.as_str().is_some_and(|text| text.contains('\0')) {
+            return Err(FieldError::new(at(), "may not contain NUL"));
+        }
+    }
+    Ok(())
+}
+
+/// What will be there after a patch. Two patches at once may pass the bounds together; the table has a last one.
+fn whole_config(before: &TaskRow, patch: &Value) -> std::result::Result<(), FieldError> {
+    let mut config = before.config.clone();
+    for (key, value) in patch.as_object().into_iter().flatten() {
+        match value.as_str() {
+            Some(text) => _ = config.insert(key.clone(), text.to_owned()),
+            None => _ = config.remove(key),
+        }
+    }
+    let bytes: usize = config.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if config.len() > MAX_CONFIG || bytes > MAX_CONFIG_BYTES {
+        let words = format!("may have at most {MAX_CONFIG} keys and {MAX_CONFIG_BYTES} bytes in all");
+        return Err(FieldError::new("/config", words));
     }
     Ok(())
 }

@@ -15,7 +15,7 @@ use super::output::{self, BOLD, Cell, DIM, Output, printable};
 use super::target::Remote;
 use super::value;
 use crate::domain::names::TaskName;
-use crate::wire::task::{Task, Version};
+use crate::wire::task::{SecretHeader, Task, Version};
 
 /// What gives a setting back to its default.
 const DEFAULT: &str = "default";
@@ -115,6 +115,16 @@ struct Update {
     /// Whether it may use its key-value store
     #[arg(long = "grant-kv", value_name = "true|false|default", value_parser = setting::<bool>, help_heading = GRANTS)]
     grant_kv: Option<Setting<bool>>,
+    /// A secret that it may see; again for each. Replaces what was granted
+    #[arg(long = "grant-secret", value_name = "NAME|default", help_heading = GRANTS)]
+    grant_secret: Vec<String>,
+    /// A secret that the host sends for it without showing it, like API_TOKEN:authorization:https://api.example.com;
+    /// again for each. Replaces what was granted
+    #[arg(long = "grant-secret-header", value_name = "SECRET:HEADER:HOST|default", help_heading = GRANTS)]
+    grant_secret_header: Vec<String>,
+    /// A text that it reads by wasi:config; again for each. KEY alone takes it away
+    #[arg(long = "config", value_name = "KEY[=VALUE]")]
+    config: Vec<String>,
     #[command(flatten)]
     remote: Remote,
 }
@@ -247,6 +257,12 @@ async fn show(name: &TaskName, remote: &Remote) -> Outcome {
         if grants.kv {
             row("kv", "yes".to_owned())?;
         }
+        if !grants.secrets.is_empty() {
+            row("secrets", printable(&grants.secrets.join(" · ")))?;
+        }
+        for SecretHeader { secret, header, host } in &grants.secret_headers {
+            row("sends", printable(&format!("{secret} in {header} to {host}")))?;
+        }
     }
     row("created", output::moment(task.created_at))?;
     row("updated", output::moment(task.updated_at))?;
@@ -325,13 +341,41 @@ impl Update {
             hosts => _ = grants.insert("http".to_owned(), hosts.into()),
         }
         put(&mut grants, "kv", self.grant_kv);
-        for (key, part) in [("limits", limits), ("retry", retry), ("grants", grants)] {
+        match self.grant_secret.as_slice() {
+            [] => {}
+            [one] if one == DEFAULT => _ = grants.insert("secrets".to_owned(), Value::Null),
+            names => _ = grants.insert("secrets".to_owned(), names.into()),
+        }
+        match self.grant_secret_header.as_slice() {
+            [] => {}
+            [one] if one == DEFAULT => _ = grants.insert("secret_headers".to_owned(), Value::Null),
+            sent => {
+                let sent: Vec<Value> = sent.iter().map(|text| secret_header(text)).collect();
+                grants.insert("secret_headers".to_owned(), sent.into());
+            }
+        }
+        let mut config = Map::new();
+        for text in &self.config {
+            match text.split_once('=') {
+                Some((key, value)) => config.insert(key.to_owned(), value.into()),
+                None => config.insert(text.clone(), Value::Null),
+            };
+        }
+        for (key, part) in [("limits", limits), ("retry", retry), ("grants", grants), ("config", config)] {
             if !part.is_empty() {
                 patch.insert(key.to_owned(), part.into());
             }
         }
         patch
     }
+}
+
+/// `SECRET:HEADER:HOST`; what is missing is empty, and the server says so.
+fn secret_header(text: &str) -> Value {
+    let mut parts = text.splitn(3, ':').map(str::to_owned);
+    let mut next = || parts.next().unwrap_or_default();
+    let (secret, header, host) = (next(), next().to_ascii_lowercase(), next());
+    serde_json::json!({"secret": secret, "header": header, "host": host})
 }
 
 async fn delete(name: &TaskName, cancel: bool, yes: bool, remote: &Remote) -> Outcome {
@@ -400,6 +444,16 @@ mod tests {
         assert_eq!(
             patch("--grant-http a.example --grant-http http://b.example:8080"),
             serde_json::json!({"grants": {"http": ["a.example", "http://b.example:8080"]}})
+        );
+        assert_eq!(
+            patch(
+                "--grant-kv true --grant-secret A --grant-secret-header B:Authorization:https://a.example:8443 --config k=v=w --config gone"
+            ),
+            serde_json::json!({
+                "grants": {"kv": true, "secrets": ["A"], "secret_headers": [
+                    {"secret": "B", "header": "authorization", "host": "https://a.example:8443"}]},
+                "config": {"k": "v=w", "gone": null},
+            })
         );
         assert_eq!(patch("--grant-http default"), serde_json::json!({"grants": {"http": null}}));
     }

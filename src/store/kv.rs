@@ -74,7 +74,7 @@ fn outcome<T>(row: &PgRow, done: impl FnOnce() -> Result<T>) -> Result<Outcome<T
 
 impl AttemptName {
     /// As the parameters 1 to 7.
-    fn bind<'q>(self, sql: &'q str) -> Query<'q, Postgres, PgArguments> {
+    pub(super) fn bind<'q>(self, sql: &'q str) -> Query<'q, Postgres, PgArguments> {
         sqlx::query(sql)
             .bind(self.worker)
             .bind(self.epoch)

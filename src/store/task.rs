@@ -1,6 +1,7 @@
 //! Tasks, versions and module bytes as rows. Owns what may follow what in a version's life (compiling, then ready or
 //! rejected, for good); never looks into a module.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -41,6 +42,8 @@ pub struct TaskRow {
     pub retry: PartialRetry,
     /// What it has been given.
     pub grants: Grants,
+    /// Texts that people have set on it.
+    pub config: BTreeMap<String, String>,
     /// First upload.
     pub created_at: DateTime<Utc>,
     /// Last change of this row.
@@ -127,6 +130,8 @@ pub struct TaskChange {
     pub active: Change<bool>,
     /// Grants as a merge patch: a kind that is null goes.
     pub grants: Change<serde_json::Value>,
+    /// Texts as a merge patch: a key that is null goes.
+    pub config: Change<serde_json::Value>,
     /// The pinned version. Reset: none.
     pub version: Change<i32>,
 }
@@ -198,7 +203,7 @@ const CANCEL_NOTIFICATIONS: usize = 500;
 
 const TASK_COLUMNS: &str =
     "t.task_id, t.name, t.description, COALESCE(t.pinned_version, t.current_version) AS current_version,
-  t.pinned_version, t.active, t.limits, t.retry, t.grants, t.created_at AS task_created_at, t.updated_at";
+  t.pinned_version, t.active, t.limits, t.retry, t.grants, t.config, t.created_at AS task_created_at, t.updated_at";
 
 const VERSION_COLUMNS: &str =
     "v.number, v.sha256, v.size_bytes, v.kind, v.state, v.rejection, v.manifest, v.created_at,
@@ -261,6 +266,7 @@ fn task(row: &PgRow) -> Result<TaskRow> {
         limits: row.try_get::<Option<Json<_>>, _>("limits")?.map(|json| json.0).unwrap_or_default(),
         retry: row.try_get::<Option<Json<_>>, _>("retry")?.map(|json| json.0).unwrap_or_default(),
         grants: row.try_get::<Option<Json<_>>, _>("grants")?.map(|json| json.0).unwrap_or_default(),
+        config: row.try_get::<Option<Json<_>>, _>("config")?.map(|json| json.0).unwrap_or_default(),
         created_at: row.try_get("task_created_at")?,
         updated_at: row.try_get("updated_at")?,
     })
@@ -495,6 +501,7 @@ impl TenantConn {
         let (activate, active) = change.active.parts();
         let (pin, pinned) = change.version.parts();
         let (grant, grants) = change.grants.parts();
+        let (configure, config) = change.config.parts();
         sqlx::query(&format!(
             "UPDATE tasks t SET updated_at = clock_timestamp(),
                described = CASE WHEN $3 THEN $4 IS NOT NULL ELSE described END,
@@ -508,7 +515,9 @@ impl TenantConn {
                active = CASE WHEN $9 THEN COALESCE($10, true) ELSE active END,
                pinned_version = CASE WHEN $11 THEN $12 ELSE pinned_version END,
                grants = CASE WHEN NOT $13 THEN grants WHEN $14 IS NOT NULL
-                 THEN NULLIF(jsonb_strip_nulls(COALESCE(grants, '{{}}') || $14), '{{}}') END
+                 THEN NULLIF(jsonb_strip_nulls(COALESCE(grants, '{{}}') || $14), '{{}}') END,
+               config = CASE WHEN NOT $15 THEN config WHEN $16 IS NOT NULL
+                 THEN NULLIF(jsonb_strip_nulls(COALESCE(config, '{{}}') || $16), '{{}}') END
              WHERE t.tenant_id = $1 AND t.name = $2 AND t.deleted_at IS NULL
              RETURNING {TASK_COLUMNS}"
         ))
@@ -526,6 +535,8 @@ impl TenantConn {
         .bind(pinned)
         .bind(grant)
         .bind(grants.map(Json))
+        .bind(configure)
+        .bind(config.map(Json))
         .fetch_optional(&mut **self)
         .await?
         .as_ref()

@@ -1,5 +1,7 @@
 //! Tasks and versions on the wire.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -34,6 +36,9 @@ pub struct Task {
     /// What an admin of the tenant has given it. Absent: nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grants: Option<Grants>,
+    /// Texts that it reads by `wasi:config`. Absent: none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub config: BTreeMap<String, String>,
     /// First upload.
     pub created_at: DateTime<Utc>,
     /// Last change.
@@ -62,6 +67,11 @@ pub struct TaskPatch {
     #[serde(skip_serializing_if = "Field::is_absent")]
     #[schema(value_type = Option<GrantsPatch>)]
     pub grants: Field<GrantsPatch>,
+    /// Texts that it reads by `wasi:config`, key by key; a key that is `null`, or `null` for all, is taken away. At most 100
+    /// keys of 1 to 128 bytes, and 64 KiB in all. Not for secrets: whoever may see the task sees them.
+    #[serde(skip_serializing_if = "Field::is_absent")]
+    #[schema(value_type = Option<BTreeMap<String, Option<String>>>)]
+    pub config: Field<BTreeMap<String, Option<String>>>,
     /// False: new invocations are refused, and queued ones wait. `null`: true.
     #[serde(skip_serializing_if = "Field::is_absent")]
     #[schema(value_type = Option<bool>)]
@@ -139,6 +149,28 @@ pub struct Grants {
     /// Its key-value store.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub kv: bool,
+    /// Names of the secrets whose values it may see.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(example = json!(["SIGNING_KEY"]))]
+    pub secrets: Vec<String>,
+    /// Secrets that it may have sent without seeing them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub secret_headers: Vec<SecretHeader>,
+}
+
+/// A secret that the host puts into a header of requests to one host, where the task writes `{{secret:NAME}}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SecretHeader {
+    /// Name of the secret.
+    #[schema(example = "API_TOKEN")]
+    pub secret: String,
+    /// Name of the header, in lower case.
+    #[schema(example = "authorization")]
+    pub header: String,
+    /// To whom: `[http://|https://][*.]host[:port]`, besides `http`, which lets the request out.
+    #[schema(example = "https://api.example.com")]
+    pub host: String,
 }
 
 /// A change of what a task is given.
@@ -154,6 +186,14 @@ pub struct GrantsPatch {
     #[serde(skip_serializing_if = "Field::is_absent")]
     #[schema(value_type = Option<bool>)]
     pub kv: Field<bool>,
+    /// Names of the secrets whose values it may see (`sandbar:task/secrets`), at most 32.
+    #[serde(skip_serializing_if = "Field::is_absent")]
+    #[schema(value_type = Option<Vec<String>>)]
+    pub secrets: Field<Vec<String>>,
+    /// Secrets that it may have sent without seeing them, at most 32.
+    #[serde(skip_serializing_if = "Field::is_absent")]
+    #[schema(value_type = Option<Vec<SecretHeader>>)]
+    pub secret_headers: Field<Vec<SecretHeader>>,
 }
 
 /// Where to go from a task.

@@ -15,6 +15,8 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tracing::warn;
 
+use crate::app::secret;
+use crate::app::vault::Vault;
 use crate::domain::ids::TenantId;
 use crate::store::WorkerStore;
 use crate::store::kv::{AttemptName, Outcome, Swapped};
@@ -39,6 +41,7 @@ pub struct Settings {
 /// Everything guests of this worker ask of the database. Dropping it ends nothing that the database has begun.
 pub struct Capabilities {
     store: WorkerStore,
+    vault: Arc<Vault>,
     settings: Settings,
     turns: Arc<Semaphore>,
     attempts: HashMap<u64, Arc<Attempt>>,
@@ -80,9 +83,10 @@ impl Drop for Asking {
 
 impl Capabilities {
     /// Nothing under way.
-    pub fn new(settings: Settings, store: WorkerStore) -> Self {
+    pub fn new(settings: Settings, store: WorkerStore, vault: Arc<Vault>) -> Self {
         Self {
             store,
+            vault,
             turns: Arc::new(Semaphore::new(settings.connections.max(1))),
             settings,
             attempts: HashMap::new(),
@@ -123,7 +127,8 @@ impl Capabilities {
         let every = Duration::from_secs(1) / self.settings.calls_per_s.max(1);
         let wait = of_tenant.wait(every);
         let (of_tenant, turns, cell) = (of_tenant.clone(), self.turns.clone(), cell.clone());
-        let (store, quota) = (self.store.clone(), self.settings.kv_bytes.clone());
+        let (store, vault) = (self.store.clone(), self.vault.clone());
+        let quota = self.settings.kv_bytes.clone();
         tokio::spawn(async move {
             if !wait.is_zero() {
                 tokio::time::sleep(wait).await;
@@ -138,7 +143,11 @@ impl Capabilities {
                     0 => u64::MAX,
                     bytes => bytes,
                 };
-                answer(&store, attempt, quota, &ask).await
+                match &ask {
+                    Ask::Kv(ask) => kv(&store, attempt, quota, ask).await.map(Answer::Kv),
+                    Ask::Config => config(&store, attempt).await,
+                    Ask::Secret { name } => reveal(&store, &vault, (attempt, tenant), name).await,
+                }
             };
             let answer = tokio::time::timeout(ANSWER_WITHIN, answer).await.unwrap_or_else(|_| {
                 Err(Refusal::failed("the database did not answer in time; whether it was done is not known"))
@@ -196,9 +205,28 @@ fn done<T>(outcome: Outcome<T>) -> Result<T, Refusal> {
     }
 }
 
-async fn answer(store: &WorkerStore, attempt: AttemptName, quota: u64, ask: &Ask) -> Result<Answer, Refusal> {
-    let Ask::Kv(ask) = ask;
-    kv(store, attempt, quota, ask).await.map(Answer::Kv)
+async fn config(store: &WorkerStore, attempt: AttemptName) -> Result<Answer, Refusal> {
+    let config = store.attempt_config(attempt).await.map_err(|error| unavailable(&error))?;
+    Ok(Answer::Config(config.ok_or_else(lost)?.into_iter().collect()))
+}
+
+/// The value of a secret that the task may see.
+async fn reveal(
+    store: &WorkerStore,
+    vault: &Vault,
+    (attempt, tenant): (AttemptName, TenantId),
+    name: &str,
+) -> Result<Answer, Refusal> {
+    let held = store.attempt_secrets(attempt, &[name.to_owned()]).await;
+    let (grants, sealed) = held.map_err(|error| unavailable(&error))?.ok_or_else(lost)?;
+    if !grants.secrets.iter().any(|granted| granted == name) {
+        return Err(Refusal::denied(format!("the task has no grant to see the secret `{name}`")));
+    }
+    let opened = secret::open(vault, tenant, &sealed).map_err(|error| {
+        warn!(%error, "a secret does not open on this worker");
+        Refusal::failed("the secret does not open on this worker: see its log")
+    })?;
+    Ok(Answer::Secret(opened.into_iter().next().map(|(_, value)| Value(value.to_vec()))))
 }
 
 fn unavailable(error: &crate::store::Error) -> Refusal {

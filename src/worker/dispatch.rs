@@ -119,8 +119,8 @@ pub async fn run(
         lease,
         journal,
         cells,
-        egress: Egress::new(settings.egress.clone(), store.clone())?,
-        capabilities: Capabilities::new(settings.capabilities.clone(), store.clone()),
+        egress: Egress::new(settings.egress.clone(), store.clone(), settings.vault.clone())?,
+        capabilities: Capabilities::new(settings.capabilities.clone(), store.clone(), settings.vault.clone()),
         admission,
         ends: Some(ends),
         live,
@@ -565,16 +565,16 @@ impl Dispatch<'_> {
             Event::Cell(place, CellEvent::Http { token, call, message }) => {
                 let flight = self.in_flight.get(&token).filter(|flight| flight.place == Some(place));
                 if let (Some(flight), Some(cell)) = (flight, self.cells.get(place)) {
-                    let whose =
-                        Whose { tenant: flight.claimed.tenant, invocation: flight.claimed.invocation };
+                    let claimed = &flight.claimed;
+                    let attempt = attempt_name(self.lease, claimed);
+                    let whose = Whose { tenant: claimed.tenant, invocation: claimed.invocation, attempt };
                     self.egress.hear(self.lease, whose, cell, token, call, message);
                 }
             }
             Event::Cell(place, CellEvent::Ask { token, call, ask }) => {
                 let flight = self.in_flight.get(&token).filter(|flight| flight.place == Some(place));
                 if let (Some(flight), Some(cell)) = (flight, self.cells.get(place)) {
-                    let (worker, epoch) = (self.lease.worker(), self.lease.epoch());
-                    let name = AttemptName { worker, epoch, claim: flight.claimed.claim() };
+                    let name = attempt_name(self.lease, &flight.claimed);
                     let tenant = flight.claimed.tenant;
                     self.capabilities.hear(self.lease, name, tenant, cell, (token, call), ask);
                 }
@@ -676,6 +676,11 @@ impl Dispatch<'_> {
             claiming.abort();
         }
     }
+}
+
+/// The attempt as the database knows it.
+fn attempt_name(lease: &Lease, claimed: &Claimed) -> AttemptName {
+    AttemptName { worker: lease.worker(), epoch: lease.epoch(), claim: claimed.claim() }
 }
 
 /// The message to the cell.

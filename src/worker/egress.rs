@@ -18,13 +18,18 @@ use sandbar_host::egress::call::{
     Code, FromGuest, MAX_CALLS, MAX_PIECE, MAX_PIECES, Refusal, Request, ToGuest, WINDOW, cost,
 };
 use sandbar_host::egress::client::{Answer, Client, Frame, RequestBody, broken_body};
-use sandbar_host::egress::grant::HttpGrant;
+use sandbar_host::egress::grant::{Destination, HttpGrant};
+use sandbar_host::egress::placeholder;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tracing::{debug, warn};
 
+use crate::app::secret;
+use crate::app::vault::Vault;
 use crate::domain::ids::{InvocationId, TenantId};
 use crate::store::WorkerStore;
+use crate::store::grant::Grants;
+use crate::store::kv::AttemptName;
 use crate::worker::lease::Lease;
 
 /// Calls at once of all attempts of a worker: each is a socket, and a quarter of a MiB of buffers when both sides stall.
@@ -49,6 +54,7 @@ pub struct Settings {
 pub struct Egress {
     client: Arc<Client>,
     store: WorkerStore,
+    vault: Arc<Vault>,
     settings: Settings,
     attempts: HashMap<u64, Attempt>,
     /// Calls that have a task, over all attempts and by tenant.
@@ -121,6 +127,8 @@ pub struct Whose {
     pub tenant: TenantId,
     /// The invocation.
     pub invocation: InvocationId,
+    /// Its attempt.
+    pub attempt: AttemptName,
 }
 
 impl Egress {
@@ -128,11 +136,12 @@ impl Egress {
     ///
     /// # Errors
     /// TLS cannot be set up.
-    pub fn new(settings: Settings, store: WorkerStore) -> io::Result<Self> {
+    pub fn new(settings: Settings, store: WorkerStore, vault: Arc<Vault>) -> io::Result<Self> {
         let client = Arc::new(Client::new(settings.private_networks.clone())?);
         Ok(Self {
             client,
             store,
+            vault,
             settings,
             attempts: HashMap::new(),
             live: Arc::default(),
@@ -218,9 +227,9 @@ impl Egress {
             received_cap: self.settings.received_bytes,
             _counted: [Counted::new(&self.live), Counted::new(&tenant)],
         };
-        let (client, store) = (self.client.clone(), self.store.clone());
+        let (client, store, vault) = (self.client.clone(), self.store.clone(), self.vault.clone());
         let task = tokio::spawn(async move {
-            if let Err(refusal) = line.carry(&client, &store, whose, &request, pieces).await {
+            if let Err(refusal) = line.carry(&client, (&store, &vault), whose, request, pieces).await {
                 debug!(invocation = %whose.invocation, tenant = %whose.tenant, code = ?refusal.code, "egress refused: {refusal}");
                 line.cell.http(line.number, ToGuest::Refused(refusal));
             }
@@ -306,17 +315,19 @@ impl Line {
     async fn carry(
         &self,
         client: &Client,
-        store: &WorkerStore,
+        (store, vault): (&WorkerStore, &Vault),
         whose: Whose,
-        request: &Request,
+        mut request: Request,
         pieces: mpsc::Receiver<Option<Bytes>>,
     ) -> Result<(), Refusal> {
-        let grants = store.grants(whose.tenant, whose.invocation).await.map_err(|error| {
-            warn!(%error, invocation = %whose.invocation, "cannot look up grants");
-            Refusal::new(Code::InternalError, "the grants of the task cannot be looked up now")
-        })?;
-        let grants: Vec<HttpGrant> =
-            grants.http.iter().filter_map(|grant| HttpGrant::parse(grant).ok()).collect();
+        let wanted = placeholder::wanted(&request)?;
+        let grants = if wanted.is_empty() {
+            store.grants(whose.tenant, whose.invocation).await.map_err(|error| no_grants(whose, &error))?
+        } else {
+            with_secrets(store, vault, whose, &mut request, &wanted).await?
+        };
+        let request = &request;
+        let grants = http_grants(&grants);
         let too_much = Arc::new(AtomicUsize::new(0));
         let body = if request.body { self.body(pieces, too_much.clone()) } else { nothing() };
         // Boxed: connecting is the largest part of a call, and most of its life is not that.
@@ -388,6 +399,56 @@ impl Line {
         self.cell.http(self.number, ToGuest::End);
         Ok(())
     }
+}
+
+fn no_grants(whose: Whose, error: &crate::store::Error) -> Refusal {
+    warn!(%error, invocation = %whose.invocation, "cannot look up grants");
+    Refusal::new(Code::InternalError, "the grants of the task cannot be looked up now")
+}
+
+fn http_grants(grants: &Grants) -> Vec<HttpGrant> {
+    grants.http.iter().filter_map(|grant| HttpGrant::parse(grant).ok()).collect()
+}
+
+/// Puts the secrets that the headers ask for where they are asked for, if all of them may go there. Says what the task has
+/// been given besides.
+async fn with_secrets(
+    store: &WorkerStore,
+    vault: &Vault,
+    whose: Whose,
+    request: &mut Request,
+    wanted: &[placeholder::Wanted],
+) -> Result<Grants, Refusal> {
+    let names: Vec<String> = wanted.iter().map(|one| one.secret.clone()).collect();
+    let held =
+        store.attempt_secrets(whose.attempt, &names).await.map_err(|error| no_grants(whose, &error))?;
+    let Some((grants, sealed)) = held else {
+        return Err(Refusal::new(Code::ConnectionTerminated, "the attempt is to end"));
+    };
+    let to = Destination::parse(request.scheme, &request.authority)
+        .map_err(|error| Refusal::new(Code::HttpRequestUriInvalid, error.to_string()))?;
+    for one in wanted {
+        let may = grants.secret_headers.iter().any(|grant| {
+            grant.secret == one.secret
+                && grant.header == one.header
+                && HttpGrant::parse(&grant.host).is_ok_and(|host| host.allows(&to))
+        });
+        if !may {
+            let words = format!(
+                "the task has no grant to send the secret `{}` in the header `{}` to {to}; an admin of the tenant can give it",
+                one.secret, one.header
+            );
+            return Err(Refusal::new(Code::HttpRequestDenied, words));
+        }
+    }
+    let opened = secret::open(vault, whose.tenant, &sealed).map_err(|error| {
+        warn!(%error, invocation = %whose.invocation, "a secret does not open on this worker");
+        Refusal::new(Code::InternalError, "the secret does not open on this worker: see its log")
+    })?;
+    let value_of =
+        |name: &str| opened.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_slice());
+    placeholder::fill(request, value_of)?;
+    Ok(grants)
 }
 
 fn sent_too_much(cap: u64) -> Refusal {

@@ -38,6 +38,7 @@ use tracing::{info, warn};
 
 use crate::app::signals::Signals;
 use crate::domain::announced::Announced;
+use crate::app::vault::Vault;
 use crate::domain::worker::Wanted;
 use crate::store::WorkerStore;
 use crate::store::queue::{CANCEL_CHANNEL, READY_CHANNEL};
@@ -75,6 +76,8 @@ pub struct Settings {
     pub max_handovers: i32,
     /// What guests may do by HTTP.
     pub egress: egress::Settings,
+    /// Opens secrets that attempts were granted.
+    pub vault: Arc<Vault>,
     /// What guests may ask of the database.
     pub capabilities: capability::Settings,
     /// Drained by an operator, leave; or else stay, idle, until uncordoned.

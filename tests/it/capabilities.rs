@@ -1,7 +1,10 @@
 //! What guests may use beyond WASI, by real guests in real cells: each capability with its grant, without it, at its
 //! quota, beside another tenant, and after the attempt has been handed on.
 
+mod config;
 mod kv;
+mod logging;
+mod secrets;
 
 use reqwest::Method;
 use sandbar::domain::ids::{KeyId, TenantId};

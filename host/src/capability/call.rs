@@ -19,11 +19,27 @@ pub const MAX_BATCH_BYTES: usize = 1 << 20;
 /// Keys on one page of a list.
 pub const MAX_LISTED: usize = 1_000;
 
+/// Texts that people can set on a task.
+pub const MAX_CONFIG: usize = 100;
+/// Bytes of their keys and values together.
+pub const MAX_CONFIG_BYTES: usize = 64 << 10;
+/// Bytes of a secret's name.
+pub const MAX_SECRET_NAME: usize = 64;
+/// Bytes of a secret.
+pub const MAX_SECRET_BYTES: usize = 64 << 10;
+
 /// What a guest asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ask {
     /// About the store of its task.
     Kv(KvAsk),
+    /// What people have set on its task.
+    Config,
+    /// The value of a secret.
+    Secret {
+        /// Which one.
+        name: String,
+    },
 }
 
 /// About the store of a task. Versions are the store's; 0 stands for a key that is not there.
@@ -63,14 +79,25 @@ pub struct Pair {
 }
 
 /// Bytes of a value.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Value(#[serde(with = "blob")] pub Vec<u8>);
+
+/// It may be a secret.
+impl std::fmt::Debug for Value {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Value({} bytes)", self.0.len())
+    }
+}
 
 /// What comes back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer {
     /// From the store of the task.
     Kv(KvAnswer),
+    /// What people have set, by key.
+    Config(Vec<(String, String)>),
+    /// A secret, if there is one of this name.
+    Secret(Option<Value>),
     /// It was not done.
     Refused(Refusal),
 }
@@ -131,6 +158,8 @@ impl Ask {
     pub const fn capability(&self) -> &'static str {
         match self {
             Self::Kv(_) => "kv",
+            Self::Config => "config",
+            Self::Secret { .. } => "secrets",
         }
     }
 
@@ -141,6 +170,8 @@ impl Ask {
     pub fn check(&self) -> Result<(), Refusal> {
         match self {
             Self::Kv(ask) => ask.check(),
+            Self::Config => Ok(()),
+            Self::Secret { name } => check_secret(name),
         }
     }
 
@@ -149,6 +180,8 @@ impl Ask {
     pub fn held_bytes(&self) -> u64 {
         let bytes = match self {
             Self::Kv(ask) => ask.held_bytes(),
+            Self::Config => 2 * MAX_CONFIG_BYTES,
+            Self::Secret { .. } => MAX_SECRET_BYTES,
         };
         bytes as u64
     }
@@ -194,6 +227,18 @@ impl KvAsk {
                 .sum(),
         }
     }
+}
+
+fn check_secret(name: &str) -> Result<(), Refusal> {
+    let fits = (1..=MAX_SECRET_NAME).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+        && !name.starts_with(|c: char| c.is_ascii_digit());
+    if fits {
+        return Ok(());
+    }
+    let words =
+        format!("the name of a secret has 1 to {MAX_SECRET_NAME} letters, digits and _, and no digit first");
+    Err(Refusal::failed(words))
 }
 
 fn check_key(key: &str) -> Result<(), Refusal> {

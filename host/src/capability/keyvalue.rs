@@ -41,7 +41,7 @@ impl Host {
     async fn kv(&mut self, ask: KvAsk) -> Result<KvAnswer, Error> {
         match self.ask(Ask::Kv(ask)).await? {
             Answer::Kv(answer) => Ok(answer),
-            Answer::Refused(_) => odd(),
+            _ => odd(),
         }
     }
 

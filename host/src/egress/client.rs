@@ -59,8 +59,9 @@ const FORBIDDEN: [&str; 11] = [
     "upgrade",
 ];
 
-/// Whether a guest may not send this header.
-pub(crate) fn forbidden(name: &str) -> bool {
+/// Whether a guest may not send this header; the name is in lower case.
+#[must_use]
+pub fn forbidden(name: &str) -> bool {
     FORBIDDEN.contains(&name)
 }
 

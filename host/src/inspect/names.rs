@@ -56,7 +56,7 @@ const P1_FUNCTIONS: [&str; 46] = [
 
 /// Interfaces of packages with their compatible version prefix.
 const INTERFACES: [(&str, &str, &[&str]); 8] = [
-    ("sandbar:task", "0.1.", &["context", "log", "types"]),
+    ("sandbar:task", "0.1.", &["context", "log", "secrets", "types"]),
     (
         "wasi:cli",
         "0.2.",
@@ -94,10 +94,12 @@ const INTERFACES: [(&str, &str, &[&str]); 8] = [
 ];
 
 /// Interfaces that are offered in one version only: drafts, which promise nothing from one to the next.
-const DRAFTS: [&str; 3] = [
+const DRAFTS: [&str; 5] = [
+    "wasi:config/store@0.2.0-draft",
     "wasi:keyvalue/atomics@0.2.0-draft2",
     "wasi:keyvalue/batch@0.2.0-draft2",
     "wasi:keyvalue/store@0.2.0-draft2",
+    "wasi:logging/logging@0.1.0-draft",
 ];
 
 /// Whether a core module may import this function.
