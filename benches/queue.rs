@@ -65,6 +65,7 @@ impl Bench {
                 retry_of: None,
                 scratch: None,
                 determinism: None,
+                family: None,
             },
             tags: Default::default(),
             run_at: None,

@@ -89,6 +89,12 @@ pub async fn run(config: &Config, urls: &Urls, roles: Roles, stop: Stop) -> anyh
             signals.clone(),
             duties_stop.clone(),
         )));
+        duties.push(tokio::spawn(scheduler::starts(
+            store.clone(),
+            started.app(),
+            signals.clone(),
+            duties_stop.clone(),
+        )));
         for _ in 0..config.compile.parallel {
             let (store, compiler) = (store.clone(), compiler.clone());
             duties.push(tokio::spawn(scheduler::compile(

@@ -144,6 +144,7 @@ impl Scene<'_> {
                 retry_of: None,
                 scratch: None,
                 determinism: None,
+                family: None,
             },
             tags: BTreeMap::new(),
             run_at: None,

@@ -116,6 +116,144 @@ pub mod sandbar {
 
     }
 
+    /// Starting other tasks of the same tenant. What is started is accepted by the rules of any request and durable when the
+    /// call returns; nobody waits for its end.
+    #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
+    pub mod invoke {
+      #[used]
+      #[doc(hidden)]
+      static __FORCE_SECTION_REF: fn() =
+      super::super::super::__link_custom_section_describing_imports;
+      
+      use super::super::super::_rt;
+      #[derive(Clone)]
+      pub enum Error {
+        /// The task has no grant to start a task of this name.
+        AccessDenied,
+        /// It cannot be: no such task, an input that does not fit, a bound or a quota that is reached, a key that stands for
+        /// something else.
+        Refused(_rt::String),
+        /// What else went wrong, for people. Whether it was started may not be known: ask again with the same key.
+        Other(_rt::String),
+      }
+      impl ::core::fmt::Debug for Error {
+        fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+          match self {
+            Error::AccessDenied => {
+              f.debug_tuple("Error::AccessDenied").finish()
+            }
+            Error::Refused(e) => {
+              f.debug_tuple("Error::Refused").field(e).finish()
+            }
+            Error::Other(e) => {
+              f.debug_tuple("Error::Other").field(e).finish()
+            }
+          }
+        }
+      }
+      impl ::core::fmt::Display for Error {
+        fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+          write!(f, "{:?}", self)
+        }
+      }
+
+      impl ::core::error::Error for Error {}
+      #[allow(unused_unsafe, clippy::all)]
+      /// Start a task on an input (of a command: its stdin), at most 256 KiB. Returns the id of the invocation. The same key (1
+      /// to 128 bytes) of the same invocation starts once, whichever attempt asks; without one every call starts another.
+      #[allow(async_fn_in_trait)]
+      pub fn start(task: &str,input: &[u8],key: ::core::option::Option<&str>,) -> ::core::result::Result<_rt::String,Error>{
+        unsafe {
+
+          #[cfg_attr(target_pointer_width="64", repr(align(8)))]
+          #[cfg_attr(target_pointer_width="32", repr(align(4)))]
+          struct RetArea([::core::mem::MaybeUninit::<u8>; 4*::core::mem::size_of::<*const u8>()]);
+          let mut ret_area = RetArea([::core::mem::MaybeUninit::uninit(); 4*::core::mem::size_of::<*const u8>()]);
+          let vec0 = task;
+          let ptr0 = vec0.as_ptr().cast::<u8>();
+          let len0 = vec0.len();
+          let vec1 = input;
+          let ptr1 = vec1.as_ptr().cast::<u8>();
+          let len1 = vec1.len();
+          let (result3_0,result3_1,result3_2,) = match key {
+            Some(e) => {
+              let vec2 = e;
+              let ptr2 = vec2.as_ptr().cast::<u8>();
+              let len2 = vec2.len();
+
+              (1i32, ptr2.cast_mut(), len2)
+            },
+            None => {
+              (0i32, ::core::ptr::null_mut(), 0usize)
+            },
+          };let ptr4 = ret_area.0.as_mut_ptr().cast::<u8>();
+          #[cfg(target_arch = "wasm32")]
+          #[link(wasm_import_module = "sandbar:task/invoke@0.1.0")]
+          unsafe extern "C" {
+            #[link_name = "start"]
+            fn wit_import5(_: *mut u8, _: usize, _: *mut u8, _: usize, _: i32, _: *mut u8, _: usize, _: *mut u8, );
+          }
+
+          #[cfg(not(target_arch = "wasm32"))]
+          unsafe extern "C" fn wit_import5(_: *mut u8, _: usize, _: *mut u8, _: usize, _: i32, _: *mut u8, _: usize, _: *mut u8, ) { unreachable!() }
+          wit_import5(ptr0.cast_mut(), len0, ptr1.cast_mut(), len1, result3_0, result3_1, result3_2, ptr4);
+          let l6 = i32::from(*ptr4.add(0).cast::<u8>());
+          let result18 = match l6 {
+            0 => {
+              let e = {
+                let l7 = *ptr4.add(::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+                let l8 = *ptr4.add(2*::core::mem::size_of::<*const u8>()).cast::<usize>();
+                let len9 = l8;
+                let bytes9 = _rt::Vec::from_raw_parts(l7.cast(), len9, len9);
+
+                _rt::string_lift(bytes9)
+              };
+              Ok(e)
+            }
+            1 => {
+              let e = {
+                let l10 = i32::from(*ptr4.add(::core::mem::size_of::<*const u8>()).cast::<u8>());
+                let v17 = match l10 {
+                  0 => {
+                    Error::AccessDenied
+                  }
+                  1 => {
+                    let e17 = {
+                      let l11 = *ptr4.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+                      let l12 = *ptr4.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>();
+                      let len13 = l12;
+                      let bytes13 = _rt::Vec::from_raw_parts(l11.cast(), len13, len13);
+
+                      _rt::string_lift(bytes13)
+                    };
+                    Error::Refused(e17)
+                  }
+                  n => {
+                    debug_assert_eq!(n, 2, "invalid enum discriminant");
+                    let e17 = {
+                      let l14 = *ptr4.add(2*::core::mem::size_of::<*const u8>()).cast::<*mut u8>();
+                      let l15 = *ptr4.add(3*::core::mem::size_of::<*const u8>()).cast::<usize>();
+                      let len16 = l15;
+                      let bytes16 = _rt::Vec::from_raw_parts(l14.cast(), len16, len16);
+
+                      _rt::string_lift(bytes16)
+                    };
+                    Error::Other(e17)
+                  }
+                };
+
+                v17
+              };
+              Err(e)
+            }
+            _ => _rt::invalid_enum_discriminant(),
+          };
+          result18
+        }
+      }
+
+    }
+
   }
 }
 #[allow(dead_code, clippy::all)]
@@ -1815,9 +1953,9 @@ mod _rt {
 #[unsafe(link_section = "component-type:wit-bindgen:0.61.1:sandbar:task@0.1.0:capabilities:encoded world")]
 #[doc(hidden)]
 #[allow(clippy::octal_escapes)]
-pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 1520] = *b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xed\x0a\x01A\x02\x01\
-A\x0e\x01B\x1c\x01q\x03\x0dno-such-store\0\0\x0daccess-denied\0\0\x05other\x01s\0\
+pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 1648] = *b"\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xed\x0b\x01A\x02\x01\
+A\x10\x01B\x1c\x01q\x03\x0dno-such-store\0\0\x0daccess-denied\0\0\x05other\x01s\0\
 \x04\0\x05error\x03\0\0\x01ps\x01ks\x01r\x02\x04keys\x02\x06cursor\x03\x04\0\x0c\
 key-response\x03\0\x04\x04\0\x06bucket\x03\x01\x01h\x06\x01p}\x01k\x08\x01j\x01\x09\
 \x01\x01\x01@\x02\x04self\x07\x03keys\0\x0a\x04\0\x12[method]bucket.get\x01\x0b\x01\
@@ -1850,7 +1988,10 @@ io\x01s\0\x04\0\x05error\x03\0\0\x01ks\x01j\x01\x02\x01\x01\x01@\x01\x03keys\0\x
 \x20wasi:logging/logging@0.1.0-draft\x05\x06\x01B\x06\x01q\x03\x0daccess-denied\0\
 \0\x09not-found\0\0\x05other\x01s\0\x04\0\x05error\x03\0\0\x01p}\x01j\x01\x02\x01\
 \x01\x01@\x01\x04names\0\x03\x04\0\x06reveal\x01\x04\x03\0\x1asandbar:task/secre\
-ts@0.1.0\x05\x07\x04\0\x1fsandbar:task/capabilities@0.1.0\x04\0\x0b\x12\x01\0\x0c\
+ts@0.1.0\x05\x07\x01B\x07\x01q\x03\x0daccess-denied\0\0\x07refused\x01s\0\x05oth\
+er\x01s\0\x04\0\x05error\x03\0\0\x01p}\x01ks\x01j\x01s\x01\x01\x01@\x03\x04tasks\
+\x05input\x02\x03key\x03\0\x04\x04\0\x05start\x01\x05\x03\0\x19sandbar:task/invo\
+ke@0.1.0\x05\x08\x04\0\x1fsandbar:task/capabilities@0.1.0\x04\0\x0b\x12\x01\0\x0c\
 capabilities\x03\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0dwit-component\x07\
 0.258.3\x10wit-bindgen-rust\x060.61.1";
 

@@ -21,7 +21,7 @@
 //! have happened all the same if the database did not answer: write so that twice does no harm, or use
 //! [`Store::update`].
 //!
-//! A key has 1 to 256 bytes, a value at most 256 KiB, one call at most 100 keys and 1 MiB of values. All keys of a tenant
+//! A key has 1 to 256 bytes, a value at most 256 KiB, one call at most 100 keys and 512 KiB of values. All keys of a tenant
 //! together are bounded by its quota `kv_bytes`.
 
 #[cfg(target_family = "wasm")]

@@ -60,7 +60,7 @@
 //!     name = "fetch-page",
 //!     limits(memory = "128MiB", timeout = "30s", fuel = "20G", output = "4MiB", log = "64KiB"),
 //!     retry(max_attempts = 5, backoff = "exponential", initial = "1s", factor = 2, max = "5m", jitter = 0.2),
-//!     grants(http = ["example.com", "*.example.org"], kv, secrets = ["API_TOKEN"], scratch = "16MiB"),
+//!     grants(http = ["example.com", "*.example.org"], kv, invoke = ["index-page"], secrets = ["API_TOKEN"], scratch = "16MiB"),
 //!     log = "debug"
 //! )]
 //! fn fetch(ctx: &Context, url: String) -> Result<String, TaskError> {
@@ -86,7 +86,7 @@
 //! * `grants`: capabilities that the task asks for. They take effect only when an admin of the tenant
 //!   grants them. `http` lists the hosts it wants to reach: an exact name or `*.` for one label, with a
 //!   port if it is not the scheme's own, and with `http://` if it is not to be encrypted. `kv` is the
-//!   task's key-value store, `secrets` the names of secrets, `scratch` the size of a scratch directory.
+//!   task's key-value store, `invoke` names the tasks to start, `secrets` the secrets, `scratch` the size of a scratch directory.
 //! * `log`: the least severe level that is sent to the host; the default is `"info"`.
 //!
 //! # Logging
@@ -161,6 +161,8 @@ mod error;
 mod fields;
 #[cfg(feature = "http")]
 pub mod http;
+#[cfg(feature = "invoke")]
+pub mod invoke;
 #[cfg(feature = "kv")]
 pub mod kv;
 mod manifest;
@@ -245,7 +247,10 @@ pub use tracing;
 #[doc(hidden)]
 pub mod __private {
     pub use crate::manifest::Manifest;
-    #[cfg(all(target_family = "wasm", any(feature = "config", feature = "kv", feature = "secrets")))]
+    #[cfg(all(
+        target_family = "wasm",
+        any(feature = "config", feature = "invoke", feature = "kv", feature = "secrets")
+    ))]
     pub use crate::wasm::capabilities;
     #[cfg(target_family = "wasm")]
     pub use crate::wasm::{bindings, run};

@@ -18,7 +18,7 @@ pub mod bindings;
 
 /// The same for what only some tasks use, from `wit/capabilities.wit`: what a task does not call, its component does not
 /// import.
-#[cfg(any(feature = "config", feature = "kv", feature = "secrets"))]
+#[cfg(any(feature = "config", feature = "invoke", feature = "kv", feature = "secrets"))]
 #[rustfmt::skip]
 #[allow(unsafe_code, missing_docs, missing_debug_implementations, dead_code, unused, clippy::all, clippy::pedantic)]
 #[path = "capabilities.rs"]

@@ -5,6 +5,7 @@
 pub mod call;
 mod config;
 pub mod guest;
+mod invoke;
 pub mod keyvalue;
 mod logging;
 mod secrets;

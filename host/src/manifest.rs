@@ -13,6 +13,8 @@ pub const SECTION: &str = "sandbar:task";
 pub const MAX_BYTES: usize = 256 << 10;
 /// Hosts, and secrets, that one module may wish for: a list that a person can still judge.
 pub const MAX_NAMED_GRANTS: usize = 32;
+/// Bytes of a task's name.
+const MAX_TASK: usize = 63;
 /// Bytes of a secret's name.
 const MAX_SECRET: usize = 64;
 /// Bytes of scratch that one module may wish for; what it gets is the grant's.
@@ -59,6 +61,9 @@ pub struct Grants {
     /// The task's key-value store.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub kv: bool,
+    /// Names of tasks to start; at most [`MAX_NAMED_GRANTS`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub invoke: Vec<String>,
     /// Names of secrets; at most [`MAX_NAMED_GRANTS`].
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<String>,
@@ -76,7 +81,7 @@ impl Grants {
 
     /// Refuses what no admin could sensibly be asked to grant.
     fn check(&self) -> Result<(), String> {
-        for (what, names) in [("http", &self.http), ("secrets", &self.secrets)] {
+        for (what, names) in [("http", &self.http), ("invoke", &self.invoke), ("secrets", &self.secrets)] {
             if names.len() > MAX_NAMED_GRANTS {
                 let found = names.len();
                 return Err(format!(
@@ -92,6 +97,11 @@ impl Grants {
                 )
             })?;
         }
+        if let Some(name) = self.invoke.iter().find(|name| !is_task(name)) {
+            return Err(format!(
+                "grants.invoke holds {name:?}; expected 1 to {MAX_TASK} of a-z, 0-9, - and _, beginning with a letter or a digit"
+            ));
+        }
         if let Some(name) = self.secrets.iter().find(|name| !is_secret(name)) {
             return Err(format!(
                 "grants.secrets holds {name:?}; expected 1 to {MAX_SECRET} letters, digits and _, no digit first"
@@ -104,6 +114,12 @@ impl Grants {
             }
         }
     }
+}
+
+fn is_task(name: &str) -> bool {
+    (1..=MAX_TASK).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
+        && !name.starts_with(['-', '_'])
 }
 
 fn is_secret(name: &str) -> bool {
@@ -175,7 +191,7 @@ mod tests {
 
     #[test]
     fn grants_of_every_kind_are_read_and_shown_as_they_came() {
-        let json = r#"{"http":["api.example.com","http://*.a-b.example:8080"],"kv":true,"secrets":["API_TOKEN"],"scratch_bytes":1048576}"#;
+        let json = r#"{"http":["api.example.com","http://*.a-b.example:8080"],"kv":true,"invoke":["fetch-page"],"secrets":["API_TOKEN"],"scratch_bytes":1048576}"#;
         let manifest = Manifest::parse(format!(r#"{{"grants":{json}}}"#).as_bytes()).unwrap();
         assert_eq!(serde_json::to_string(&manifest.grants).unwrap(), json);
         assert!(!serde_json::to_string(&Manifest::default()).unwrap().contains("grants"));
@@ -193,6 +209,7 @@ mod tests {
             (r#"{"http":["a\u0000"]}"#, "grants.http"),
             (r#"{"http":[""]}"#, "grants.http"),
             (r#"{"secrets":["1A"]}"#, "grants.secrets"),
+            (r#"{"invoke":["A"]}"#, "grants.invoke"),
             (r#"{"secrets":["A\u0000"]}"#, "grants.secrets"),
             (r#"{"scratch_bytes":0}"#, "grants.scratch_bytes"),
             (r#"{"scratch_bytes":99999999999}"#, "grants.scratch_bytes"),

@@ -95,6 +95,8 @@ pub(super) fn request(mut body: wire::InvokeRequest) -> Result<Request, Problem>
     let determinism = body.determinism.map(determinism).transpose()?;
     Ok(Request {
         files,
+        // Only attempts start families.
+        family: None,
         determinism,
         version: body.version,
         payload,

@@ -56,6 +56,7 @@ fn task(row: &TaskRow) -> wire::Task {
         grants: (row.grants != Grants::default()).then(|| wire::Grants {
             http: row.grants.http.clone(),
             kv: row.grants.kv,
+            invoke: row.grants.invoke.clone(),
             secrets: row.grants.secrets.clone(),
             secret_headers: row.grants.secret_headers.iter().map(secret_header).collect(),
         }),

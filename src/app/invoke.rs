@@ -22,7 +22,7 @@ use crate::domain::ids::{InvocationId, TenantId};
 use crate::domain::invocation::State;
 use crate::domain::names::{IdempotencyKey, Tags, TaskName};
 use crate::domain::retry::RetryPolicy;
-use crate::store::invocation::{InputKind, Invocation, Spec, Summary};
+use crate::store::invocation::{Family, InputKind, Invocation, Spec, Summary};
 use crate::store::queue::{Enqueued, NewInvocation};
 
 /// Outputs up to this size come with the invocation when somebody waited for it.
@@ -63,6 +63,8 @@ pub struct Request {
     pub idempotency: Option<(IdempotencyKey, [u8; 32])>,
     /// Its place among others.
     pub admission: Admission,
+    /// Where it belongs, if an attempt started it.
+    pub family: Option<Family>,
 }
 
 /// Input in the words of the request: which of them are allowed depends on the module.
@@ -234,6 +236,7 @@ impl App {
                 retry_of: None,
                 scratch,
                 determinism: request.determinism,
+                family: request.family,
             },
             tags: request.tags.into(),
             run_at: times.run_at,

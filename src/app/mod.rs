@@ -25,6 +25,7 @@ pub mod retry;
 pub mod schema;
 pub mod secret;
 pub mod signals;
+mod start;
 pub mod task;
 pub mod tenant;
 pub mod token;

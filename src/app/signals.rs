@@ -12,6 +12,7 @@ use crate::domain::announced::Announced;
 use crate::domain::ids::InvocationId;
 use crate::store::ApiStore;
 use crate::store::queue::DONE_CHANNEL;
+use crate::store::start::START_CHANNEL;
 
 /// How long a waiter sleeps before it looks by itself.
 pub const WAITER_RECHECK: Duration = Duration::from_millis(500);
@@ -27,6 +28,8 @@ pub struct Signals {
     pub ready: Ready,
     /// There may be a version to compile.
     pub compile: Notify,
+    /// An attempt may have asked to start something.
+    pub starts: Notify,
     cancelled: broadcast::Sender<InvocationId>,
     versions: watch::Sender<u64>,
     waiters: Mutex<HashMap<InvocationId, Vec<Arc<Notify>>>>,
@@ -70,6 +73,7 @@ impl Default for Signals {
         Self {
             ready: Ready::default(),
             compile: Notify::new(),
+            starts: Notify::new(),
             cancelled: broadcast::channel(CANCELLED_BACKLOG).0,
             versions: watch::Sender::new(0),
             waiters: Mutex::default(),
@@ -198,9 +202,13 @@ pub async fn listen(store: ApiStore, signals: Arc<Signals>, stop: CancellationTo
 /// Returns when the connection was lost, with an error when it could not be had.
 async fn hear(store: &ApiStore, signals: &Signals, pause: &mut Duration) -> crate::store::Result<()> {
     let mut listener = store.listener().await?;
-    listener.listen(DONE_CHANNEL).await?;
+    listener.listen_all([DONE_CHANNEL, START_CHANNEL]).await?;
     *pause = RELISTEN.0;
     while let Some(notification) = listener.try_recv().await? {
+        if notification.channel() == START_CHANNEL {
+            signals.starts.notify_one();
+            continue;
+        }
         let ids: Vec<InvocationId> =
             notification.payload().split_ascii_whitespace().filter_map(|word| word.parse().ok()).collect();
         signals.done(&ids);

@@ -263,13 +263,22 @@ fn grants(wanted: &Grants) -> std::result::Result<(), FieldError> {
         HttpGrant::parse(text)
             .map_err(|error| FieldError::new(format!("/grants/http/{place}"), error.to_string()))?;
     }
-    for (what, len) in [("secrets", wanted.secrets.len()), ("secret_headers", wanted.secret_headers.len())] {
+    for (what, len) in [
+        ("invoke", wanted.invoke.len()),
+        ("secrets", wanted.secrets.len()),
+        ("secret_headers", wanted.secret_headers.len()),
+    ] {
         if len > MAX_NAMED_GRANTS {
             let words = format!("may have at most {MAX_NAMED_GRANTS} entries");
             return Err(FieldError::new(format!("/grants/{what}"), words));
         }
     }
     const NAME: &str = "a secret's name has 1 to 64 letters, digits and `_`, and no digit first";
+    for (place, name) in wanted.invoke.iter().enumerate() {
+        if let Err(error) = TaskName::try_from(name.clone()) {
+            return Err(FieldError::new(format!("/grants/invoke/{place}"), error.to_string()));
+        }
+    }
     for (place, name) in wanted.secrets.iter().enumerate() {
         if !secret::is_name(name) {
             return Err(FieldError::new(format!("/grants/secrets/{place}"), NAME));

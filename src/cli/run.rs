@@ -11,7 +11,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use sandbar_host::ModuleKind;
 use sandbar_host::artifact::{ArtifactCache, ArtifactKey};
-use sandbar_host::capability::call::{Answer, Refusal as Denial};
+use sandbar_host::capability::call::{Answer, Ask, Refusal as Denial};
 use sandbar_host::cell::{CancelReason, Cell, CellConfig, CellEvent, Progress};
 use sandbar_host::compile::CompileLimits;
 use sandbar_host::egress::call::{Code, FromGuest, Refusal, ToGuest};
@@ -122,6 +122,9 @@ pub async fn run(command: &Run) -> Result<ExitCode, Failure> {
                     cell.http(call, ToGuest::Refused(Refusal::new(Code::HttpRequestDenied, NO_GRANTS)));
                 }
                 Some(CellEvent::Http { .. }) => {}
+                Some(CellEvent::Ask { call, ask: Ask::Config, .. }) => {
+                    cell.answer(call, Answer::Config(Vec::new()));
+                }
                 Some(CellEvent::Ask { call, .. }) => {
                     cell.answer(call, Answer::Refused(Denial::denied(NO_GRANTS)));
                 }

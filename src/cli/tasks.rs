@@ -115,6 +115,9 @@ struct Update {
     /// Whether it may use its key-value store
     #[arg(long = "grant-kv", value_name = "true|false|default", value_parser = setting::<bool>, help_heading = GRANTS)]
     grant_kv: Option<Setting<bool>>,
+    /// A task that it may start; again for each. Replaces what was granted
+    #[arg(long = "grant-invoke", value_name = "TASK|default", help_heading = GRANTS)]
+    grant_invoke: Vec<String>,
     /// A secret that it may see; again for each. Replaces what was granted
     #[arg(long = "grant-secret", value_name = "NAME|default", help_heading = GRANTS)]
     grant_secret: Vec<String>,
@@ -257,6 +260,9 @@ async fn show(name: &TaskName, remote: &Remote) -> Outcome {
         if grants.kv {
             row("kv", "yes".to_owned())?;
         }
+        if !grants.invoke.is_empty() {
+            row("starts", printable(&grants.invoke.join(" · ")))?;
+        }
         if !grants.secrets.is_empty() {
             row("secrets", printable(&grants.secrets.join(" · ")))?;
         }
@@ -341,6 +347,11 @@ impl Update {
             hosts => _ = grants.insert("http".to_owned(), hosts.into()),
         }
         put(&mut grants, "kv", self.grant_kv);
+        match self.grant_invoke.as_slice() {
+            [] => {}
+            [one] if one == DEFAULT => _ = grants.insert("invoke".to_owned(), Value::Null),
+            tasks => _ = grants.insert("invoke".to_owned(), tasks.into()),
+        }
         match self.grant_secret.as_slice() {
             [] => {}
             [one] if one == DEFAULT => _ = grants.insert("secrets".to_owned(), Value::Null),

@@ -56,4 +56,6 @@ ids! {
     BulkId;
     /// One pause.
     PauseId;
+    /// Something that a running attempt asked to start.
+    StartId;
 }

@@ -4,6 +4,7 @@
 
 mod compile;
 pub mod retention;
+mod start;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 pub use compile::run as compile;
+pub use start::run as starts;
 
 use crate::app::signals::Signals;
 use crate::app::{self, App};

@@ -21,6 +21,9 @@ pub struct Grants {
     /// Its key-value store.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub kv: bool,
+    /// Names of the tasks that it may start.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub invoke: Vec<String>,
     /// Names of the secrets that it may see.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<String>,

@@ -42,6 +42,18 @@ pub struct Spec {
     /// Fixed clocks and random values.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub determinism: Option<Determinism>,
+    /// Where it belongs, if an attempt started it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub family: Option<Family>,
+}
+
+/// The place of an invocation among those that go back to one that nobody started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Family {
+    /// That one.
+    pub root: InvocationId,
+    /// Starts between the two.
+    pub depth: u16,
 }
 
 /// A scratch directory, with its files apart from their bytes.
@@ -606,6 +618,7 @@ mod tests {
             retry_of: None,
             scratch: None,
             determinism: None,
+            family: None,
         };
         let text = serde_json::to_string(&spec).unwrap();
         assert!(!text.contains("memory_bytes"), "{text}");

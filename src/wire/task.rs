@@ -149,6 +149,10 @@ pub struct Grants {
     /// Its key-value store.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub kv: bool,
+    /// Names of the tasks that it may start.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(example = json!(["fetch-page"]))]
+    pub invoke: Vec<String>,
     /// Names of the secrets whose values it may see.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(example = json!(["SIGNING_KEY"]))]
@@ -186,6 +190,10 @@ pub struct GrantsPatch {
     #[serde(skip_serializing_if = "Field::is_absent")]
     #[schema(value_type = Option<bool>)]
     pub kv: Field<bool>,
+    /// Names of the tasks that it may start (`sandbar:task/invoke`), at most 32.
+    #[serde(skip_serializing_if = "Field::is_absent")]
+    #[schema(value_type = Option<Vec<String>>)]
+    pub invoke: Field<Vec<String>>,
     /// Names of the secrets whose values it may see (`sandbar:task/secrets`), at most 32.
     #[serde(skip_serializing_if = "Field::is_absent")]
     #[schema(value_type = Option<Vec<String>>)]

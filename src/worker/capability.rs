@@ -17,15 +17,22 @@ use tracing::warn;
 
 use crate::app::secret;
 use crate::app::vault::Vault;
-use crate::domain::ids::TenantId;
+use crate::domain::ids::{StartId, TenantId};
 use crate::store::WorkerStore;
+use crate::store::invocation::Family;
 use crate::store::kv::{AttemptName, Outcome, Swapped};
+use crate::store::start::{Asked, MAX_CHILDREN, MAX_DEPTH, MAX_FAMILY, NewStart, Started};
 use crate::worker::lease::Lease;
 
 /// Longest wait for the database, the wait for a turn included.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// What a tenant that was quiet may do at once beyond its rate, as a time.
 const BURST: Duration = Duration::from_secs(1);
+
+/// First and longest pause between two looks whether a start has been seen to.
+const FIRST_LOOK: Duration = Duration::from_millis(5);
+/// See [`FIRST_LOOK`].
+const LAST_LOOK: Duration = Duration::from_millis(250);
 
 /// What an operator sets.
 #[derive(Debug, Clone)]
@@ -81,6 +88,17 @@ impl Drop for Asking {
     }
 }
 
+/// Who asks.
+#[derive(Debug, Clone, Copy)]
+pub struct Asker {
+    /// The attempt.
+    pub attempt: AttemptName,
+    /// The tenant.
+    pub tenant: TenantId,
+    /// The place of its invocation.
+    pub family: Family,
+}
+
 impl Capabilities {
     /// Nothing under way.
     pub fn new(settings: Settings, store: WorkerStore, vault: Arc<Vault>) -> Self {
@@ -98,12 +116,12 @@ impl Capabilities {
     pub fn hear(
         &mut self,
         lease: &Lease,
-        attempt: AttemptName,
-        tenant: TenantId,
+        asker: Asker,
         cell: &Arc<Cell>,
         (token, call): (u64, u64),
         ask: Ask,
     ) {
+        let Asker { attempt, tenant, .. } = asker;
         let state = self.attempts.entry(token).or_default().clone();
         let refusal = if state.over.load(Ordering::Acquire) || !lease.is_held() {
             Some(lost())
@@ -134,19 +152,41 @@ impl Capabilities {
                 tokio::time::sleep(wait).await;
             }
             let answer = async {
-                let turn = of_tenant.turns.acquire().await;
-                let place = turns.acquire().await;
-                if asking.0.over.load(Ordering::Acquire) || turn.is_err() || place.is_err() {
-                    return Err(lost());
-                }
-                let quota = match quota.load(Ordering::Acquire) {
-                    0 => u64::MAX,
-                    bytes => bytes,
+                let begun = {
+                    let turn = of_tenant.turns.acquire().await;
+                    let place = turns.acquire().await;
+                    if asking.0.over.load(Ordering::Acquire) || turn.is_err() || place.is_err() {
+                        return Err(lost());
+                    }
+                    let quota = match quota.load(Ordering::Acquire) {
+                        0 => u64::MAX,
+                        bytes => bytes,
+                    };
+                    match &ask {
+                        Ask::Kv(ask) => return kv(&store, attempt, quota, ask).await.map(Answer::Kv),
+                        Ask::Config => return config(&store, attempt).await,
+                        Ask::Secret { name } => return reveal(&store, &vault, (attempt, tenant), name).await,
+                        Ask::Start { task, input, key } => {
+                            let family =
+                                Family { depth: asker.family.depth.saturating_add(1), ..asker.family };
+                            let new = NewStart { family, task, input, key: key.as_deref() };
+                            begin(&store, attempt, &new).await?
+                        }
+                    }
                 };
-                match &ask {
-                    Ask::Kv(ask) => kv(&store, attempt, quota, ask).await.map(Answer::Kv),
-                    Ask::Config => config(&store, attempt).await,
-                    Ask::Secret { name } => reveal(&store, &vault, (attempt, tenant), name).await,
+                // A server sees to it meanwhile; nobody's turn is taken by the waiting.
+                let mut pause = FIRST_LOOK;
+                loop {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(LAST_LOOK);
+                    let place = turns.acquire().await;
+                    let found = store.start_outcome(tenant, begun).await;
+                    drop(place);
+                    match found.map_err(|error| unavailable(&error))? {
+                        None => {}
+                        Some(Started::Invocation(id)) => return Ok(Answer::Started(id.to_string())),
+                        Some(Started::Refused(why)) => return Err(Refusal::refused(why)),
+                    }
                 }
             };
             let answer = tokio::time::timeout(ANSWER_WITHIN, answer).await.unwrap_or_else(|_| {
@@ -227,6 +267,32 @@ async fn reveal(
         Refusal::failed("the secret does not open on this worker: see its log")
     })?;
     Ok(Answer::Secret(opened.into_iter().next().map(|(_, value)| Value(value.to_vec()))))
+}
+
+/// Asks for an invocation.
+async fn begin(store: &WorkerStore, attempt: AttemptName, new: &NewStart<'_>) -> Result<StartId, Refusal> {
+    if new.family.depth > MAX_DEPTH {
+        return Err(Refusal::refused(format!("a chain of starts is at most {MAX_DEPTH} long")));
+    }
+    match store.start_ask(attempt, new).await.map_err(|error| unavailable(&error))? {
+        Asked::Open(id) => {
+            if let Err(error) = store.start_notify().await {
+                warn!(%error, "servers find a start by looking");
+            }
+            Ok(id)
+        }
+        Asked::Lost => Err(lost()),
+        Asked::Denied => Err(Refusal::denied(format!("the task has no grant to start `{}`", new.task))),
+        Asked::Conflict => {
+            Err(Refusal::refused("the key was used for another task or another input by this invocation"))
+        }
+        Asked::TooMany => {
+            Err(Refusal::refused(format!("an invocation may start at most {MAX_CHILDREN} others")))
+        }
+        Asked::FamilyTooLarge => Err(Refusal::refused(format!(
+            "everything that goes back to one invocation may be at most {MAX_FAMILY} starts"
+        ))),
+    }
 }
 
 fn unavailable(error: &crate::store::Error) -> Refusal {

@@ -25,13 +25,13 @@ use crate::domain::ids::{InvocationId, TaskId};
 use crate::domain::lease::free_slots;
 use crate::domain::retry::{Ending, decide};
 use crate::domain::worker::Wanted;
-use crate::store::invocation::InputKind;
+use crate::store::invocation::{Family, InputKind};
 use crate::store::kv::AttemptName;
 use crate::store::queue::{Claimed, Finished};
 use crate::store::{Error, WorkerStore};
 use crate::worker::ack;
 use crate::worker::admission::{Admission, Verdict};
-use crate::worker::capability::Capabilities;
+use crate::worker::capability::{Asker, Capabilities};
 use crate::worker::cells::{Cells, Event, Place};
 use crate::worker::claim::{self, Known, Turn};
 use crate::worker::egress::{Egress, Whose};
@@ -574,9 +574,16 @@ impl Dispatch<'_> {
             Event::Cell(place, CellEvent::Ask { token, call, ask }) => {
                 let flight = self.in_flight.get(&token).filter(|flight| flight.place == Some(place));
                 if let (Some(flight), Some(cell)) = (flight, self.cells.get(place)) {
-                    let name = attempt_name(self.lease, &flight.claimed);
-                    let tenant = flight.claimed.tenant;
-                    self.capabilities.hear(self.lease, name, tenant, cell, (token, call), ask);
+                    let asker = Asker {
+                        attempt: attempt_name(self.lease, &flight.claimed),
+                        tenant: flight.claimed.tenant,
+                        family: flight
+                            .claimed
+                            .spec
+                            .family
+                            .unwrap_or(Family { root: flight.claimed.invocation, depth: 0 }),
+                    };
+                    self.capabilities.hear(self.lease, asker, cell, (token, call), ask);
                 }
             }
             Event::Cell(place, CellEvent::Gone { reason }) => {

@@ -2,6 +2,7 @@
 //! quota, beside another tenant, and after the attempt has been handed on.
 
 mod config;
+mod invoke;
 mod kv;
 mod logging;
 mod secrets;

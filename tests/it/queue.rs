@@ -83,6 +83,7 @@ impl Fixture {
                 retry_of: None,
                 scratch: None,
                 determinism: None,
+                family: None,
             },
             tags: BTreeMap::new(),
             run_at: None,

@@ -10,6 +10,8 @@ use crate::args::{bytes, key, literal, once, quoted, text, value};
 const MAX_NAMED: usize = 32;
 /// Bytes of a host's name, as DNS has it.
 const MAX_HOST: usize = 253;
+/// Bytes of a task's name.
+const MAX_TASK: usize = 63;
 /// Bytes of a secret's name.
 const MAX_SECRET: usize = 64;
 
@@ -25,6 +27,7 @@ pub(crate) fn parse(metas: &Punctuated<Meta, Token![,]>) -> Result<Vec<(&'static
                 ("kv", "true".to_owned())
             }
             "secrets" => ("secrets", names(value(meta)?, check_secret)?),
+            "invoke" => ("invoke", names(value(meta)?, check_task)?),
             "scratch" | "scratch_bytes" => {
                 let amount = bytes(value(meta)?)?;
                 if amount == 0 {
@@ -38,7 +41,7 @@ pub(crate) fn parse(metas: &Punctuated<Meta, Token![,]>) -> Result<Vec<(&'static
             _ => {
                 return Err(Error::new_spanned(
                     meta.path(),
-                    "unknown grant; there are `http = [\"host\"]`, `kv`, `secrets = [\"NAME\"]` and `scratch = \"16MiB\"`",
+                    "unknown grant; there are `http = [\"host\"]`, `kv`, `secrets = [\"NAME\"]`, `invoke = [\"task\"]` and `scratch = \"16MiB\"`",
                 ));
             }
         };
@@ -95,6 +98,17 @@ fn check_host(grant: &str) -> std::result::Result<(), &'static str> {
     };
     let fits = host.len() <= MAX_HOST && name.split('.').all(label);
     if fits { Ok(()) } else { Err(WANTED) }
+}
+
+fn check_task(name: &str) -> std::result::Result<(), &'static str> {
+    let fits = (1..=MAX_TASK).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
+        && !name.starts_with(['-', '_']);
+    if fits {
+        Ok(())
+    } else {
+        Err("a task's name is 1 to 63 of a-z, 0-9, - and _, and begins with a letter or a digit")
+    }
 }
 
 fn check_secret(name: &str) -> std::result::Result<(), &'static str> {

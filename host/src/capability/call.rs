@@ -14,8 +14,9 @@ pub const MAX_KEY: usize = 256;
 pub const MAX_VALUE: usize = 256 << 10;
 /// Keys of one call for several.
 pub const MAX_BATCH: usize = 100;
-/// Bytes of the values of one call for several, in or out.
-pub const MAX_BATCH_BYTES: usize = 1 << 20;
+/// Bytes of the values of one call for several, in or out. Half of what any call may carry, so that what is a little too
+/// large is refused in words.
+pub const MAX_BATCH_BYTES: usize = 512 << 10;
 /// Keys on one page of a list.
 pub const MAX_LISTED: usize = 1_000;
 
@@ -28,6 +29,13 @@ pub const MAX_SECRET_NAME: usize = 64;
 /// Bytes of a secret.
 pub const MAX_SECRET_BYTES: usize = 64 << 10;
 
+/// Bytes of the input of what is started.
+pub const MAX_START_INPUT: usize = 256 << 10;
+/// Bytes of the key under which something is started.
+pub const MAX_START_KEY: usize = 128;
+/// Bytes of a task's name.
+const MAX_TASK_NAME: usize = 63;
+
 /// What a guest asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ask {
@@ -39,6 +47,16 @@ pub enum Ask {
     Secret {
         /// Which one.
         name: String,
+    },
+    /// Start another task.
+    Start {
+        /// Its name.
+        task: String,
+        /// Its input.
+        #[serde(with = "blob")]
+        input: Vec<u8>,
+        /// Under this key once.
+        key: Option<String>,
     },
 }
 
@@ -98,6 +116,8 @@ pub enum Answer {
     Config(Vec<(String, String)>),
     /// A secret, if there is one of this name.
     Secret(Option<Value>),
+    /// The id of what was started.
+    Started(String),
     /// It was not done.
     Refused(Refusal),
 }
@@ -136,6 +156,8 @@ pub struct Refusal {
 pub enum RefusalKind {
     /// The task has no grant for it.
     Denied,
+    /// It cannot be, now or ever, for a reason of the one who asks.
+    Refused,
     /// Something else; another call may do better.
     Failed,
 }
@@ -144,6 +166,11 @@ impl Refusal {
     /// There is no grant.
     pub fn denied(message: impl Into<String>) -> Self {
         Self { kind: RefusalKind::Denied, message: message.into() }
+    }
+
+    /// It cannot be.
+    pub fn refused(message: impl Into<String>) -> Self {
+        Self { kind: RefusalKind::Refused, message: message.into() }
     }
 
     /// Something else.
@@ -160,6 +187,7 @@ impl Ask {
             Self::Kv(_) => "kv",
             Self::Config => "config",
             Self::Secret { .. } => "secrets",
+            Self::Start { .. } => "invoke",
         }
     }
 
@@ -172,6 +200,7 @@ impl Ask {
             Self::Kv(ask) => ask.check(),
             Self::Config => Ok(()),
             Self::Secret { name } => check_secret(name),
+            Self::Start { task, input, key } => check_start(task, input, key.as_deref()),
         }
     }
 
@@ -182,6 +211,7 @@ impl Ask {
             Self::Kv(ask) => ask.held_bytes(),
             Self::Config => 2 * MAX_CONFIG_BYTES,
             Self::Secret { .. } => MAX_SECRET_BYTES,
+            Self::Start { input, .. } => input.len(),
         };
         bytes as u64
     }
@@ -239,6 +269,22 @@ fn check_secret(name: &str) -> Result<(), Refusal> {
     let words =
         format!("the name of a secret has 1 to {MAX_SECRET_NAME} letters, digits and _, and no digit first");
     Err(Refusal::failed(words))
+}
+
+fn check_start(task: &str, input: &[u8], key: Option<&str>) -> Result<(), Refusal> {
+    if task.is_empty() || task.len() > MAX_TASK_NAME || task.contains('\0') {
+        return Err(Refusal::refused(format!("the name of a task has 1 to {MAX_TASK_NAME} bytes")));
+    }
+    if key.is_some_and(|key| key.is_empty() || key.len() > MAX_START_KEY || key.contains('\0')) {
+        return Err(Refusal::refused(format!("a key has 1 to {MAX_START_KEY} bytes and no NUL")));
+    }
+    if input.len() > MAX_START_INPUT {
+        let found = input.len();
+        return Err(Refusal::refused(format!(
+            "the input of what is started has at most {MAX_START_INPUT} bytes; this one has {found}"
+        )));
+    }
+    Ok(())
 }
 
 fn check_key(key: &str) -> Result<(), Refusal> {

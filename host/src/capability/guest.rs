@@ -57,6 +57,7 @@ impl Host {
         if let Err(refusal) = &answer {
             let what = match refusal.kind {
                 RefusalKind::Denied => "access denied",
+                RefusalKind::Refused => "call refused",
                 RefusalKind::Failed => "call failed",
             };
             let message = format!("{what}: {}", refusal.message);

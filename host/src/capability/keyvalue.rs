@@ -27,7 +27,7 @@ impl From<Refusal> for Error {
     fn from(refusal: Refusal) -> Self {
         match refusal.kind {
             RefusalKind::Denied => Self::AccessDenied,
-            RefusalKind::Failed => Self::Other(refusal.message),
+            RefusalKind::Refused | RefusalKind::Failed => Self::Other(refusal.message),
         }
     }
 }

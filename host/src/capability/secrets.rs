@@ -13,7 +13,7 @@ impl secrets::Host for Host {
             Ok(_) => Err(Error::Other("the worker's answer is not understood".to_owned())),
             Err(refusal) => Err(match refusal.kind {
                 RefusalKind::Denied => Error::AccessDenied,
-                RefusalKind::Failed => Error::Other(refusal.message),
+                RefusalKind::Refused | RefusalKind::Failed => Error::Other(refusal.message),
             }),
         }
     }

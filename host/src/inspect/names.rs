@@ -56,7 +56,7 @@ const P1_FUNCTIONS: [&str; 46] = [
 
 /// Interfaces of packages with their compatible version prefix.
 const INTERFACES: [(&str, &str, &[&str]); 8] = [
-    ("sandbar:task", "0.1.", &["context", "log", "secrets", "types"]),
+    ("sandbar:task", "0.1.", &["context", "invoke", "log", "secrets", "types"]),
     (
         "wasi:cli",
         "0.2.",

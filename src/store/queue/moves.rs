@@ -153,6 +153,10 @@ impl WorkerStore {
             "DELETE FROM caps c USING (
                SELECT tenant_id, task_id, key FROM caps WHERE scope = 2 AND running = 0 LIMIT $1 FOR UPDATE SKIP LOCKED) old
              WHERE c.tenant_id = old.tenant_id AND c.scope = 2 AND c.task_id = old.task_id AND c.key = old.key",
+            // Long after the attempt that asked, and any that might ask again.
+            "DELETE FROM starts s USING (
+               SELECT tenant_id, start_id FROM starts WHERE asked_at < clock_timestamp() - interval '30 days' LIMIT $1) old
+             WHERE s.tenant_id = old.tenant_id AND s.start_id = old.start_id",
             "DELETE FROM late_acks l USING (
                SELECT ctid FROM late_acks WHERE at < clock_timestamp() - interval '30 days' LIMIT $1) old
              WHERE l.ctid = old.ctid",

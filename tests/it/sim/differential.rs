@@ -654,6 +654,7 @@ fn as_asked(row: &Row, at: impl Fn(Time) -> chrono::DateTime<Utc>) -> NewInvocat
             retry_of: None,
             scratch: None,
             determinism: None,
+            family: None,
         },
         tags: BTreeMap::new(),
         run_at: row.run_at.map(&at),
