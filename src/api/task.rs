@@ -476,6 +476,7 @@ mod tests {
             limits: PartialLimits::default(),
             retry: PartialRetry::default(),
             grants: Grants::default(),
+            config: std::collections::BTreeMap::new(),
             created_at: at,
             updated_at: at,
         };
@@ -485,6 +486,18 @@ mod tests {
             current_version: Some(2),
             pinned_version: Some(2),
             active: false,
+            grants: Grants {
+                http: vec!["api.example.com".to_owned()],
+                kv: true,
+                invoke: vec!["fetch-page".to_owned()],
+                secrets: vec!["SIGNING_KEY".to_owned()],
+                secret_headers: vec![SecretHeader {
+                    secret: "API_TOKEN".to_owned(),
+                    header: "authorization".to_owned(),
+                    host: "https://api.example.com".to_owned(),
+                }],
+            },
+            config: [("greeting".to_owned(), "hello".to_owned())].into(),
             limits: PartialLimits { fuel: Some(5), ..PartialLimits::default() },
             retry: PartialRetry { backoff: Some(Backoff::Fixed), ..PartialRetry::default() },
             ..plain

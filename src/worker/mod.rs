@@ -37,8 +37,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::app::signals::Signals;
-use crate::domain::announced::Announced;
 use crate::app::vault::Vault;
+use crate::domain::announced::Announced;
 use crate::domain::worker::Wanted;
 use crate::store::WorkerStore;
 use crate::store::queue::{CANCEL_CHANNEL, READY_CHANNEL};

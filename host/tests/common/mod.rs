@@ -73,7 +73,10 @@ pub async fn finished(events: &mut CellEvents) -> (u64, Outcome) {
     loop {
         match next(events).await {
             CellEvent::Finished { token, outcome } => return (token, *outcome),
-            CellEvent::Progress { .. } | CellEvent::Log { .. } | CellEvent::Http { .. } => {}
+            CellEvent::Progress { .. }
+            | CellEvent::Log { .. }
+            | CellEvent::Http { .. }
+            | CellEvent::Ask { .. } => {}
             CellEvent::Gone { reason } => panic!("the cell is gone: {reason}"),
         }
     }
