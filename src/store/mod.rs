@@ -360,7 +360,8 @@ pub async fn migrate(admin_url: &str, timeout: Duration) -> anyhow::Result<()> {
     let options = PgConnectOptions::from_str(admin_url)
         .context("the database URL is not a postgres:// URL")?
         .application_name("sandbar migrate")
-        .options([("search_path", "sandbar")]);
+        // That something is there already is no news for whoever starts a server.
+        .options([("search_path", "sandbar"), ("client_min_messages", "warning")]);
     let work = async {
         let mut connection =
             PgConnection::connect_with(&options).await.context("cannot connect to Postgres")?;
