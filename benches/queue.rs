@@ -65,6 +65,7 @@ impl Bench {
                 retry_of: None,
                 scratch: None,
                 determinism: None,
+                sealed: None,
             },
             tags: Default::default(),
             run_at: None,
@@ -170,6 +171,7 @@ fn no_op(claimed: sandbar::store::queue::Claimed) -> Finished {
             backtrace: Vec::new(),
             artifacts: Vec::new(),
         },
+        sealed_log: None,
     }
 }
 

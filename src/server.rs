@@ -1,10 +1,12 @@
 //! Roles put together in one process, and taken apart in order. Owns start, stop and signals; no rule of any role.
 
+mod exports;
 mod http;
 mod reload;
 mod tls;
 mod vault;
 
+pub use exports::open as open_export;
 pub use tls::local_certificate;
 pub use vault::{make as make_master_key, rewrap};
 
@@ -23,6 +25,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::app::sealed::keys::Keys;
 use crate::app::signals::Signals;
 use crate::config::{Config, Secret};
 use crate::store::{Connect, WorkerStore, patiently};
@@ -60,6 +63,7 @@ pub struct Urls {
 /// Postgres cannot be reached within `database.start_timeout_ms`, the address is taken, or cells cannot be started.
 pub async fn run(config: &Config, urls: &Urls, roles: Roles, stop: Stop) -> anyhow::Result<()> {
     let signals = Arc::new(Signals::default());
+    let vault = vault::load(config).await?;
     let store = patiently(config.database.start_timeout(), async || {
         WorkerStore::connect(&connect(config, &urls.worker))
             .await
@@ -67,12 +71,13 @@ pub async fn run(config: &Config, urls: &Urls, roles: Roles, stop: Stop) -> anyh
     })
     .await?;
     let compiler = Arc::new(compiler(config)?);
+    let keys = Arc::new(Keys::new(store.clone(), Arc::clone(&vault)));
 
     let duties_stop = CancellationToken::new();
     let mut duties = Vec::new();
     let mut http = None;
     if roles.server {
-        let started = Http::start(config, urls, signals.clone(), stop.drain.clone()).await?;
+        let started = Http::start(config, urls, vault, signals.clone(), stop.drain.clone()).await?;
         let settings = scheduler::Settings {
             tick: config.scheduler.tick(),
             dead_after: config.worker.dead_after(),
@@ -82,7 +87,7 @@ pub async fn run(config: &Config, urls: &Urls, roles: Roles, stop: Stop) -> anyh
         };
         duties.push(tokio::spawn(scheduler::run(
             settings,
-            store.clone(),
+            (store.clone(), Arc::clone(&keys)),
             started.app(),
             signals.clone(),
             duties_stop.clone(),
@@ -102,7 +107,8 @@ pub async fn run(config: &Config, urls: &Urls, roles: Roles, stop: Stop) -> anyh
 
     let result = if roles.worker {
         let settings = worker_settings(config, roles)?;
-        let running = worker::run(settings, store.clone(), signals.clone(), compiler.clone(), stop.clone());
+        let running =
+            worker::run(settings, store.clone(), signals.clone(), compiler.clone(), keys, stop.clone());
         let running = Box::pin(running);
         if let Some(http) = &mut http {
             tokio::select! {

@@ -144,6 +144,7 @@ impl Scene<'_> {
                 retry_of: None,
                 scratch: None,
                 determinism: None,
+                sealed: None,
             },
             tags: BTreeMap::new(),
             run_at: None,
@@ -259,5 +260,6 @@ fn succeeded(claimed: Claimed) -> Finished {
             backtrace: Vec::new(),
             artifacts: Vec::new(),
         },
+        sealed_log: None,
     }
 }

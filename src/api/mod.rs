@@ -9,6 +9,7 @@ mod bulk;
 mod common;
 mod dead_letter;
 mod docs;
+mod encryption;
 mod extract;
 mod health;
 mod invocation;
@@ -214,6 +215,9 @@ fn documented(quick: Duration, waiting: Duration, uploading: Duration) -> OpenAp
                 .routes(routes!(usage::get))
                 .routes(routes!(secret::list))
                 .routes(routes!(secret::get, secret::put, secret::delete))
+                .routes(routes!(encryption::get, encryption::put))
+                .routes(routes!(encryption::erase))
+                .routes(routes!(encryption::erase_key))
                 .routes(routes!(operate::workers))
                 .routes(routes!(operate::cordon))
                 .routes(routes!(operate::uncordon))

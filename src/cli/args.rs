@@ -13,6 +13,7 @@ use super::cancel::Cancel;
 use super::completions::Completions;
 use super::config::Config;
 use super::dead_letters::DeadLetters;
+use super::encryption::{Encryption, Erase, Unseal};
 use super::get::Get;
 use super::invoke::Invoke;
 use super::key::Key;
@@ -122,6 +123,7 @@ pub enum Command {
     Logs(Logs),
     Cancel(Cancel),
     Retry(Retry),
+    Erase(Erase),
     Why(Why),
     Bulk(Bulk),
     Pauses(Pauses),
@@ -131,6 +133,7 @@ pub enum Command {
     Quota(Quota),
     Usage(Usage),
     Secret(SecretCommand),
+    Encryption(Encryption),
     Profile(Profile),
     Login(Login),
     Key(Key),
@@ -149,6 +152,7 @@ pub enum Command {
     Migrate(Settings),
     /// Wrap the keys of all tenants by the configured master key, after it was replaced
     Rewrap(Settings),
+    Unseal(Unseal),
     Config(Config),
     Completions(Completions),
     #[command(hide = true)]
@@ -169,6 +173,7 @@ impl Command {
             Self::Logs(c) => c.json(),
             Self::Cancel(c) => c.json(),
             Self::Retry(c) => c.json(),
+            Self::Erase(c) => c.json(),
             Self::Why(c) => c.json(),
             Self::Bulk(c) => c.json(),
             Self::Pauses(c) => c.json(),
@@ -180,6 +185,7 @@ impl Command {
             Self::Quota(c) => c.json(),
             Self::Usage(c) => c.json(),
             Self::Secret(c) => c.json(),
+            Self::Encryption(c) => c.json(),
             Self::Profile(c) => c.json(),
             Self::Config(c) => c.json(),
             Self::Login(c) => c.json(),
@@ -192,6 +198,7 @@ impl Command {
             | Self::Worker(_)
             | Self::Migrate(_)
             | Self::Rewrap(_)
+            | Self::Unseal(_)
             | Self::Completions(_)
             | Self::Reference(_) => false,
         }

@@ -12,6 +12,7 @@ mod completions;
 mod config;
 mod dead_letters;
 mod dev;
+mod encryption;
 mod events;
 mod failure;
 mod get;
@@ -80,6 +81,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
             serve(&settings.overrides(), async |config| migrate::run(&config).await)
         }
         Command::Rewrap(settings) => serve(&settings.overrides(), async |config| rewrap::run(config).await),
+        Command::Unseal(command) => serve(&command.overrides(), async |config| command.run(config).await),
         Command::Config(command) => command.run(),
         Command::Run(command) => {
             // A tool that prints a result is quiet unless something is wrong.
@@ -102,6 +104,8 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Logs(command) => on_runtime(command.run()),
         Command::Cancel(command) => on_runtime(command.run()),
         Command::Retry(command) => on_runtime(command.run()),
+        Command::Erase(command) => on_runtime(command.run()),
+        Command::Encryption(command) => on_runtime(command.run()),
         Command::Why(command) => on_runtime(command.run()),
         Command::Bulk(command) => on_runtime(command.run()),
         Command::Pauses(command) => on_runtime(command.run()),

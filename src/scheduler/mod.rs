@@ -14,6 +14,7 @@ use tracing::{debug, info, warn};
 
 pub use compile::run as compile;
 
+use crate::app::sealed::keys::Keys;
 use crate::app::signals::Signals;
 use crate::app::{self, App};
 use crate::domain::announced::Announced;
@@ -52,12 +53,12 @@ pub struct Settings {
 /// `app` does what needs a tenant's rights.
 pub async fn run(
     settings: Settings,
-    store: WorkerStore,
+    (store, keys): (WorkerStore, Arc<Keys>),
     app: App,
     signals: Arc<Signals>,
     stop: CancellationToken,
 ) {
-    let duties = Duties { holder: WorkerId::generate(), settings, store, app, signals, stop };
+    let duties = Duties { holder: WorkerId::generate(), settings, store, keys, app, signals, stop };
     futures_util::future::join_all(Duty::ALL.into_iter().map(|duty| duties.keep(duty))).await;
     let release = duties.store.duties_release(duties.holder);
     if let Ok(Err(error)) = tokio::time::timeout(Duration::from_secs(2), release).await {
@@ -159,6 +160,7 @@ struct Duties {
     holder: WorkerId,
     settings: Settings,
     store: WorkerStore,
+    keys: Arc<Keys>,
     app: App,
     signals: Arc<Signals>,
     stop: CancellationToken,
@@ -287,7 +289,7 @@ impl Duties {
                 Ok(Done { rows, again })
             }
             Duty::Classify => {
-                let rows = app::dead_letter::classify(store).await?;
+                let rows = app::dead_letter::classify(store, &self.keys).await?;
                 Ok(Done { rows, again: (rows > 0).then_some(Duration::ZERO) })
             }
             Duty::Retention => {

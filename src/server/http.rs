@@ -55,6 +55,7 @@ impl Http {
     pub(super) async fn start(
         config: &Config,
         urls: &Urls,
+        vault: Arc<Vault>,
         signals: Arc<Signals>,
         stop: CancellationToken,
     ) -> anyhow::Result<Self> {
@@ -67,7 +68,6 @@ impl Http {
                 .context("cannot connect to Postgres as sandbar_api")
         })
         .await?;
-        let vault = super::vault::load(config).await?;
         let app = App::new(store.clone(), signals.clone(), settings(config, vault))
             .context("cannot start the application")?;
         let mut helpers = vec![tokio::spawn(app::signals::listen(store.clone(), signals, stop.clone()))];
@@ -228,6 +228,7 @@ fn settings(config: &Config, vault: Arc<Vault>) -> app::Settings {
         rates: rates(&config.rate_limits),
         quotas: quotas(&config.quotas),
         vault,
+        seal_payloads: config.secrets.seal_payloads,
         trusted_proxies: server.trusted_proxies.iter().map(|proxy| proxy.0).collect(),
         limits: sandbar_host::limits::Limits::default(),
     }

@@ -9,6 +9,7 @@ use sqlx::{Connection as _, PgConnection, Row};
 
 use crate::domain::ids::{TaskId, TenantId};
 use crate::domain::quota::{Amount, Level, Quota};
+use crate::store::secret::WrappedRow;
 use crate::store::{ApiStore, Error, Result, TenantConn, Tries};
 
 /// Tasks of a tenant that may have shares of their own: all of them are read together.
@@ -31,6 +32,10 @@ pub struct TenantQuotas {
     pub of_tenant: Level,
     /// What the tenant says of its tasks.
     pub of_tasks: Vec<(TaskId, Level)>,
+    /// Whether it wants its payloads sealed.
+    pub seal_payloads: bool,
+    /// Its data key, if it has one.
+    pub key: Option<WrappedRow>,
 }
 
 /// A plan.
@@ -94,10 +99,12 @@ fn bigint(value: u64) -> i64 {
 
 async fn read(connection: &mut PgConnection, tenant: TenantId) -> Result<TenantQuotas> {
     let row = sqlx::query(
-        "SELECT t.weight, t.max_queued, t.max_concurrency, q.plan, q.quotas, p.quotas AS of_plan,
-           (SELECT jsonb_agg(jsonb_build_array(k.task_id, k.quotas))
-            FROM (SELECT * FROM task_quotas WHERE tenant_id = $1 LIMIT $2) k) AS of_tasks
+        "SELECT t.weight, t.max_queued, t.max_concurrency, t.seal_payloads, k.master, k.wrapped,
+           q.plan, q.quotas, p.quotas AS of_plan,
+           (SELECT jsonb_agg(jsonb_build_array(s.task_id, s.quotas))
+            FROM (SELECT * FROM task_quotas WHERE tenant_id = $1 LIMIT $2) s) AS of_tasks
          FROM tenants t LEFT JOIN quotas q USING (tenant_id) LEFT JOIN plans p ON p.name = q.plan
+         LEFT JOIN tenant_keys k USING (tenant_id)
          WHERE t.tenant_id = $1",
     )
     .bind(tenant)
@@ -125,6 +132,8 @@ async fn read(connection: &mut PgConnection, tenant: TenantId) -> Result<TenantQ
         of_plan: level("of_plan")?,
         of_tenant,
         of_tasks: of_tasks.into_iter().map(|(task, quotas)| (task, Level::from_json(&quotas))).collect(),
+        seal_payloads: row.try_get("seal_payloads")?,
+        key: row.try_get::<Option<String>, _>("master")?.zip(row.try_get("wrapped")?),
     })
 }
 

@@ -5,6 +5,7 @@ pub mod artifact;
 pub mod audit;
 pub mod bulk;
 pub mod dead_letter;
+pub mod encryption;
 pub mod invocation;
 pub mod key;
 pub mod operate;

@@ -21,6 +21,7 @@ mod placement;
 mod programs;
 mod queue;
 mod sandbox;
+mod sealed;
 mod sim;
 mod soak;
 mod start;

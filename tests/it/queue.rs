@@ -83,6 +83,7 @@ impl Fixture {
                 retry_of: None,
                 scratch: None,
                 determinism: None,
+                sealed: None,
             },
             tags: BTreeMap::new(),
             run_at: None,
@@ -205,6 +206,7 @@ fn finished(claimed: Claimed, verdict: Verdict) -> Finished {
             backtrace: Vec::new(),
             artifacts: Vec::new(),
         },
+        sealed_log: None,
     }
 }
 

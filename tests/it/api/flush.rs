@@ -28,6 +28,7 @@ fn row(api: &Api, task: TaskId) -> NewInvocation {
             retry_of: None,
             scratch: None,
             determinism: None,
+            sealed: None,
         },
         tags: Default::default(),
         run_at: None,

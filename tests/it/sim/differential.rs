@@ -654,6 +654,7 @@ fn as_asked(row: &Row, at: impl Fn(Time) -> chrono::DateTime<Utc>) -> NewInvocat
             retry_of: None,
             scratch: None,
             determinism: None,
+            sealed: None,
         },
         tags: BTreeMap::new(),
         run_at: row.run_at.map(&at),
@@ -725,6 +726,7 @@ fn finished(claimed: sandbar::store::queue::Claimed) -> Finished {
             backtrace: Vec::new(),
             artifacts: Vec::new(),
         },
+        sealed_log: None,
     }
 }
 
