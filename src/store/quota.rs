@@ -8,7 +8,7 @@ use sqlx::types::Json;
 use sqlx::{Connection as _, PgConnection, Row};
 
 use crate::domain::ids::{TaskId, TenantId};
-use crate::domain::quota::{Amount, Level, Quota};
+use crate::domain::quota::{Amount, Level, PLAIN_WEIGHT, Quota};
 use crate::store::secret::WrappedRow;
 use crate::store::{ApiStore, Error, Result, TenantConn, Tries};
 
@@ -17,9 +17,6 @@ pub const MAX_TASK_SHARES: i64 = 1_000;
 
 /// Plans of the platform.
 pub const MAX_PLANS: i64 = 1_000;
-
-/// The weight of a tenant of which nothing is said.
-const PLAIN_WEIGHT: i32 = 100;
 
 /// What is said of a tenant, level by level.
 #[derive(Debug, Clone, Default)]
@@ -117,7 +114,8 @@ async fn read(connection: &mut PgConnection, tenant: TenantId) -> Result<TenantQ
     };
     let mut of_tenant = level("quotas")?;
     // These stand where the queue looks for them.
-    let weight = Some(row.try_get::<i32, _>("weight")?).filter(|weight| *weight != PLAIN_WEIGHT);
+    let weight =
+        Some(row.try_get::<i32, _>("weight")?).filter(|weight| u64::try_from(*weight) != Ok(PLAIN_WEIGHT));
     for (quota, value) in [
         (Quota::Weight, weight.map(i64::from)),
         (Quota::QueueDepth, row.try_get("max_queued")?),
@@ -267,7 +265,7 @@ impl TenantConn {
         .bind(weight)
         .bind(depth)
         .bind(concurrency)
-        .bind(PLAIN_WEIGHT)
+        .bind(i32::try_from(PLAIN_WEIGHT).unwrap_or(i32::MAX))
         .execute(&mut *transaction)
         .await?;
         transaction.commit().await?;
