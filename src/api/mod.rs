@@ -24,6 +24,7 @@ pub mod problem;
 mod quota;
 mod secret;
 mod shape;
+pub mod spending;
 mod task;
 mod tenant;
 mod usage;
@@ -213,6 +214,9 @@ fn documented(quick: Duration, waiting: Duration, uploading: Duration) -> OpenAp
                 .routes(routes!(quota::plans))
                 .routes(routes!(quota::set_plan))
                 .routes(routes!(usage::get))
+                .routes(routes!(spending::list))
+                .routes(routes!(spending::put, spending::delete))
+                .routes(routes!(spending::events))
                 .routes(routes!(secret::list))
                 .routes(routes!(secret::get, secret::put, secret::delete))
                 .routes(routes!(encryption::get, encryption::put))

@@ -83,6 +83,7 @@ codes! {
     KeyNotFound "key-not-found" 404 "No such key";
     DutyNotFound "duty-not-found" 404 "No such duty";
     DeadLetterNotFound "dead-letter-not-found" 404 "No such dead letter";
+    BudgetNotFound "budget-not-found" 404 "No such budget";
     BulkOperationNotFound "bulk-operation-not-found" 404 "No such bulk operation";
     PauseNotFound "pause-not-found" 404 "No such pause";
     ArtifactNotFound "artifact-not-found" 404 "No such artifact";
@@ -312,6 +313,7 @@ impl From<Error> for Problem {
                 plain(Code::QueueFull).with_quota("queue-depth", limit, current, None)
             }
             Error::DeadLetterNotFound(_) => plain(Code::DeadLetterNotFound),
+            Error::BudgetNotFound(_) => plain(Code::BudgetNotFound),
             Error::BulkNotFound(_) => plain(Code::BulkOperationNotFound),
             Error::PauseNotFound(_) => plain(Code::PauseNotFound),
             Error::WorkerNotFound(_) => plain(Code::WorkerNotFound),

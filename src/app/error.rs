@@ -108,6 +108,9 @@ pub enum Error {
     /// No such file was collected.
     #[error("no file `{0}` was collected from the last attempt")]
     ArtifactNotFound(String),
+    /// No such budget of this tenant.
+    #[error("there is no budget `{0}`")]
+    BudgetNotFound(String),
     /// Its payloads were erased, or the key that sealed them.
     #[error("the payloads of invocation {0} were erased; what remains are its states, times and receipts")]
     PayloadsErased(InvocationId),

@@ -27,6 +27,7 @@ pub mod schema;
 pub mod sealed;
 pub mod secret;
 pub mod signals;
+pub mod spending;
 pub mod task;
 pub mod tenant;
 pub mod token;

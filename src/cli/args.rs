@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use super::audit::Audit;
+use super::budget::{Budget, Events};
 use super::build::Build;
 use super::bulk::{Bulk, Pauses};
 use super::cancel::Cancel;
@@ -132,6 +133,8 @@ pub enum Command {
     Versions(Versions),
     Quota(Quota),
     Usage(Usage),
+    Budget(Budget),
+    Events(Events),
     Secret(SecretCommand),
     Encryption(Encryption),
     Profile(Profile),
@@ -184,6 +187,8 @@ impl Command {
             Self::Versions(c) => c.json(),
             Self::Quota(c) => c.json(),
             Self::Usage(c) => c.json(),
+            Self::Budget(c) => c.json(),
+            Self::Events(c) => c.json(),
             Self::Secret(c) => c.json(),
             Self::Encryption(c) => c.json(),
             Self::Profile(c) => c.json(),

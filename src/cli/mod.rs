@@ -4,6 +4,7 @@
 
 mod args;
 mod audit;
+mod budget;
 mod build;
 mod bulk;
 mod cancel;
@@ -93,6 +94,8 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Build(command) => command.run(),
         Command::Quota(command) => on_runtime(command.run()),
         Command::Usage(command) => on_runtime(command.run()),
+        Command::Budget(command) => on_runtime(command.run()),
+        Command::Events(command) => on_runtime(command.run()),
         Command::Secret(command) => on_runtime(command.run()),
         Command::Profile(command) => command.run(),
         Command::Completions(command) => command.run(),

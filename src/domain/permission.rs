@@ -88,7 +88,7 @@ actions! {
     ReadSchedules "read-schedules" "POADRV";
     /// Make, change and delete schedules, calendars and workflows.
     ChangeSchedules "change-schedules" "POAD";
-    /// See usage, quotas and rates.
+    /// See usage, quotas, rates, budgets and events.
     ReadUsage "read-usage" "POADRV";
     /// Divide the tenant's quotas among tasks and keys, and set budgets.
     ChangeQuotas "change-quotas" "POA";

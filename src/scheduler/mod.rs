@@ -87,12 +87,14 @@ enum Duty {
     Bulk,
     /// New dead letters get their kind of failure.
     Classify,
+    /// Thresholds of budgets that are reached become events.
+    Budgets,
     /// What ended long ago is exported, if asked for, and deleted.
     Retention,
 }
 
 impl Duty {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Promote,
         Self::Settle,
         Self::Unpark,
@@ -102,6 +104,7 @@ impl Duty {
         Self::Tidy,
         Self::Bulk,
         Self::Classify,
+        Self::Budgets,
         Self::Retention,
     ];
 
@@ -117,6 +120,7 @@ impl Duty {
             Self::Tidy => "tidy",
             Self::Bulk => "bulk",
             Self::Classify => "classify",
+            Self::Budgets => "budgets",
             Self::Retention => "retention",
         }
     }
@@ -128,6 +132,8 @@ impl Duty {
             Self::Reap => settings.dead_after / 6,
             // It looks at each tenant once an hour; this is how soon it goes on to the next.
             Self::Retention => Duration::from_secs(60),
+            // It looks at each budget now and then; this is how soon at one that was set or has its turn.
+            Self::Budgets => Duration::from_secs(5),
             Self::Promote
             | Self::Settle
             | Self::Unpark
@@ -279,8 +285,9 @@ impl Duties {
                 let settled = store.settle_live(BATCH).await?.unsigned_abs();
                 let folded = store.fold_usage(BATCH).await?.unsigned_abs();
                 let freed = store.free_modules(FREE_AFTER, FREE_BATCH).await?.unsigned_abs();
-                let forgotten =
-                    store.audit_forget(i64::from(BATCH)).await? + store.people_tidy(i64::from(BATCH)).await?;
+                let forgotten = store.audit_forget(i64::from(BATCH)).await?
+                    + store.people_tidy(i64::from(BATCH)).await?
+                    + store.events_forget(i64::from(BATCH)).await?;
                 let rows = tidied + settled + folded + freed + forgotten;
                 Ok(Done { rows, ..Done::batch(tidied.max(settled).max(folded)) })
             }
@@ -291,6 +298,10 @@ impl Duties {
             Duty::Classify => {
                 let rows = app::dead_letter::classify(store, &self.keys).await?;
                 Ok(Done { rows, again: (rows > 0).then_some(Duration::ZERO) })
+            }
+            Duty::Budgets => {
+                let (rows, more) = app::spending::watch(store).await?;
+                Ok(Done { rows, again: more.then_some(Duration::ZERO) })
             }
             Duty::Retention => {
                 let (rows, more) =

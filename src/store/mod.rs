@@ -20,6 +20,7 @@ pub mod queue;
 pub mod quota;
 pub mod retention;
 pub mod secret;
+pub mod spending;
 pub mod task;
 pub mod tenant;
 pub mod usage;

@@ -14,6 +14,7 @@ pub mod people;
 pub mod problem;
 pub mod quota;
 pub mod secret;
+pub mod spending;
 pub mod task;
 pub mod tenant;
 pub mod usage;

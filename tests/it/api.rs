@@ -23,6 +23,7 @@ mod read;
 mod retention;
 mod sealed;
 mod secret;
+mod spending;
 mod task_changes;
 mod upload;
 mod usage;
