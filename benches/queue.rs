@@ -66,6 +66,7 @@ impl Bench {
                 scratch: None,
                 determinism: None,
                 family: None,
+                sealed: None,
             },
             tags: Default::default(),
             run_at: None,
@@ -171,6 +172,7 @@ fn no_op(claimed: sandbar::store::queue::Claimed) -> Finished {
             backtrace: Vec::new(),
             artifacts: Vec::new(),
         },
+        sealed_log: None,
     }
 }
 

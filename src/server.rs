@@ -1,10 +1,12 @@
 //! Roles put together in one process, and taken apart in order. Owns start, stop and signals; no rule of any role.
 
+mod exports;
 mod http;
 mod reload;
 mod tls;
 mod vault;
 
+pub use exports::open as open_export;
 pub use tls::local_certificate;
 pub use vault::{make as make_master_key, rewrap};
 
@@ -24,6 +26,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::app::sealed::keys::Keys;
 use crate::app::signals::Signals;
 use crate::config::{Config, Secret};
 use crate::store::{Connect, WorkerStore, patiently};
@@ -61,6 +64,7 @@ pub struct Urls {
 /// Postgres cannot be reached within `database.start_timeout_ms`, the address is taken, or cells cannot be started.
 pub async fn run(config: &Config, urls: &Urls, roles: Roles, stop: Stop) -> anyhow::Result<()> {
     let signals = Arc::new(Signals::default());
+    let vault = vault::load(config).await?;
     let store = patiently(config.database.start_timeout(), async || {
         WorkerStore::connect(&connect(config, &urls.worker))
             .await
@@ -68,8 +72,8 @@ pub async fn run(config: &Config, urls: &Urls, roles: Roles, stop: Stop) -> anyh
     })
     .await?;
     let compiler = Arc::new(compiler(config)?);
+    let keys = Arc::new(Keys::new(store.clone(), Arc::clone(&vault)));
 
-    let vault = vault::load(config).await?;
     let duties_stop = CancellationToken::new();
     let mut duties = Vec::new();
     let mut http = None;
@@ -84,7 +88,7 @@ pub async fn run(config: &Config, urls: &Urls, roles: Roles, stop: Stop) -> anyh
         };
         duties.push(tokio::spawn(scheduler::run(
             settings,
-            store.clone(),
+            (store.clone(), Arc::clone(&keys)),
             started.app(),
             signals.clone(),
             duties_stop.clone(),
@@ -112,7 +116,8 @@ pub async fn run(config: &Config, urls: &Urls, roles: Roles, stop: Stop) -> anyh
 
     let result = if roles.worker {
         let settings = worker_settings(config, roles, vault, kv_bytes)?;
-        let running = worker::run(settings, store.clone(), signals.clone(), compiler.clone(), stop.clone());
+        let running =
+            worker::run(settings, store.clone(), signals.clone(), compiler.clone(), keys, stop.clone());
         let running = Box::pin(running);
         if let Some(http) = &mut http {
             tokio::select! {

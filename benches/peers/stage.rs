@@ -145,6 +145,7 @@ impl Scene<'_> {
                 scratch: None,
                 determinism: None,
                 family: None,
+                sealed: None,
             },
             tags: BTreeMap::new(),
             run_at: None,
@@ -260,5 +261,6 @@ fn succeeded(claimed: Claimed) -> Finished {
             backtrace: Vec::new(),
             artifacts: Vec::new(),
         },
+        sealed_log: None,
     }
 }

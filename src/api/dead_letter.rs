@@ -217,6 +217,7 @@ mod tests {
             fingerprint: Some(vec![1; 8]),
             summary: Some("trap (unreachable) in a::b".to_owned()),
             redriven: Some((id, at)),
+            sealed: None,
         }));
         insta::assert_json_snapshot!(group(&store::Group {
             task: "t".to_owned(),
@@ -227,6 +228,7 @@ mod tests {
             first_at: at,
             last_at: at,
             newest: id,
+            sealed: None,
         }));
     }
 }

@@ -118,6 +118,23 @@ impl FromRequestParts<Api> for PlanPath {
     }
 }
 
+/// `{name}` of the path, of a budget.
+#[derive(Debug)]
+pub struct BudgetPath(pub TaskName);
+
+impl FromRequestParts<Api> for BudgetPath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Api) -> Result<Self, Problem> {
+        let name = Path::<String>::from_request_parts(parts, &()).await.ok();
+        name.and_then(|Path(name)| TaskName::try_from(name).ok()).map(Self).ok_or_else(|| {
+            let rule =
+                "names have 1 to 63 characters of a-z, 0-9, - and _, and begin with a letter or a digit";
+            Problem::new(Code::BudgetNotFound, rule)
+        })
+    }
+}
+
 /// `{name}` of the path, of a secret.
 #[derive(Debug)]
 pub struct SecretPath(pub String);

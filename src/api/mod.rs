@@ -9,6 +9,7 @@ mod bulk;
 mod common;
 mod dead_letter;
 mod docs;
+mod encryption;
 mod extract;
 mod health;
 mod invocation;
@@ -23,6 +24,7 @@ pub mod problem;
 mod quota;
 mod secret;
 mod shape;
+pub mod spending;
 mod task;
 mod tenant;
 mod usage;
@@ -212,8 +214,14 @@ fn documented(quick: Duration, waiting: Duration, uploading: Duration) -> OpenAp
                 .routes(routes!(quota::plans))
                 .routes(routes!(quota::set_plan))
                 .routes(routes!(usage::get))
+                .routes(routes!(spending::list))
+                .routes(routes!(spending::put, spending::delete))
+                .routes(routes!(spending::events))
                 .routes(routes!(secret::list))
                 .routes(routes!(secret::get, secret::put, secret::delete))
+                .routes(routes!(encryption::get, encryption::put))
+                .routes(routes!(encryption::erase))
+                .routes(routes!(encryption::erase_key))
                 .routes(routes!(operate::workers))
                 .routes(routes!(operate::cordon))
                 .routes(routes!(operate::uncordon))

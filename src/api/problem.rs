@@ -83,6 +83,7 @@ codes! {
     KeyNotFound "key-not-found" 404 "No such key";
     DutyNotFound "duty-not-found" 404 "No such duty";
     DeadLetterNotFound "dead-letter-not-found" 404 "No such dead letter";
+    BudgetNotFound "budget-not-found" 404 "No such budget";
     BulkOperationNotFound "bulk-operation-not-found" 404 "No such bulk operation";
     PauseNotFound "pause-not-found" 404 "No such pause";
     ArtifactNotFound "artifact-not-found" 404 "No such artifact";
@@ -101,11 +102,13 @@ codes! {
     VersionRejected "version-rejected" 409 "The version was rejected";
     LastOwner "last-owner" 409 "The tenant needs an owner";
     NoUser "no-user" 409 "The credential is no user";
+    TenantActive "tenant-active" 409 "The tenant is active";
     OwnTenant "own-tenant" 409 "The tenant is the caller's own";
     TenantNameTaken "tenant-name-taken" 409 "The name of the tenant is taken";
     TooManyInvitations "too-many-invitations" 409 "The tenant has too many invitations";
     KeyNotActive "key-not-active" 409 "The key is not active";
     TooManyKeys "too-many-keys" 409 "The tenant has too many keys";
+    PayloadsErased "payloads-erased" 410 "The payloads were erased";
     BodyTooLarge "body-too-large" 413 "The request body is too large";
     InputTooLarge "input-too-large" 413 "The input is too large";
     ModuleTooLarge "module-too-large" 413 "The module is too large";
@@ -300,6 +303,8 @@ impl From<Error> for Problem {
             Error::TenantNotFound(_) => plain(Code::TenantNotFound),
             Error::TenantNameTaken(_) => plain(Code::TenantNameTaken),
             Error::OwnTenant => plain(Code::OwnTenant),
+            Error::TenantActive => plain(Code::TenantActive),
+            Error::PayloadsErased(_) => plain(Code::PayloadsErased),
             Error::TenantSuspended => plain(Code::TenantSuspended),
             Error::KeyNotFound(_) => plain(Code::KeyNotFound),
             Error::KeyNotActive => plain(Code::KeyNotActive),
@@ -308,6 +313,7 @@ impl From<Error> for Problem {
                 plain(Code::QueueFull).with_quota("queue-depth", limit, current, None)
             }
             Error::DeadLetterNotFound(_) => plain(Code::DeadLetterNotFound),
+            Error::BudgetNotFound(_) => plain(Code::BudgetNotFound),
             Error::BulkNotFound(_) => plain(Code::BulkOperationNotFound),
             Error::PauseNotFound(_) => plain(Code::PauseNotFound),
             Error::WorkerNotFound(_) => plain(Code::WorkerNotFound),

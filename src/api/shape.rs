@@ -46,6 +46,11 @@ pub(super) fn invocation(row: &Invocation, with_result: bool) -> wire::Invocatio
             jitter: row.retry.jitter,
         },
         progress: row.progress.as_ref().map(progress),
+        payloads: match (&row.kept.sealed, row.lost || row.kept.erased_at.is_some()) {
+            (_, true) => Some(wire::Payloads::Erased),
+            (Some(_), false) => Some(wire::Payloads::Sealed),
+            (None, false) => None,
+        },
         waiting_on: row
             .waiting_on
             .iter()
@@ -269,6 +274,7 @@ mod tests {
     use crate::domain::admission::Dependency;
     use crate::domain::ids::WorkerId;
     use crate::domain::retry::RetryPolicy;
+    use crate::store::invocation::Kept;
     use crate::store::invocation::RunningAttempt;
     use crate::store::log::Place;
     use sandbar_host::limits::Limits;
@@ -309,6 +315,8 @@ mod tests {
             waiting_on: Vec::new(),
             output: None,
             progress: None,
+            kept: Kept::default(),
+            lost: false,
         }
     }
 

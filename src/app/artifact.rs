@@ -1,5 +1,6 @@
 //! Reading what attempts left.
 
+use crate::app::sealed::Part;
 use crate::app::{App, Error, Result};
 use crate::domain::ids::{InvocationId, TenantId};
 use crate::store::artifact::ArtifactRow;
@@ -12,8 +13,11 @@ impl App {
     pub async fn artifacts(&self, tenant: TenantId, id: InvocationId) -> Result<Vec<ArtifactRow>> {
         let mut connection = self.tenant(tenant).await?;
         let rows = connection.artifact_list(id).await?;
-        if rows.is_empty() && connection.invocation_get(id, 0).await?.is_none() {
-            return Err(Error::InvocationNotFound(id));
+        if rows.is_empty() {
+            let kept = connection.invocation_kept(id).await?.ok_or(Error::InvocationNotFound(id))?;
+            if kept.erased_at.is_some() {
+                return Err(Error::PayloadsErased(id));
+            }
         }
         Ok(rows)
     }
@@ -29,7 +33,9 @@ impl App {
             false => self.tenant(tenant).await?.artifact_get(id, path).await?,
         };
         match found {
-            Some(bytes) => Ok(bytes),
+            Some((bytes, attempt, sealed)) => {
+                self.open_part(tenant, id, sealed.as_deref(), attempt, Part::Artifact(path), bytes).await
+            }
             None => {
                 self.artifacts(tenant, id).await?;
                 Err(Error::ArtifactNotFound(path.to_owned()))

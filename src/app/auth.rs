@@ -185,13 +185,13 @@ impl App {
 
     /// Whose token this is. It is remembered as keys are, so that it is verified every five seconds and not each time.
     async fn verified(&self, token: &str, hash: KeyHash) -> Result<Option<Arc<Identity>>> {
+        // Taken before any question, so that an answer is never older than it claims.
         let now = Instant::now();
         if let Some(outsider) = self.outsider(token).await?.map(Arc::new) {
             self.inner.keys.put(hash, Some(Arc::clone(&outsider)), now);
             return Ok(Some(outsider));
         }
         let (session, expires_at) = self.verify(token).await?;
-        let now = Instant::now();
         let found = self.inner.store.identify_session(session).await?;
         let found = found.map(|identity| Arc::new(Identity { expires_at, ..identity }));
         self.inner.keys.put(hash, found.clone(), now);

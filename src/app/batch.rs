@@ -42,7 +42,7 @@ impl App {
             .into_iter()
             .map(|row| row.map(|row| NewInvocation { id: InvocationId::generate(), ..row }));
         join_all(prepared.map(|row| async move {
-            match self.enqueue_within_quota(row?).await? {
+            match self.enqueue_within_quota(self.seal(row?).await?).await? {
                 Enqueued::Accepted(id) | Enqueued::Waiting(id) => Ok(Accepted::New(id)),
                 Enqueued::Replayed(id) | Enqueued::Existing(id) => Ok(Accepted::Before(id)),
                 Enqueued::Conflict => Err(Error::IdempotencyKeyReused),

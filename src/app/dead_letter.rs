@@ -2,6 +2,8 @@
 
 use sandbar_host::outcome::Termination;
 
+use crate::app::sealed::Part;
+use crate::app::sealed::keys::Keys;
 use crate::app::task::page;
 use crate::app::{App, Error, Result};
 use crate::domain::fingerprint::{Failure, fingerprint, summary};
@@ -24,7 +26,9 @@ impl App {
         limit: u16,
     ) -> Result<(Vec<DeadLetter>, bool)> {
         let rows = self.tenant(tenant).await?.dead_letters(filter, i64::from(limit) + 1).await?;
-        Ok(page(rows, limit))
+        let (mut rows, more) = page(rows, limit);
+        self.open_letters(tenant, &mut rows).await?;
+        Ok((rows, more))
     }
 
     /// Dead letters by task and kind of failure, the largest group first.
@@ -32,7 +36,9 @@ impl App {
     /// # Errors
     /// Postgres does not answer in time.
     pub async fn dead_letter_groups(&self, tenant: TenantId, filter: &Filter) -> Result<Vec<Group>> {
-        Ok(self.tenant(tenant).await?.dead_letter_groups(filter).await?)
+        let mut groups = self.tenant(tenant).await?.dead_letter_groups(filter).await?;
+        self.open_groups(tenant, &mut groups).await?;
+        Ok(groups)
     }
 
     /// Note that a dead letter was run again. The new invocation is durable already: a note that fails is only missing.
@@ -57,12 +63,20 @@ impl App {
 ///
 /// # Errors
 /// Postgres does not answer, or the duty under which `store` writes is somebody else's by now.
-pub async fn classify(store: &WorkerStore) -> crate::store::Result<u64> {
-    let new = store.dead_letters_unclassified(CLASSIFY).await?;
+pub async fn classify(store: &WorkerStore, keys: &Keys) -> crate::store::Result<u64> {
+    let mut new = store.dead_letters_unclassified(CLASSIFY).await?;
     if new.is_empty() {
         return Ok(0);
     }
-    let found: Vec<_> = new.iter().map(classified).collect();
+    let sealers = keys.open_letters(&mut new).await?;
+    let mut found: Vec<_> = new.iter().map(classified).collect();
+    for ((found, letter), sealer) in found.iter_mut().zip(&new).zip(&sealers) {
+        if letter.sealed.is_some() {
+            let sealed = sealer.as_ref().and_then(|s| s.seal_text(0, Part::Summary, &found.3).ok());
+            // Without the key there is nothing secret in it, and nobody would open it.
+            found.3 = sealed.unwrap_or_default();
+        }
+    }
     store.dead_letters_classify(&found).await?;
     Ok(found.len() as u64)
 }

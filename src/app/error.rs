@@ -108,6 +108,15 @@ pub enum Error {
     /// No such file was collected.
     #[error("no file `{0}` was collected from the last attempt")]
     ArtifactNotFound(String),
+    /// No such budget of this tenant.
+    #[error("there is no budget `{0}`")]
+    BudgetNotFound(String),
+    /// Its payloads were erased, or the key that sealed them.
+    #[error("the payloads of invocation {0} were erased; what remains are its states, times and receipts")]
+    PayloadsErased(InvocationId),
+    /// Its key is erased only while nothing new starts.
+    #[error("the tenant is active: suspend it before its key is erased")]
+    TenantActive,
     /// It cannot be cancelled any more.
     #[error("the invocation has already ended: it is {0}")]
     AlreadyFinished(State),

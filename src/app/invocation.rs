@@ -5,13 +5,16 @@ use std::collections::BTreeMap;
 use chrono::Utc;
 
 use crate::app::invoke::{MAX_AHEAD, invalid};
+use crate::app::sealed::Part;
 use crate::app::task::page;
 use crate::app::{App, Error, Result};
 use crate::domain::announced::Announced;
 use crate::domain::ids::{InvocationId, TenantId};
 use crate::domain::names::Tags;
 use crate::domain::why::Facts;
-use crate::store::invocation::{Changed, Filter, Invocation, InvocationChange, Output, ResultRow, Summary};
+use crate::store::invocation::{
+    Changed, Filter, Invocation, InvocationChange, Kept, Output, ResultRow, Summary,
+};
 use crate::store::queue::Cancelled;
 
 impl App {
@@ -25,11 +28,8 @@ impl App {
         id: InvocationId,
         inline_bytes: i32,
     ) -> Result<Invocation> {
-        self.tenant(tenant)
-            .await?
-            .invocation_get(id, inline_bytes)
-            .await?
-            .ok_or(Error::InvocationNotFound(id))
+        let found = self.tenant(tenant).await?.invocation_get(id, inline_bytes).await?;
+        self.open_payloads(tenant, found.ok_or(Error::InvocationNotFound(id))?).await
     }
 
     /// Invocations that pass the filter, newest first; and whether there are more.
@@ -62,9 +62,17 @@ impl App {
         let mut connection = self.tenant(tenant).await?;
         match connection.invocation_result(id).await? {
             None => Err(Error::InvocationNotFound(id)),
-            Some(ResultRow::Output(output)) => Ok(output),
-            Some(ResultRow::Nothing(state)) => Err(Error::NoOutput(state)),
-            Some(ResultRow::Unfinished) => {
+            Some((_, Kept { erased_at: Some(_), .. })) => Err(Error::PayloadsErased(id)),
+            Some((ResultRow::Output(mut output), kept)) => {
+                drop(connection);
+                let (sealed, bytes) = (kept.sealed.as_deref(), output.bytes.take().unwrap_or_default());
+                let bytes = self.open_part(tenant, id, sealed, 0, Part::Output, bytes).await?;
+                output.size_bytes = i64::try_from(bytes.len()).unwrap_or(i64::MAX);
+                output.bytes = Some(bytes);
+                Ok(output)
+            }
+            Some((ResultRow::Nothing(state), _)) => Err(Error::NoOutput(state)),
+            Some((ResultRow::Unfinished, _)) => {
                 let now = connection.invocation_get(id, 0).await?;
                 let now = now.ok_or(Error::InvocationNotFound(id))?;
                 Err(Error::NotFinished(now.summary.state))
@@ -98,6 +106,8 @@ impl App {
         let before = connection.invocation_get(id, 0).await?;
         let changed = connection.invocation_change(id, change).await?;
         let found = connection.invocation_get(id, 0).await?.ok_or(Error::InvocationNotFound(id))?;
+        drop(connection);
+        let found = self.open_payloads(tenant, found).await?;
         match changed {
             Changed::Done(ready) => {
                 let settings = |i: &Invocation| {
@@ -135,7 +145,8 @@ impl App {
             Cancelled::TooLate | Cancelled::Unknown => {}
         }
         let found = connection.invocation_get(id, 0).await?;
-        let found = found.ok_or(Error::InvocationNotFound(id))?;
+        drop(connection);
+        let found = self.open_payloads(tenant, found.ok_or(Error::InvocationNotFound(id))?).await?;
         match met {
             Cancelled::Unknown => Err(Error::InvocationNotFound(id)),
             Cancelled::TooLate => Err(Error::AlreadyFinished(found.summary.state)),

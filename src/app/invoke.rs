@@ -22,7 +22,7 @@ use crate::domain::ids::{InvocationId, TenantId};
 use crate::domain::invocation::State;
 use crate::domain::names::{IdempotencyKey, Tags, TaskName};
 use crate::domain::retry::RetryPolicy;
-use crate::store::invocation::{Family, InputKind, Invocation, Spec, Summary};
+use crate::store::invocation::{Family, InputKind, Invocation, Kept, Spec, Summary};
 use crate::store::queue::{Enqueued, NewInvocation};
 
 /// Outputs up to this size come with the invocation when somebody waited for it.
@@ -114,11 +114,11 @@ impl App {
         wait: Option<Duration>,
     ) -> Result<Invoked> {
         let target = self.target(tenant, task, request.version).await?;
-        let row = self.prepare(tenant, &target, request).await?;
-        let mut accepted = as_accepted(task, &row);
+        let ready = self.seal(self.prepare(tenant, &target, request).await?).await?;
+        let mut accepted = as_accepted(task, ready.row());
         // Registered before the row exists: an end cannot be missed.
-        let waiter = wait.map(|_| self.inner.signals.wait_for(row.id));
-        let (id, replayed, existing) = match self.enqueue_within_quota(row).await? {
+        let waiter = wait.map(|_| self.inner.signals.wait_for(ready.row().id));
+        let (id, replayed, existing) = match self.enqueue_within_quota(ready).await? {
             Enqueued::Accepted(id) => {
                 accepted.waiting_on.clear();
                 (id, false, false)
@@ -179,7 +179,7 @@ impl App {
                 continue;
             }
             let now = connection.invocation_get(id, INLINE_BYTES).await?;
-            let now = now.ok_or(Error::InvocationNotFound(id))?;
+            let now = self.open_payloads(tenant, now.ok_or(Error::InvocationNotFound(id))?).await?;
             if nudged.is_none() || now.summary.state.is_terminal() {
                 return Ok(now);
             }
@@ -237,6 +237,7 @@ impl App {
                 scratch,
                 determinism: request.determinism,
                 family: request.family,
+                sealed: None,
             },
             tags: request.tags.into(),
             run_at: times.run_at,
@@ -458,6 +459,8 @@ pub(super) fn as_accepted(task: &TaskName, row: &NewInvocation) -> Invocation {
         waiting_on: row.admission.depends_on.clone(),
         output: None,
         progress: None,
+        kept: Kept { sealed: row.spec.sealed.clone(), erased_at: None },
+        lost: false,
     }
 }
 

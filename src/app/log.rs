@@ -143,7 +143,8 @@ impl App {
         limit: usize,
     ) -> Result<(Vec<Record>, bool)> {
         let answer = self.tenant(tenant).await?.log_pieces(id, filter.attempt, *after, LOOK_BYTES).await?;
-        let (pieces, mut more) = answer.ok_or(Error::InvocationNotFound(id))?;
+        let (mut pieces, sealed, mut more) = answer.ok_or(Error::InvocationNotFound(id))?;
+        self.open_pieces(tenant, id, sealed.as_deref(), &mut pieces).await?;
         let (before, mut found) = (*after, Vec::new());
         'pieces: for piece in &pieces {
             // What comes between is not written yet; it will be, at the latest with the end of the attempt.

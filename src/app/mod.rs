@@ -9,6 +9,7 @@ pub mod bulk;
 pub mod catalog;
 pub mod dead_letter;
 pub mod depth;
+pub mod encryption;
 pub mod error;
 pub mod files;
 pub mod flush;
@@ -23,9 +24,11 @@ pub mod policy;
 pub mod quota;
 pub mod retry;
 pub mod schema;
+pub mod sealed;
 pub mod secret;
 pub mod signals;
 mod start;
+pub mod spending;
 pub mod task;
 pub mod tenant;
 pub mod token;
@@ -77,6 +80,8 @@ pub struct Settings {
     pub quotas: Level,
     /// The master keys.
     pub vault: Arc<vault::Vault>,
+    /// All payloads are sealed at rest, whatever tenants say.
+    pub seal_payloads: bool,
     /// Networks of proxies that are believed about whom they speak for.
     pub trusted_proxies: Vec<IpNet>,
     /// Limits of an attempt when neither the task nor the request names any.
@@ -98,6 +103,7 @@ impl Default for Settings {
             rates: Rates::UNLIMITED,
             quotas: Level::default(),
             vault: Arc::default(),
+            seal_payloads: false,
             trusted_proxies: Vec::new(),
             limits: Limits::default(),
         }

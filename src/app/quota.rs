@@ -14,12 +14,14 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sandbar_host::limits::Limits;
 use serde_json::{Value, json};
 
+use crate::app::encryption::Ready;
 use crate::app::{App, Error, Result, audit};
 use crate::domain::ids::{TaskId, TenantId};
 use crate::domain::names::TaskName;
 use crate::domain::quota::{Amount, Level, Levels, Quota, Source, Tokens};
-use crate::store::queue::{Enqueued, NewInvocation};
+use crate::store::queue::Enqueued;
 use crate::store::quota::{MAX_PLANS, MAX_TASK_SHARES, PlanRow, Stored, Want};
+use crate::store::secret::WrappedRow;
 
 /// A change made elsewhere is seen at the latest after this time.
 const STALE_AFTER: Duration = Duration::from_secs(2);
@@ -49,6 +51,10 @@ pub struct Known {
     tasks: HashMap<TaskId, Level>,
     /// Log bytes that may still be kept today.
     log_left: Option<u64>,
+    /// Payloads are sealed.
+    pub(super) seals: bool,
+    /// Its data key, as it is stored: nothing of it is in memory in the clear for longer than it takes.
+    pub(super) key: Option<WrappedRow>,
     at: Instant,
 }
 
@@ -214,7 +220,9 @@ impl App {
             None => None,
         };
         let tasks = found.of_tasks.into_iter().collect();
-        let known = Arc::new(Known { plan: found.plan, levels, tasks, log_left, at });
+        let seals = found.seal_payloads || self.inner.settings.seal_payloads;
+        let key = found.key;
+        let known = Arc::new(Known { plan: found.plan, levels, tasks, log_left, seals, key, at });
         *entry.known.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&known));
         Ok(known)
     }
@@ -224,12 +232,19 @@ impl App {
     ///
     /// # Errors
     /// A quota is used up; [`Error::QueueFull`]; or what the flusher refuses.
-    pub(super) async fn enqueue_within_quota(&self, row: NewInvocation) -> Result<Enqueued> {
-        let taken = self.take(row.tenant, row.task).await?;
+    pub(super) async fn enqueue_within_quota(&self, ready: Ready) -> Result<Enqueued> {
+        let (row, request) = ready.into_parts();
+        let tenant = row.tenant;
+        let taken = self.take(tenant, row.task).await?;
         match self.enqueue(row).await {
             Ok(accepted @ (Enqueued::Accepted(_) | Enqueued::Waiting(_))) => Ok(accepted),
             Ok(other) => {
                 taken.give_back().await;
+                if let (Enqueued::Conflict, Some((key, digest))) = (other, &request)
+                    && let Some(first) = self.same_request(tenant, key, digest).await?
+                {
+                    return Ok(Enqueued::Replayed(first));
+                }
                 Ok(other)
             }
             Err(error) => {
@@ -495,7 +510,7 @@ impl App {
     }
 
     /// What was changed here holds here at once.
-    fn forget(&self, tenant: TenantId) {
+    pub(super) fn forget(&self, tenant: TenantId) {
         let entry = self.inner.quotas.of(tenant);
         *entry.known.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }

@@ -26,7 +26,7 @@ impl App {
         key: Option<IdempotencyKey>,
     ) -> Result<Invoked> {
         let found = self.tenant(tenant).await?.invocation_repeatable(id).await?;
-        let old = found.ok_or(Error::InvocationNotFound(id))?;
+        let mut old = found.ok_or(Error::InvocationNotFound(id))?;
         match old.ended {
             Some(State::Dead | State::Cancelled | State::Expired) => {}
             Some(state) => return Err(Error::NotRetryable(state)),
@@ -39,6 +39,7 @@ impl App {
             return Err(Error::TaskNotFound(old.task.as_str().to_owned()));
         }
         let target = self.target(tenant, &old.task, Some(version.unwrap_or(old.version))).await?;
+        self.open_input(tenant, id, &mut old).await?;
         let mut input = old.input;
         let fits = match (&old.spec.input, target.kind) {
             (InputKind::Task, ModuleKind::Task) => {
@@ -73,8 +74,9 @@ impl App {
             idempotency: key.map(|key| (key.as_str().to_owned(), fingerprint(&old.task, id, version))),
             admission: Admission::default(),
         };
-        let accepted = as_accepted(&old.task, &row);
-        let invoked = match self.enqueue_within_quota(row).await? {
+        let ready = self.seal(row).await?;
+        let accepted = as_accepted(&old.task, ready.row());
+        let invoked = match self.enqueue_within_quota(ready).await? {
             Enqueued::Accepted(_) | Enqueued::Waiting(_) => {
                 Invoked { invocation: accepted, replayed: false, existing: false }
             }

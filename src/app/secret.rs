@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::app::invoke::invalid;
-use crate::app::vault::{self, DataKey, Vault, VaultError, Wrapped};
+use crate::app::vault::{self, Vault, VaultError, Wrapped};
 use crate::app::{App, Error, Result, audit};
 use crate::domain::ids::TenantId;
 use crate::store::WorkerStore;
@@ -77,16 +77,7 @@ impl App {
             return Err(invalid("/value", format!("must have 1 to {MAX_VALUE_BYTES} bytes")));
         }
         let mut connection = self.tenant(tenant).await?;
-        let vault = &self.inner.settings.vault;
-        let key: DataKey = match connection.data_key().await? {
-            Some((master, bytes)) => vault.unwrap(tenant, &Wrapped { master, bytes })?,
-            None => {
-                let (_, made) = vault.make(tenant)?;
-                // Whoever was quicker has made the one that counts.
-                let (master, bytes) = connection.data_key_put(&(made.master, made.bytes)).await?;
-                vault.unwrap(tenant, &Wrapped { master, bytes })?
-            }
-        };
+        let key = self.data_key(tenant, &mut connection).await?;
         let seal =
             |version| -> Result<Vec<u8>> { Ok(vault::seal_secret(&key, tenant, name, version, value)?) };
         let set = connection.secret_put(name, MAX_SECRETS, KEPT_VERSIONS, seal).await?;

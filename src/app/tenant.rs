@@ -20,6 +20,7 @@ fn harmless(action: Action) -> bool {
         || matches!(
             action,
             Action::Cancel
+                | Action::ErasePayloads
                 | Action::Download
                 | Action::OperatePlatform
                 | Action::ManageTenants

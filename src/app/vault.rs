@@ -1,6 +1,7 @@
 //! Sealing: values by a data key of their tenant, data keys by the master key of the installation (AES-256-GCM, random
 //! nonces). What is sealed is bound to its row: moved elsewhere, it does not open. Owns keys in memory and the formats;
-//! stores nothing. A data key seals some thousand values in its life, far from where random nonces repeat.
+//! stores nothing. Nonces are random: a data key seals some thousand secrets in its life, and the payloads of each
+//! invocation by a key of their own that is made from it, so that no key comes near 2^32 values, where they repeat.
 
 use std::fmt;
 
@@ -9,7 +10,7 @@ use aes_gcm::aead::{Aead, KeyInit, Payload};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use crate::domain::ids::TenantId;
+use crate::domain::ids::{InvocationId, TenantId};
 
 /// Bytes of a key.
 pub const KEY_BYTES: usize = 32;
@@ -17,7 +18,11 @@ pub const KEY_BYTES: usize = 32;
 const NONCE_BYTES: usize = 12;
 /// First byte of everything sealed: which format this is.
 const FORMAT: u8 = 1;
-/// Bytes of a master key's fingerprint, in hexadecimal twice as many characters.
+/// Bytes behind the ciphertext that tell whether it was changed.
+const TAG_BYTES: usize = 16;
+/// Bytes that sealing adds.
+pub const OVERHEAD: usize = 1 + NONCE_BYTES + TAG_BYTES;
+/// Bytes of a key's fingerprint, in hexadecimal twice as many characters.
 const FINGERPRINT_BYTES: usize = 8;
 
 /// Why something was not sealed or opened. Says nothing about what is inside.
@@ -42,6 +47,43 @@ impl fmt::Debug for DataKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("DataKey(***)")
     }
+}
+
+impl DataKey {
+    /// Its fingerprint: names it where something says what it seals.
+    #[must_use]
+    pub fn id(&self) -> String {
+        fingerprint("sandbar data key\0", &self.0)
+    }
+
+    /// The key for the payloads of one invocation. All parts have a fixed length, so the plain hash is a keyed one.
+    #[must_use]
+    pub fn of_invocation(&self, tenant: TenantId, invocation: InvocationId) -> Self {
+        let digest = Sha256::new()
+            .chain_update("sandbar invocation\0")
+            .chain_update(self.0.as_slice())
+            .chain_update(tenant.0.as_bytes())
+            .chain_update(invocation.0.as_bytes())
+            .finalize();
+        Self(Zeroizing::new(digest.into()))
+    }
+
+    /// A digest that only this key makes: says whether two requests are the same, and nothing about either to whoever
+    /// guesses.
+    #[must_use]
+    pub fn digest(&self, of: &[u8; 32]) -> [u8; 32] {
+        Sha256::new()
+            .chain_update("sandbar request\0")
+            .chain_update(self.0.as_slice())
+            .chain_update(of)
+            .finalize()
+            .into()
+    }
+}
+
+fn fingerprint(what: &str, key: &[u8; KEY_BYTES]) -> String {
+    let digest = Sha256::new().chain_update(what).chain_update(key).finalize();
+    digest.iter().take(FINGERPRINT_BYTES).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A data key as it is stored.
@@ -75,9 +117,7 @@ impl fmt::Debug for Vault {
 
 impl Master {
     fn new(key: [u8; KEY_BYTES]) -> Self {
-        let digest = Sha256::new().chain_update("sandbar master key\0").chain_update(key).finalize();
-        let fingerprint = digest.iter().take(FINGERPRINT_BYTES).map(|byte| format!("{byte:02x}")).collect();
-        Self { fingerprint, key: DataKey(Zeroizing::new(key)) }
+        Self { fingerprint: fingerprint("sandbar master key\0", &key), key: DataKey(Zeroizing::new(key)) }
     }
 }
 
@@ -173,7 +213,8 @@ fn associated(context: &[&[u8]]) -> Vec<u8> {
     bytes
 }
 
-fn seal(key: &DataKey, context: &[&[u8]], plain: &[u8]) -> Result<Vec<u8>, VaultError> {
+/// Seal, bound to this context.
+pub(super) fn seal(key: &DataKey, context: &[&[u8]], plain: &[u8]) -> Result<Vec<u8>, VaultError> {
     let cipher = Aes256Gcm::new((&*key.0).into());
     let nonce: [u8; NONCE_BYTES] = rand::random();
     let payload = Payload { msg: plain, aad: &associated(context) };
@@ -181,7 +222,12 @@ fn seal(key: &DataKey, context: &[&[u8]], plain: &[u8]) -> Result<Vec<u8>, Vault
     Ok([&[FORMAT], nonce.as_slice(), &text].concat())
 }
 
-fn open(key: &DataKey, context: &[&[u8]], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, VaultError> {
+/// Open what was sealed in this context.
+pub(super) fn open(
+    key: &DataKey,
+    context: &[&[u8]],
+    sealed: &[u8],
+) -> Result<Zeroizing<Vec<u8>>, VaultError> {
     let rest = sealed.strip_prefix(&[FORMAT]).ok_or(VaultError::Broken)?;
     let (nonce, text) = rest.split_first_chunk::<NONCE_BYTES>().ok_or(VaultError::Broken)?;
     let cipher = Aes256Gcm::new((&*key.0).into());

@@ -7,12 +7,14 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use super::audit::Audit;
+use super::budget::{Budget, Events};
 use super::build::Build;
 use super::bulk::{Bulk, Pauses};
 use super::cancel::Cancel;
 use super::completions::Completions;
 use super::config::Config;
 use super::dead_letters::DeadLetters;
+use super::encryption::{Encryption, Erase, Unseal};
 use super::get::Get;
 use super::invoke::Invoke;
 use super::key::Key;
@@ -122,6 +124,7 @@ pub enum Command {
     Logs(Logs),
     Cancel(Cancel),
     Retry(Retry),
+    Erase(Erase),
     Why(Why),
     Bulk(Bulk),
     Pauses(Pauses),
@@ -130,7 +133,10 @@ pub enum Command {
     Versions(Versions),
     Quota(Quota),
     Usage(Usage),
+    Budget(Budget),
+    Events(Events),
     Secret(SecretCommand),
+    Encryption(Encryption),
     Profile(Profile),
     Login(Login),
     Key(Key),
@@ -149,6 +155,7 @@ pub enum Command {
     Migrate(Settings),
     /// Wrap the keys of all tenants by the configured master key, after it was replaced
     Rewrap(Settings),
+    Unseal(Unseal),
     Config(Config),
     Completions(Completions),
     #[command(hide = true)]
@@ -169,6 +176,7 @@ impl Command {
             Self::Logs(c) => c.json(),
             Self::Cancel(c) => c.json(),
             Self::Retry(c) => c.json(),
+            Self::Erase(c) => c.json(),
             Self::Why(c) => c.json(),
             Self::Bulk(c) => c.json(),
             Self::Pauses(c) => c.json(),
@@ -179,7 +187,10 @@ impl Command {
             Self::Versions(c) => c.json(),
             Self::Quota(c) => c.json(),
             Self::Usage(c) => c.json(),
+            Self::Budget(c) => c.json(),
+            Self::Events(c) => c.json(),
             Self::Secret(c) => c.json(),
+            Self::Encryption(c) => c.json(),
             Self::Profile(c) => c.json(),
             Self::Config(c) => c.json(),
             Self::Login(c) => c.json(),
@@ -192,6 +203,7 @@ impl Command {
             | Self::Worker(_)
             | Self::Migrate(_)
             | Self::Rewrap(_)
+            | Self::Unseal(_)
             | Self::Completions(_)
             | Self::Reference(_) => false,
         }

@@ -4,6 +4,7 @@
 
 mod args;
 mod audit;
+mod budget;
 mod build;
 mod bulk;
 mod cancel;
@@ -12,6 +13,7 @@ mod completions;
 mod config;
 mod dead_letters;
 mod dev;
+mod encryption;
 mod events;
 mod failure;
 mod get;
@@ -80,6 +82,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
             serve(&settings.overrides(), async |config| migrate::run(&config).await)
         }
         Command::Rewrap(settings) => serve(&settings.overrides(), async |config| rewrap::run(config).await),
+        Command::Unseal(command) => serve(&command.overrides(), async |config| command.run(config).await),
         Command::Config(command) => command.run(),
         Command::Run(command) => {
             // A tool that prints a result is quiet unless something is wrong.
@@ -91,6 +94,8 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Build(command) => command.run(),
         Command::Quota(command) => on_runtime(command.run()),
         Command::Usage(command) => on_runtime(command.run()),
+        Command::Budget(command) => on_runtime(command.run()),
+        Command::Events(command) => on_runtime(command.run()),
         Command::Secret(command) => on_runtime(command.run()),
         Command::Profile(command) => command.run(),
         Command::Completions(command) => command.run(),
@@ -102,6 +107,8 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Logs(command) => on_runtime(command.run()),
         Command::Cancel(command) => on_runtime(command.run()),
         Command::Retry(command) => on_runtime(command.run()),
+        Command::Erase(command) => on_runtime(command.run()),
+        Command::Encryption(command) => on_runtime(command.run()),
         Command::Why(command) => on_runtime(command.run()),
         Command::Bulk(command) => on_runtime(command.run()),
         Command::Pauses(command) => on_runtime(command.run()),

@@ -6,7 +6,9 @@ use chrono::{DateTime, Utc};
 use serde::Deserialize;
 
 use super::output::{self, BOLD, Cell, DIM, Output, printable};
-use crate::wire::invocation::{Attempt, Invocation, InvocationSummary, Receipt, State, Termination};
+use crate::wire::invocation::{
+    Attempt, Invocation, InvocationSummary, Payloads, Receipt, State, Termination,
+};
 
 /// Frames of a backtrace that are shown.
 const MAX_FRAMES: usize = 20;
@@ -157,6 +159,11 @@ pub fn invocation(output: Output, invocation: &Invocation) -> Vec<String> {
     }
     if let Some(first) = s.retry_of {
         lines.push(row("retry of", first.to_string()));
+    }
+    match invocation.payloads {
+        Some(Payloads::Sealed) => lines.push(row("payloads", "sealed at rest".to_owned())),
+        Some(Payloads::Erased) => lines.push(row("payloads", "erased".to_owned())),
+        None => {}
     }
     if let Some(progress) = &invocation.progress {
         lines.push(row("progress", progress_line(progress.done, progress.total, &progress.message)));

@@ -61,6 +61,17 @@ enum What {
         #[command(flatten)]
         remote: Remote,
     },
+    /// Erase the data key of a suspended tenant: its secrets and all that is sealed can never be read again
+    EraseKey {
+        /// Its name
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+        #[command(flatten)]
+        remote: Remote,
+    },
     /// Delete a tenant with everything of it, after a grace time
     Delete {
         /// Its name
@@ -84,6 +95,7 @@ impl Tenant {
             | What::Create { remote, .. }
             | What::Suspend { remote, .. }
             | What::Resume { remote, .. }
+            | What::EraseKey { remote, .. }
             | What::Delete { remote, .. } => remote,
         }
     }
@@ -118,9 +130,21 @@ impl Tenant {
                 set(output, &client, &name, &body).await?;
             }
             What::Resume { name, .. } => set(output, &client, &name, &json!({"state": "active"})).await?,
+            What::EraseKey { name, yes, .. } => {
+                if !yes {
+                    ask(output, &client, &name, ["erasing the key of", "Erase the key of", "for good"])?;
+                }
+                let id = find(&client, &name).await?.id;
+                client.send(Request::delete(format!("/v1/tenants/{id}/key"))).await?;
+                if output.json {
+                    output.document(&json!({ "erased": name }))?;
+                } else {
+                    output.line(format!("the key of {} is erased", output.paint(BOLD, printable(&name))))?;
+                }
+            }
             What::Delete { name, grace, yes, .. } => {
                 if !yes {
-                    ask(output, &client, &name)?;
+                    ask(output, &client, &name, ["deleting", "Delete", "with everything of it"])?;
                 }
                 let id = find(&client, &name).await?.id;
                 let grace = grace.as_secs().to_string();
@@ -132,14 +156,16 @@ impl Tenant {
     }
 }
 
-fn ask(output: Output, client: &Client, name: &str) -> Result<(), Failure> {
+/// `words`: what is about to be done, in the middle and at the beginning of a sentence, and how thoroughly.
+fn ask(output: Output, client: &Client, name: &str, words: [&str; 3]) -> Result<(), Failure> {
+    let [doing, command, how] = words;
     if !std::io::stdin().is_terminal() {
-        return Err(Failure::usage(format!("deleting {name} needs your word for it")).hint("add --yes"));
+        return Err(Failure::usage(format!("{doing} {name} needs your word for it")).hint("add --yes"));
     }
-    output.note(format!("Delete {name} with everything of it on {}? Type its name:", client.server()));
+    output.note(format!("{command} {name} {how} on {}? Type its name:", client.server()));
     let mut line = String::new();
     std::io::stdin().lock().read_line(&mut line)?;
-    if line.trim() == name { Ok(()) } else { Err(Failure::new(Exit::Failed, "not deleted")) }
+    if line.trim() == name { Ok(()) } else { Err(Failure::new(Exit::Failed, "not done")) }
 }
 
 async fn set(output: Output, client: &Client, name: &str, body: &serde_json::Value) -> Result<(), Failure> {

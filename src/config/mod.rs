@@ -313,7 +313,7 @@ impl Default for Quotas {
     }
 }
 
-/// Section `secrets`: the master key, which wraps the data keys that seal tenants' secrets. 32 random bytes as base64
+/// Section `secrets`: the master key, which wraps the data keys that seal tenants' secrets and payloads. 32 random bytes as base64
 /// (`head -c 32 /dev/urandom | base64`), the same for every server. One of the first three; without any,
 /// `<data_dir>/master.key` if it is there, which `sandbar dev` makes.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -328,6 +328,9 @@ pub struct Secrets {
     pub master_key_command: Vec<String>,
     /// Files with keys that wrapped before, until `sandbar rewrap` has replaced them. Default none.
     pub previous_master_key_files: Vec<PathBuf>,
+    /// Seal inputs, results, artifacts, logs and messages of every tenant in Postgres; false: of those that ask for it.
+    /// Servers and workers need the master key. What was accepted before stays as it is. Default false.
+    pub seal_payloads: bool,
 }
 
 /// Section `worker`: how much one worker runs, and how it proves that it lives.

@@ -17,6 +17,7 @@ pub mod permission;
 pub mod quota;
 pub mod rate;
 pub mod retry;
+pub mod spending;
 pub mod suspicion;
 pub mod why;
 pub mod worker;

@@ -76,6 +76,8 @@ actions! {
     ReadLogs "read-logs" "POADRV";
     /// Cancel invocations.
     Cancel "cancel" "POADR";
+    /// Erase payloads of ended invocations: inputs, results, logs.
+    ErasePayloads "erase-payloads" "POA";
     /// Change waiting invocations: priority, time, tags.
     ChangeInvocations "change-invocations" "POADR";
     /// See queues, dead letters, pauses and bulk operations.
@@ -86,13 +88,13 @@ actions! {
     ReadSchedules "read-schedules" "POADRV";
     /// Make, change and delete schedules, calendars and workflows.
     ChangeSchedules "change-schedules" "POAD";
-    /// See usage, quotas and rates.
+    /// See usage, quotas, rates, budgets and events.
     ReadUsage "read-usage" "POADRV";
     /// Divide the tenant's quotas among tasks and keys, and set budgets.
     ChangeQuotas "change-quotas" "POA";
-    /// See which secrets there are (never their values).
+    /// See which secrets there are (never their values), and what is encrypted.
     ReadSecrets "read-secrets" "POAD";
-    /// Set and delete secrets, and grant capabilities.
+    /// Set and delete secrets, grant capabilities, and turn encryption at rest on and off.
     ChangeSecrets "change-secrets" "POA";
     /// See alerts and channels.
     ReadAlerts "read-alerts" "POADRV";

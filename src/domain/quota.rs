@@ -129,6 +129,8 @@ pub enum Amount {
 
 /// The text for [`Amount::Unlimited`].
 const UNLIMITED: &str = "unlimited";
+/// The weight of a tenant of which nothing is said.
+pub const PLAIN_WEIGHT: u64 = 100;
 
 impl Amount {
     /// The bound, if there is one.
@@ -285,7 +287,12 @@ impl Levels {
         let levels =
             [(&self.tenant, Source::Tenant), (&self.plan, Source::Plan), (&self.default, Source::Default)];
         let said = levels.into_iter().find_map(|(level, source)| Some((level.get(quota)?, source)));
-        said.unwrap_or((Amount::Unlimited, Source::Default))
+        let nothing_said = match quota {
+            // A share is never without bound.
+            Quota::Weight => Amount::At(PLAIN_WEIGHT),
+            _ => Amount::Unlimited,
+        };
+        said.unwrap_or((nothing_said, Source::Default))
     }
 
     /// The bound that holds for the tenant.
@@ -348,7 +355,8 @@ mod tests {
         assert_eq!(levels.holds(Quota::Modules), (Amount::At(30), Source::Tenant));
         assert_eq!(levels.holds(Quota::InvocationsPerSecond), (Amount::Unlimited, Source::Plan));
         assert_eq!(levels.holds(Quota::ModuleBytes), (Amount::At(100), Source::Default));
-        assert_eq!(levels.holds(Quota::Weight), (Amount::Unlimited, Source::Default));
+        assert_eq!(levels.holds(Quota::Weight), (Amount::At(PLAIN_WEIGHT), Source::Default));
+        assert_eq!(levels.holds(Quota::Concurrency), (Amount::Unlimited, Source::Default));
         assert_eq!(levels.tenant.to_json(), json!({"modules": 30}));
     }
 

@@ -16,6 +16,7 @@ use tracing::{debug, info, warn};
 pub use compile::run as compile;
 pub use start::run as starts;
 
+use crate::app::sealed::keys::Keys;
 use crate::app::signals::Signals;
 use crate::app::{self, App};
 use crate::domain::announced::Announced;
@@ -54,12 +55,12 @@ pub struct Settings {
 /// `app` does what needs a tenant's rights.
 pub async fn run(
     settings: Settings,
-    store: WorkerStore,
+    (store, keys): (WorkerStore, Arc<Keys>),
     app: App,
     signals: Arc<Signals>,
     stop: CancellationToken,
 ) {
-    let duties = Duties { holder: WorkerId::generate(), settings, store, app, signals, stop };
+    let duties = Duties { holder: WorkerId::generate(), settings, store, keys, app, signals, stop };
     futures_util::future::join_all(Duty::ALL.into_iter().map(|duty| duties.keep(duty))).await;
     let release = duties.store.duties_release(duties.holder);
     if let Ok(Err(error)) = tokio::time::timeout(Duration::from_secs(2), release).await {
@@ -88,12 +89,14 @@ enum Duty {
     Bulk,
     /// New dead letters get their kind of failure.
     Classify,
+    /// Thresholds of budgets that are reached become events.
+    Budgets,
     /// What ended long ago is exported, if asked for, and deleted.
     Retention,
 }
 
 impl Duty {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Promote,
         Self::Settle,
         Self::Unpark,
@@ -103,6 +106,7 @@ impl Duty {
         Self::Tidy,
         Self::Bulk,
         Self::Classify,
+        Self::Budgets,
         Self::Retention,
     ];
 
@@ -118,6 +122,7 @@ impl Duty {
             Self::Tidy => "tidy",
             Self::Bulk => "bulk",
             Self::Classify => "classify",
+            Self::Budgets => "budgets",
             Self::Retention => "retention",
         }
     }
@@ -129,6 +134,8 @@ impl Duty {
             Self::Reap => settings.dead_after / 6,
             // It looks at each tenant once an hour; this is how soon it goes on to the next.
             Self::Retention => Duration::from_secs(60),
+            // It looks at each budget now and then; this is how soon at one that was set or has its turn.
+            Self::Budgets => Duration::from_secs(5),
             Self::Promote
             | Self::Settle
             | Self::Unpark
@@ -161,6 +168,7 @@ struct Duties {
     holder: WorkerId,
     settings: Settings,
     store: WorkerStore,
+    keys: Arc<Keys>,
     app: App,
     signals: Arc<Signals>,
     stop: CancellationToken,
@@ -279,8 +287,9 @@ impl Duties {
                 let settled = store.settle_live(BATCH).await?.unsigned_abs();
                 let folded = store.fold_usage(BATCH).await?.unsigned_abs();
                 let freed = store.free_modules(FREE_AFTER, FREE_BATCH).await?.unsigned_abs();
-                let forgotten =
-                    store.audit_forget(i64::from(BATCH)).await? + store.people_tidy(i64::from(BATCH)).await?;
+                let forgotten = store.audit_forget(i64::from(BATCH)).await?
+                    + store.people_tidy(i64::from(BATCH)).await?
+                    + store.events_forget(i64::from(BATCH)).await?;
                 let rows = tidied + settled + folded + freed + forgotten;
                 Ok(Done { rows, ..Done::batch(tidied.max(settled).max(folded)) })
             }
@@ -289,8 +298,12 @@ impl Duties {
                 Ok(Done { rows, again })
             }
             Duty::Classify => {
-                let rows = app::dead_letter::classify(store).await?;
+                let rows = app::dead_letter::classify(store, &self.keys).await?;
                 Ok(Done { rows, again: (rows > 0).then_some(Duration::ZERO) })
+            }
+            Duty::Budgets => {
+                let (rows, more) = app::spending::watch(store).await?;
+                Ok(Done { rows, again: more.then_some(Duration::ZERO) })
             }
             Duty::Retention => {
                 let (rows, more) =

@@ -9,14 +9,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use serde_json::json;
 
+use crate::app::sealed::export;
 use crate::store::WorkerStore;
-use crate::store::retention::{History, Step, Walk};
+use crate::store::retention::{Step, Walk};
 
 /// Longest run: it must end well before its lease does.
 const TURN: Duration = Duration::from_millis(800);
@@ -57,7 +55,7 @@ async fn write(store: &WorkerStore, walk: &Walk, step: &Step, dir: &Path) -> any
         let mut file = GzEncoder::new(std::io::BufWriter::new(file), Compression::default());
         for id in &step.ids {
             if let Some(history) = store.retention_read(walk.tenant, *id).await? {
-                let mut line = serde_json::to_vec(&line(&history))?;
+                let mut line = serde_json::to_vec(&export::line(&history))?;
                 line.push(b'\n');
                 file.write_all(&line)?;
             }
@@ -82,23 +80,4 @@ fn remove(part: &Path) {
     {
         tracing::warn!(%error, part = %part.display(), "an unfinished export is left behind");
     }
-}
-
-fn line(history: &History) -> serde_json::Value {
-    let logs: Vec<serde_json::Value> = history
-        .logs
-        .split(|byte| *byte == b'\n')
-        .filter(|line| !line.is_empty())
-        .map(|line| {
-            serde_json::from_slice(line).unwrap_or_else(|_| json!({"broken": String::from_utf8_lossy(line)}))
-        })
-        .collect();
-    json!({
-        "invocation": history.invocation,
-        "input_base64": BASE64_STANDARD.encode(&history.input),
-        "attempts": history.attempts,
-        "result": history.result,
-        "output_base64": history.output.as_ref().map(|bytes| BASE64_STANDARD.encode(bytes)),
-        "logs": logs,
-    })
 }

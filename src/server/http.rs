@@ -229,6 +229,7 @@ fn settings(config: &Config, vault: Arc<Vault>) -> app::Settings {
         rates: rates(&config.rate_limits),
         quotas: quotas(&config.quotas),
         vault,
+        seal_payloads: config.secrets.seal_payloads,
         trusted_proxies: server.trusted_proxies.iter().map(|proxy| proxy.0).collect(),
         limits: sandbar_host::limits::Limits::default(),
     }

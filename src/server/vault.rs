@@ -32,6 +32,7 @@ pub(super) async fn load(config: &Config) -> anyhow::Result<Arc<Vault>> {
     if current.is_none() && !command.is_empty() {
         current = Some(run(command).await.context("secrets.master_key_command")?);
     }
+    needed(config, current.is_some())?;
     Ok(Arc::new(Vault::new(current, previous)))
 }
 
@@ -40,7 +41,16 @@ pub(super) async fn load(config: &Config) -> anyhow::Result<Arc<Vault>> {
 /// # Errors
 /// One cannot be read, or is none.
 pub(super) fn check(config: &Config) -> anyhow::Result<()> {
-    written(config).map(drop)
+    let (current, _) = written(config)?;
+    needed(config, current.is_some() || !config.secrets.master_key_command.is_empty())
+}
+
+fn needed(config: &Config, found: bool) -> anyhow::Result<()> {
+    ensure!(
+        found || !config.secrets.seal_payloads,
+        "secrets.seal_payloads needs a master key: set secrets.master_key_file"
+    );
+    Ok(())
 }
 
 type Key = [u8; KEY_BYTES];

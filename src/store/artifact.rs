@@ -4,6 +4,7 @@
 use sqlx::Row;
 
 use crate::domain::ids::InvocationId;
+use crate::store::invocation::SEALED_BYTES;
 use crate::store::queue::Finished;
 use crate::store::{Result, TenantConn, WorkerStore};
 
@@ -58,7 +59,9 @@ impl TenantConn {
     pub async fn artifact_list(&mut self, id: InvocationId) -> Result<Vec<ArtifactRow>> {
         let tenant = self.tenant();
         let rows = sqlx::query(&format!(
-            "SELECT a.path, octet_length(a.bytes)::bigint AS size FROM artifacts a
+            "SELECT a.path, octet_length(a.bytes)::bigint - CASE WHEN i.spec ? 'sealed' AND octet_length(a.bytes) > 0
+               THEN {SEALED_BYTES} ELSE 0 END AS size
+             FROM artifacts a JOIN invocations i ON i.tenant_id = a.tenant_id AND i.invocation_id = a.invocation_id
              WHERE a.tenant_id = $1 AND a.invocation_id = $2 AND {LAST} ORDER BY a.path COLLATE \"C\""
         ))
         .bind(tenant)
@@ -70,14 +73,19 @@ impl TenantConn {
             .collect()
     }
 
-    /// The bytes of one of them.
+    /// The bytes of one of them as they are stored, with the number of its attempt and the data key that seals them.
     ///
     /// # Errors
     /// Postgres does not answer.
-    pub async fn artifact_get(&mut self, id: InvocationId, path: &str) -> Result<Option<Vec<u8>>> {
+    pub async fn artifact_get(
+        &mut self,
+        id: InvocationId,
+        path: &str,
+    ) -> Result<Option<(Vec<u8>, i16, Option<String>)>> {
         let tenant = self.tenant();
-        Ok(sqlx::query_scalar(&format!(
-            "SELECT a.bytes FROM artifacts a WHERE a.tenant_id = $1 AND a.invocation_id = $2 AND a.path = $3 AND {LAST}"
+        Ok(sqlx::query_as(&format!(
+            "SELECT a.bytes, a.attempt, i.spec ->> 'sealed' FROM artifacts a
+             JOIN invocations i ON i.tenant_id = a.tenant_id AND i.invocation_id = a.invocation_id WHERE a.tenant_id = $1 AND a.invocation_id = $2 AND a.path = $3 AND {LAST}"
         ))
         .bind(tenant)
         .bind(id)

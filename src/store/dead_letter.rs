@@ -35,6 +35,8 @@ pub struct DeadLetter {
     pub summary: Option<String>,
     /// What it was run again as, and when.
     pub redriven: Option<(InvocationId, DateTime<Utc>)>,
+    /// The data key that seals the summary.
+    pub sealed: Option<String>,
 }
 
 /// Dead letters of one task that failed in the same way.
@@ -56,6 +58,8 @@ pub struct Group {
     pub last_at: DateTime<Utc>,
     /// The newest by id.
     pub newest: InvocationId,
+    /// The data key that seals its summary.
+    pub sealed: Option<String>,
 }
 
 /// Which dead letters.
@@ -90,6 +94,10 @@ pub struct Unclassified {
     pub termination: Option<Termination>,
     /// Where the guest was.
     pub backtrace: Vec<Frame>,
+    /// Number of that attempt.
+    pub attempt: i16,
+    /// The data key that seals both.
+    pub sealed: Option<String>,
 }
 
 fn letter(row: &PgRow) -> Result<DeadLetter> {
@@ -105,10 +113,13 @@ fn letter(row: &PgRow) -> Result<DeadLetter> {
         fingerprint: row.try_get("fingerprint")?,
         summary: row.try_get("summary")?,
         redriven: again.zip(at),
+        sealed: row.try_get("sealed")?,
     })
 }
 
 const TASK: &str = "tasks t ON t.tenant_id = d.tenant_id AND t.task_id = d.task_id";
+const SEALED: &str = "(SELECT i.spec ->> 'sealed' FROM invocations i
+  WHERE i.tenant_id = d.tenant_id AND i.invocation_id = d.invocation_id) AS sealed";
 
 fn conditions<'a>(sql: &mut QueryBuilder<'a, Postgres>, tenant: TenantId, filter: &'a Filter) {
     sql.push(" WHERE d.tenant_id = ").push_bind(tenant);
@@ -147,7 +158,7 @@ impl TenantConn {
     pub async fn dead_letters(&mut self, filter: &Filter, limit: i64) -> Result<Vec<DeadLetter>> {
         let tenant = self.tenant();
         let mut sql: QueryBuilder<'_, Postgres> = QueryBuilder::new(format!(
-            "SELECT d.*, t.name, (SELECT count(*) FROM attempts a WHERE a.tenant_id = d.tenant_id
+            "SELECT d.*, t.name, {SEALED}, (SELECT count(*) FROM attempts a WHERE a.tenant_id = d.tenant_id
                AND a.invocation_id = d.invocation_id) AS attempts FROM dead_letters d JOIN {TASK}"
         ));
         conditions(&mut sql, tenant, filter);
@@ -163,7 +174,8 @@ impl TenantConn {
         let tenant = self.tenant();
         // The greatest UUID as the greatest text: hexadecimal digits sort as their values do.
         let mut sql: QueryBuilder<'_, Postgres> = QueryBuilder::new(
-            "SELECT g.*, t.name, n.reason, n.summary FROM (
+            "SELECT g.*, t.name, n.reason, n.summary, (SELECT i.spec ->> 'sealed' FROM invocations i
+               WHERE i.tenant_id = g.tenant_id AND i.invocation_id = g.newest) AS sealed FROM (
                SELECT d.tenant_id, d.task_id, d.fingerprint, count(*) AS count, min(d.died_at) AS first_at,
                  max(d.died_at) AS last_at, max(d.invocation_id::text)::uuid AS newest
                FROM dead_letters d",
@@ -187,6 +199,7 @@ impl TenantConn {
                     first_at: row.try_get("first_at")?,
                     last_at: row.try_get("last_at")?,
                     newest: row.try_get("newest")?,
+                    sealed: row.try_get("sealed")?,
                 })
             })
             .collect()
@@ -229,12 +242,13 @@ impl WorkerStore {
     /// # Errors
     /// Postgres does not answer.
     pub async fn dead_letters_unclassified(&self, limit: i64) -> Result<Vec<Unclassified>> {
-        let rows = sqlx::query(
-            "SELECT d.tenant_id, d.invocation_id, d.reason, a.termination, a.backtrace FROM dead_letters d
-             LEFT JOIN LATERAL (SELECT termination, backtrace FROM attempts a WHERE a.tenant_id = d.tenant_id
+        let rows = sqlx::query(&format!(
+            "SELECT d.tenant_id, d.invocation_id, d.reason, a.termination, a.backtrace, a.attempt, {SEALED}
+             FROM dead_letters d
+             LEFT JOIN LATERAL (SELECT termination, backtrace, attempt FROM attempts a WHERE a.tenant_id = d.tenant_id
                AND a.invocation_id = d.invocation_id ORDER BY a.attempt DESC LIMIT 1) a ON true
-             WHERE d.fingerprint IS NULL ORDER BY d.died_at LIMIT $1",
-        )
+             WHERE d.fingerprint IS NULL ORDER BY d.died_at LIMIT $1"
+        ))
         .bind(limit)
         .fetch_all(&self.pool)
         .await?;
@@ -249,6 +263,8 @@ impl WorkerStore {
                         .try_get::<Option<Json<Vec<Frame>>>, _>("backtrace")?
                         .map(|json| json.0)
                         .unwrap_or_default(),
+                    attempt: row.try_get::<Option<i16>, _>("attempt")?.unwrap_or(0),
+                    sealed: row.try_get("sealed")?,
                 })
             })
             .collect()

@@ -45,6 +45,9 @@ pub struct Spec {
     /// Where it belongs, if an attempt started it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub family: Option<Family>,
+    /// The data key that seals all payloads of this invocation; `None`: they are plain, for good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<String>,
 }
 
 /// The place of an invocation among those that go back to one that nobody started.
@@ -55,6 +58,25 @@ pub struct Family {
     /// Starts between the two.
     pub depth: u16,
 }
+
+/// Bytes by which what is sealed is longer than what it was, unless that is empty (`app::sealed`).
+pub const SEALED_BYTES: i32 = 29;
+
+/// How the payloads of an invocation are kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// The data key that seals them; `None`: they are plain.
+    pub sealed: Option<String>,
+    /// When they were erased.
+    pub erased_at: Option<DateTime<Utc>>,
+}
+
+fn kept(row: &PgRow) -> Result<Kept> {
+    Ok(Kept { sealed: row.try_get("sealed")?, erased_at: row.try_get("erased_at")? })
+}
+
+/// The columns of [`Kept`].
+const KEPT: &str = "i.spec ->> 'sealed' AS sealed, i.erased_at";
 
 /// A scratch directory, with its files apart from their bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -186,6 +208,10 @@ pub struct Invocation {
     pub output: Option<Output>,
     /// What a guest of it reported last.
     pub progress: Option<ProgressRow>,
+    /// How its payloads are kept: as long as nobody has opened them, they are as they are stored.
+    pub kept: Kept,
+    /// The key of its payloads is gone.
+    pub lost: bool,
 }
 
 /// A report of progress.
@@ -218,6 +244,8 @@ pub struct Repeatable {
     pub spec: Spec,
     /// Labels.
     pub tags: BTreeMap<String, String>,
+    /// Its payloads were erased.
+    pub erased: bool,
 }
 
 /// A change of an invocation, checked.
@@ -307,6 +335,17 @@ pub enum ResultRow {
     Output(Output),
 }
 
+/// What an erasure met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Erased {
+    /// The payloads are gone.
+    Done,
+    /// It has not ended.
+    Open,
+    /// There is no such invocation.
+    Unknown,
+}
+
 /// Which invocations a list shows.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
@@ -375,10 +414,13 @@ impl TenantConn {
         inline_bytes: i32,
     ) -> Result<Option<Invocation>> {
         let tenant = self.tenant();
+        let longer = format!(
+            "CASE WHEN i.spec ? 'sealed' AND octet_length(r.output) > 0 THEN {SEALED_BYTES} ELSE 0 END"
+        );
         let row = sqlx::query(&format!(
             "SELECT {COLUMNS}, {STATE}, i.spec -> 'limits' AS limits, i.spec -> 'retry' AS retry,
-               r.content_type, octet_length(r.output) AS size,
-               CASE WHEN octet_length(r.output) <= $3 THEN r.output END AS output,
+               r.content_type, {KEPT}, octet_length(r.output) - {longer} AS size,
+               CASE WHEN octet_length(r.output) - {longer} <= $3 THEN r.output END AS output,
                r.invocation_id IS NULL AND EXISTS (SELECT 1 FROM cancels c
                  WHERE c.tenant_id = i.tenant_id AND c.invocation_id = i.invocation_id) AS cancelling,
                (SELECT jsonb_agg(to_jsonb(a) ORDER BY a.attempt) FROM attempts a
@@ -434,6 +476,8 @@ impl TenantConn {
                 }),
                 None => None,
             },
+            kept: kept(&row)?,
+            lost: false,
         }))
     }
 
@@ -444,8 +488,8 @@ impl TenantConn {
     pub async fn invocation_repeatable(&mut self, id: InvocationId) -> Result<Option<Repeatable>> {
         let tenant = self.tenant();
         let row = sqlx::query(&format!(
-            "SELECT t.name, t.deleted_at IS NOT NULL AS deleted, i.version, i.priority, i.input, i.spec, i.tags, r.state
-             FROM invocations i JOIN {TASK} LEFT JOIN {RESULT} WHERE i.tenant_id = $1 AND i.invocation_id = $2"
+            "SELECT t.name, t.deleted_at IS NOT NULL AS deleted, i.version, i.priority, i.input, i.spec, i.tags, r.state,
+               i.erased_at IS NOT NULL AS erased FROM invocations i JOIN {TASK} LEFT JOIN {RESULT} WHERE i.tenant_id = $1 AND i.invocation_id = $2"
         ))
         .bind(tenant)
         .bind(id)
@@ -462,6 +506,7 @@ impl TenantConn {
                 input: row.try_get("input")?,
                 spec: row.try_get::<Json<Spec>, _>("spec")?.0,
                 tags: row.try_get::<Json<_>, _>("tags")?.0,
+                erased: row.try_get("erased")?,
             })
         })
         .transpose()
@@ -512,14 +557,44 @@ impl TenantConn {
         .await?)
     }
 
-    /// What an invocation left. `None`: no such invocation.
+    /// Erase the payloads of an invocation that has ended.
     ///
     /// # Errors
     /// Postgres does not answer.
-    pub async fn invocation_result(&mut self, id: InvocationId) -> Result<Option<ResultRow>> {
+    pub async fn invocation_erase(&mut self, id: InvocationId) -> Result<Erased> {
+        let word: String =
+            sqlx::query_scalar("SELECT erase_payloads($1)").bind(id).fetch_one(&mut **self).await?;
+        Ok(match word.as_str() {
+            "erased" => Erased::Done,
+            "open" => Erased::Open,
+            _ => Erased::Unknown,
+        })
+    }
+
+    /// How the payloads of an invocation are kept. `None`: no such invocation.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn invocation_kept(&mut self, id: InvocationId) -> Result<Option<Kept>> {
         let tenant = self.tenant();
         let row = sqlx::query(&format!(
-            "SELECT r.state, r.output, r.content_type FROM invocations i LEFT JOIN {RESULT}
+            "SELECT {KEPT} FROM invocations i WHERE i.tenant_id = $1 AND i.invocation_id = $2"
+        ))
+        .bind(tenant)
+        .bind(id)
+        .fetch_optional(&mut **self)
+        .await?;
+        row.as_ref().map(kept).transpose()
+    }
+
+    /// What an invocation left, as it is stored. `None`: no such invocation.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn invocation_result(&mut self, id: InvocationId) -> Result<Option<(ResultRow, Kept)>> {
+        let tenant = self.tenant();
+        let row = sqlx::query(&format!(
+            "SELECT r.state, r.output, r.content_type, {KEPT} FROM invocations i LEFT JOIN {RESULT}
              WHERE i.tenant_id = $1 AND i.invocation_id = $2"
         ))
         .bind(tenant)
@@ -527,11 +602,12 @@ impl TenantConn {
         .fetch_optional(&mut **self)
         .await?;
         let Some(row) = row else { return Ok(None) };
+        let kept = kept(&row)?;
         let Some(word) = row.try_get::<Option<&str>, _>("state")? else {
-            return Ok(Some(ResultRow::Unfinished));
+            return Ok(Some((ResultRow::Unfinished, kept)));
         };
         let state = state(word)?;
-        Ok(Some(match row.try_get::<Option<Vec<u8>>, _>("output")? {
+        let left = match row.try_get::<Option<Vec<u8>>, _>("output")? {
             // A failure without a word on stdout is a failure without output; a success may be empty.
             Some(bytes) if state == State::Succeeded || !bytes.is_empty() => ResultRow::Output(Output {
                 content_type: row.try_get::<Option<String>, _>("content_type")?.unwrap_or_default(),
@@ -539,7 +615,8 @@ impl TenantConn {
                 bytes: Some(bytes),
             }),
             _ => ResultRow::Nothing(state),
-        }))
+        };
+        Ok(Some((left, kept)))
     }
 
     /// Invocations that pass the filter, newest first; at most `limit`.
@@ -619,6 +696,7 @@ mod tests {
             scratch: None,
             determinism: None,
             family: None,
+            sealed: None,
         };
         let text = serde_json::to_string(&spec).unwrap();
         assert!(!text.contains("memory_bytes"), "{text}");

@@ -32,7 +32,9 @@ pub struct Piece {
     pub started_at: DateTime<Utc>,
     /// The attempt may still run; pieces of a running one may come out of order.
     pub live: bool,
-    /// JSON lines.
+    /// It is the whole log of its attempt, as its end brought it.
+    pub whole: bool,
+    /// JSON lines, or what seals them.
     pub records: Vec<u8>,
 }
 
@@ -51,8 +53,8 @@ pub struct Said {
 
 impl TenantConn {
     /// The log of an invocation after `after`, in order, of one attempt if `attempt` is given: as many pieces as begin
-    /// within the first `max_bytes`. The first may begin before `after`. True: there are more. `None`: no such
-    /// invocation.
+    /// within the first `max_bytes`, and the data key that seals them. The first may begin before `after`. True: there
+    /// are more. `None`: no such invocation.
     ///
     /// # Errors
     /// Postgres does not answer.
@@ -62,19 +64,20 @@ impl TenantConn {
         attempt: Option<i16>,
         after: Option<Place>,
         max_bytes: i64,
-    ) -> Result<Option<(Vec<Piece>, bool)>> {
+    ) -> Result<Option<(Vec<Piece>, Option<String>, bool)>> {
         let tenant = self.tenant();
         let after = after.unwrap_or(Place { attempt: 0, index: -1 });
         let rows = sqlx::query(
-            "SELECT attempt, first, started_at, live, CASE WHEN before < $6 THEN records END AS records FROM (
+            "SELECT attempt, first, started_at, live, whole, CASE WHEN before < $6 THEN records END AS records,
+               (SELECT i.spec ->> 'sealed' FROM invocations i WHERE i.tenant_id = $1 AND i.invocation_id = $2) AS sealed FROM (
                SELECT p.*, sum(octet_length(p.records)) OVER (ORDER BY p.attempt, p.first) - octet_length(p.records) AS before
                FROM (
                  SELECT w.*, lead(w.first) OVER (PARTITION BY w.attempt ORDER BY w.first) AS next FROM (
-                   SELECT l.attempt, GREATEST(l.chunk - 1, 0) AS first, a.started_at, false AS live, l.records
+                   SELECT l.attempt, GREATEST(l.chunk - 1, 0) AS first, a.started_at, false AS live, l.chunk = 0 AS whole, l.records
                    FROM logs l JOIN attempts a ON a.tenant_id = l.tenant_id AND a.invocation_id = l.invocation_id AND a.attempt = l.attempt
                    WHERE l.tenant_id = $1 AND l.invocation_id = $2 AND l.attempt >= $3 AND ($5::smallint IS NULL OR l.attempt = $5)
                    UNION ALL
-                   SELECT v.attempt, v.first, v.started_at, true AS live, v.records FROM live_logs v
+                   SELECT v.attempt, v.first, v.started_at, true AS live, false AS whole, v.records FROM live_logs v
                    WHERE v.tenant_id = $1 AND v.invocation_id = $2 AND v.attempt >= $3 AND ($5::smallint IS NULL OR v.attempt = $5)
                      AND NOT EXISTS (SELECT 1 FROM logs k
                        WHERE k.tenant_id = $1 AND k.invocation_id = $2 AND k.attempt = v.attempt AND k.chunk = 0)
@@ -98,22 +101,24 @@ impl TenantConn {
             .bind(id)
             .fetch_one(&mut **self)
             .await?;
-            return Ok(known.then(|| (Vec::new(), false)));
+            return Ok(known.then(|| (Vec::new(), None, false)));
         }
         let mut pieces = Vec::new();
+        let sealed = rows.first().map(|row| row.try_get("sealed")).transpose()?.flatten();
         for row in &rows {
             let Some(records) = row.try_get("records")? else {
-                return Ok(Some((pieces, true)));
+                return Ok(Some((pieces, sealed, true)));
             };
             pieces.push(Piece {
                 attempt: row.try_get("attempt")?,
                 first: row.try_get("first")?,
                 started_at: row.try_get("started_at")?,
                 live: row.try_get("live")?,
+                whole: row.try_get("whole")?,
                 records,
             });
         }
-        Ok(Some((pieces, false)))
+        Ok(Some((pieces, sealed, false)))
     }
 }
 

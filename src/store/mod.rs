@@ -21,6 +21,7 @@ pub mod queue;
 pub mod quota;
 pub mod retention;
 pub mod secret;
+pub mod spending;
 pub mod start;
 pub mod task;
 pub mod tenant;

@@ -260,6 +260,19 @@ pub struct Claimed {
     pub spec: Spec,
     /// Labels.
     pub tags: std::collections::BTreeMap<String, String>,
+    /// Why its input cannot be had.
+    pub withheld: Option<Withheld>,
+}
+
+/// Why a worker has no input for an attempt, though it was sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Withheld {
+    /// This worker does not have the key.
+    NoKey,
+    /// Nobody has it any more.
+    Erased,
+    /// It does not open: the row was changed.
+    Broken,
 }
 
 /// The name of a claimed attempt, for what is said of it while it runs.
@@ -275,9 +288,29 @@ pub struct Claim {
     pub(super) invocation: InvocationId,
     /// Number of the attempt.
     pub(super) attempt: i16,
+    /// Its payloads are sealed.
+    pub(super) sealed: bool,
 }
 
 impl Claim {
+    /// Whose.
+    #[must_use]
+    pub fn tenant(&self) -> TenantId {
+        self.tenant
+    }
+
+    /// Number of the attempt.
+    #[must_use]
+    pub fn attempt(&self) -> i16 {
+        self.attempt
+    }
+
+    /// Whether its payloads are sealed.
+    #[must_use]
+    pub fn is_sealed(&self) -> bool {
+        self.sealed
+    }
+
     /// Which invocation.
     #[must_use]
     pub fn invocation(&self) -> InvocationId {
@@ -295,6 +328,7 @@ impl Claimed {
             tenant: self.tenant,
             invocation: self.invocation,
             attempt: self.attempt,
+            sealed: self.spec.sealed.is_some(),
         }
     }
 }
@@ -310,6 +344,8 @@ pub struct Finished {
     pub started_at: DateTime<Utc>,
     /// How it ended, what it cost, what it said.
     pub outcome: sandbar_host::outcome::Outcome,
+    /// Its log, sealed; the outcome has none then.
+    pub sealed_log: Option<Vec<u8>>,
 }
 
 /// An ack that was accepted.
@@ -444,8 +480,9 @@ impl WorkerStore {
             };
         }
         let backtraces = column!(|i| (!i.outcome.backtrace.is_empty()).then_some(Json(&i.outcome.backtrace)));
-        let logs =
-            items.iter().map(|i| crate::store::invocation::encode_logs(&i.outcome.logs)).collect::<Vec<_>>();
+        let encoded = column!(|i| crate::store::invocation::encode_logs(&i.outcome.logs));
+        let logs = items.iter().zip(&encoded).map(|(i, plain)| i.sealed_log.as_deref().or(plain.as_deref()));
+        let logs = logs.collect::<Vec<_>>();
         let rows = sqlx::query(
             "SELECT invocation_id, state, wake FROM ack($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21,$22,$23,$24,$25,$26,$27,$28,$29)",
         )
@@ -563,6 +600,7 @@ fn claimed(row: &PgRow) -> Result<Claimed> {
         input: row.try_get("input")?,
         spec: row.try_get::<Json<Spec>, _>("spec")?.0,
         tags: row.try_get::<Json<_>, _>("tags")?.0,
+        withheld: None,
     })
 }
 

@@ -8,7 +8,8 @@ use sqlx::types::Json;
 use sqlx::{Connection as _, PgConnection, Row};
 
 use crate::domain::ids::{TaskId, TenantId};
-use crate::domain::quota::{Amount, Level, Quota};
+use crate::domain::quota::{Amount, Level, PLAIN_WEIGHT, Quota};
+use crate::store::secret::WrappedRow;
 use crate::store::{ApiStore, Error, Result, TenantConn, Tries};
 
 /// Tasks of a tenant that may have shares of their own: all of them are read together.
@@ -16,9 +17,6 @@ pub const MAX_TASK_SHARES: i64 = 1_000;
 
 /// Plans of the platform.
 pub const MAX_PLANS: i64 = 1_000;
-
-/// The weight of a tenant of which nothing is said.
-const PLAIN_WEIGHT: i32 = 100;
 
 /// What is said of a tenant, level by level.
 #[derive(Debug, Clone, Default)]
@@ -31,6 +29,10 @@ pub struct TenantQuotas {
     pub of_tenant: Level,
     /// What the tenant says of its tasks.
     pub of_tasks: Vec<(TaskId, Level)>,
+    /// Whether it wants its payloads sealed.
+    pub seal_payloads: bool,
+    /// Its data key, if it has one.
+    pub key: Option<WrappedRow>,
 }
 
 /// A plan.
@@ -94,10 +96,12 @@ fn bigint(value: u64) -> i64 {
 
 async fn read(connection: &mut PgConnection, tenant: TenantId) -> Result<TenantQuotas> {
     let row = sqlx::query(
-        "SELECT t.weight, t.max_queued, t.max_concurrency, q.plan, q.quotas, p.quotas AS of_plan,
-           (SELECT jsonb_agg(jsonb_build_array(k.task_id, k.quotas))
-            FROM (SELECT * FROM task_quotas WHERE tenant_id = $1 LIMIT $2) k) AS of_tasks
+        "SELECT t.weight, t.max_queued, t.max_concurrency, t.seal_payloads, k.master, k.wrapped,
+           q.plan, q.quotas, p.quotas AS of_plan,
+           (SELECT jsonb_agg(jsonb_build_array(s.task_id, s.quotas))
+            FROM (SELECT * FROM task_quotas WHERE tenant_id = $1 LIMIT $2) s) AS of_tasks
          FROM tenants t LEFT JOIN quotas q USING (tenant_id) LEFT JOIN plans p ON p.name = q.plan
+         LEFT JOIN tenant_keys k USING (tenant_id)
          WHERE t.tenant_id = $1",
     )
     .bind(tenant)
@@ -110,7 +114,8 @@ async fn read(connection: &mut PgConnection, tenant: TenantId) -> Result<TenantQ
     };
     let mut of_tenant = level("quotas")?;
     // These stand where the queue looks for them.
-    let weight = Some(row.try_get::<i32, _>("weight")?).filter(|weight| *weight != PLAIN_WEIGHT);
+    let weight =
+        Some(row.try_get::<i32, _>("weight")?).filter(|weight| u64::try_from(*weight) != Ok(PLAIN_WEIGHT));
     for (quota, value) in [
         (Quota::Weight, weight.map(i64::from)),
         (Quota::QueueDepth, row.try_get("max_queued")?),
@@ -125,6 +130,8 @@ async fn read(connection: &mut PgConnection, tenant: TenantId) -> Result<TenantQ
         of_plan: level("of_plan")?,
         of_tenant,
         of_tasks: of_tasks.into_iter().map(|(task, quotas)| (task, Level::from_json(&quotas))).collect(),
+        seal_payloads: row.try_get("seal_payloads")?,
+        key: row.try_get::<Option<String>, _>("master")?.zip(row.try_get("wrapped")?),
     })
 }
 
@@ -258,7 +265,7 @@ impl TenantConn {
         .bind(weight)
         .bind(depth)
         .bind(concurrency)
-        .bind(PLAIN_WEIGHT)
+        .bind(i32::try_from(PLAIN_WEIGHT).unwrap_or(i32::MAX))
         .execute(&mut *transaction)
         .await?;
         transaction.commit().await?;

@@ -37,6 +37,8 @@ pub struct Step {
 pub struct History {
     /// Its row but for the input, with the task's name.
     pub invocation: serde_json::Value,
+    /// The data key that seals its payloads.
+    pub sealed: Option<String>,
     /// Its input.
     pub input: Vec<u8>,
     /// Its result but for the output.
@@ -45,8 +47,8 @@ pub struct History {
     pub output: Option<Vec<u8>>,
     /// Its attempts, first to last.
     pub attempts: serde_json::Value,
-    /// Its log: JSON lines, attempt by attempt.
-    pub logs: Vec<u8>,
+    /// Its log, attempt by attempt: number, chunk, and JSON lines or what seals them.
+    pub logs: Vec<(i16, i32, Vec<u8>)>,
 }
 
 /// The smallest id that can have been made at this time: version 7 begins with the milliseconds.
@@ -121,14 +123,16 @@ impl WorkerStore {
     /// Postgres does not answer.
     pub async fn retention_read(&self, tenant: TenantId, id: InvocationId) -> Result<Option<History>> {
         let row = sqlx::query(
-            "SELECT i.input, (to_jsonb(i) - 'input') || jsonb_build_object('task', t.name) AS invocation,
+            "SELECT i.input, i.spec ->> 'sealed' AS sealed, (to_jsonb(i) - 'input') || jsonb_build_object('task', t.name) AS invocation,
                r.output, to_jsonb(r) - 'output' AS result,
                (SELECT COALESCE(jsonb_agg(to_jsonb(a) ORDER BY a.attempt), '[]') FROM attempts a
                  WHERE a.tenant_id = $1 AND a.invocation_id = $2) AS attempts,
-               ARRAY(SELECT l.records FROM logs l WHERE l.tenant_id = $1 AND l.invocation_id = $2
-                 ORDER BY l.attempt, l.chunk) AS logs
+               k.attempts AS log_attempts, k.chunks, k.records
              FROM invocations i JOIN tasks t ON t.tenant_id = i.tenant_id AND t.task_id = i.task_id
              JOIN results r ON r.tenant_id = i.tenant_id AND r.invocation_id = i.invocation_id
+             CROSS JOIN LATERAL (SELECT array_agg(l.attempt ORDER BY l.attempt, l.chunk) AS attempts,
+               array_agg(l.chunk ORDER BY l.attempt, l.chunk) AS chunks, array_agg(l.records ORDER BY l.attempt, l.chunk) AS records
+               FROM logs l WHERE l.tenant_id = $1 AND l.invocation_id = $2) k
              WHERE i.tenant_id = $1 AND i.invocation_id = $2",
         )
         .bind(tenant)
@@ -136,13 +140,17 @@ impl WorkerStore {
         .fetch_optional(&self.pool)
         .await?;
         row.map(|row| {
+            let attempts: Vec<i16> = row.try_get::<Option<_>, _>("log_attempts")?.unwrap_or_default();
+            let chunks: Vec<i32> = row.try_get::<Option<_>, _>("chunks")?.unwrap_or_default();
+            let records: Vec<Vec<u8>> = row.try_get::<Option<_>, _>("records")?.unwrap_or_default();
             Ok(History {
                 invocation: row.try_get::<Json<_>, _>("invocation")?.0,
                 input: row.try_get("input")?,
                 result: row.try_get::<Json<_>, _>("result")?.0,
                 output: row.try_get("output")?,
                 attempts: row.try_get::<Json<_>, _>("attempts")?.0,
-                logs: row.try_get::<Vec<Vec<u8>>, _>("logs")?.concat(),
+                sealed: row.try_get("sealed")?,
+                logs: attempts.into_iter().zip(chunks).zip(records).map(|((a, c), r)| (a, c, r)).collect(),
             })
         })
         .transpose()

@@ -5,8 +5,8 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 use sqlx::{Connection as _, PgConnection};
 
-use crate::domain::ids::TenantId;
-use crate::store::{Result, TenantConn, WorkerStore, quota};
+use crate::domain::ids::{InvocationId, TenantId};
+use crate::store::{ApiStore, Result, TenantConn, WorkerStore, quota};
 
 /// A secret, without its value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +53,64 @@ async fn data_key(connection: &mut PgConnection, tenant: TenantId) -> Result<Opt
         .await?)
 }
 
+/// What there is to erase of a tenant's key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyErased {
+    /// Key and secrets are gone.
+    Done,
+    /// The tenant is active.
+    Active,
+    /// There is no such tenant.
+    Unknown,
+}
+
+impl ApiStore {
+    /// Erase the data key of a tenant that is not active, with the secrets that it seals. For the platform.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn erase_tenant_key(&self, tenant: TenantId) -> Result<KeyErased> {
+        let word: String =
+            sqlx::query_scalar("SELECT erase_tenant_key($1)").bind(tenant).fetch_one(&self.pool).await?;
+        Ok(match word.as_str() {
+            "erased" => KeyErased::Done,
+            "active" => KeyErased::Active,
+            _ => KeyErased::Unknown,
+        })
+    }
+}
+
 impl TenantConn {
+    /// Whether this tenant wants its payloads sealed from now on.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn seal_payloads(&mut self, seal: bool) -> Result<()> {
+        let tenant = self.tenant();
+        sqlx::query("UPDATE tenants SET seal_payloads = $2 WHERE tenant_id = $1")
+            .bind(tenant)
+            .bind(seal)
+            .execute(&mut **self)
+            .await?;
+        Ok(())
+    }
+
+    /// The request of an idempotency key that is remembered: its digest and its invocation.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn request_of(&mut self, key: &str) -> Result<Option<(Vec<u8>, InvocationId)>> {
+        let tenant = self.tenant();
+        Ok(sqlx::query_as(
+            "SELECT fingerprint, invocation_id FROM idempotency_keys
+             WHERE tenant_id = $1 AND key = $2 AND expires_at > clock_timestamp()",
+        )
+        .bind(tenant)
+        .bind(key)
+        .fetch_optional(&mut **self)
+        .await?)
+    }
+
     /// This tenant's data key, if it has one.
     ///
     /// # Errors
@@ -202,6 +259,19 @@ impl WorkerStore {
                 })
             })
             .collect()
+    }
+
+    /// The data keys of these tenants, of those that have one.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn data_keys(&self, tenants: &[TenantId]) -> Result<Vec<(TenantId, WrappedRow)>> {
+        let rows: Vec<(TenantId, String, Vec<u8>)> =
+            sqlx::query_as("SELECT tenant_id, master, wrapped FROM tenant_keys WHERE tenant_id = ANY ($1)")
+                .bind(tenants)
+                .fetch_all(&self.pool)
+                .await?;
+        Ok(rows.into_iter().map(|(tenant, master, wrapped)| (tenant, (master, wrapped))).collect())
     }
 
     /// Some data keys that another master key than this one wraps.

@@ -332,12 +332,25 @@ pub struct Invocation {
     /// What its guest reported last; stays after the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
+    /// How its payloads are kept; absent: as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payloads: Option<Payloads>,
     /// What it waits for before it may be queued.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub waiting_on: Vec<DependsOn>,
     /// What came out. Only in answers to `Prefer: wait=…`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<InlineResult>,
+}
+
+/// How input, result, artifacts, logs and messages of an invocation are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Payloads {
+    /// Sealed at rest by the tenant's data key.
+    Sealed,
+    /// Erased, or the key is: nobody can have them any more.
+    Erased,
 }
 
 /// How far an attempt has come, in its guest's own words.

@@ -10,6 +10,7 @@ use sandbar_host::outcome::{Outcome, Termination};
 use tokio::sync::{Notify, mpsc};
 use tracing::{error, warn};
 
+use crate::app::sealed::keys::Keys;
 use crate::app::signals::Signals;
 use crate::domain::announced::Announced;
 use crate::domain::ids::InvocationId;
@@ -41,7 +42,7 @@ pub type Sender = mpsc::UnboundedSender<Finished>;
 
 /// Acknowledge until the sender is dropped and everything is through, or the lease is lost.
 pub async fn run(
-    store: &WorkerStore,
+    (store, keys): (&WorkerStore, &Keys),
     signals: &Arc<Signals>,
     lease: &Lease,
     mut ends: mpsc::UnboundedReceiver<Finished>,
@@ -72,7 +73,7 @@ pub async fn run(
         let rest = waiting.split_off(fit);
         let batch = std::mem::replace(&mut waiting, rest);
         let size = batch.len() as u64;
-        let (done, more) = acknowledge(store, lease, batch, counts).await;
+        let (done, more) = acknowledge((store, keys), lease, batch, counts).await;
         unacked.fetch_sub(size, Ordering::AcqRel);
         room.notify_one();
         if more {
@@ -95,15 +96,25 @@ pub async fn run(
 /// One batch, repeated until the database has said yes or no, or the lease is gone. Returns the invocations that ended,
 /// and whether other work has become claimable.
 async fn acknowledge(
-    store: &WorkerStore,
+    (store, keys): (&WorkerStore, &Keys),
     lease: &Lease,
-    batch: Vec<Finished>,
+    mut batch: Vec<Finished>,
     counts: &Counts<'_>,
 ) -> (Vec<InvocationId>, bool) {
     let mut done = Vec::new();
     let mut wake = false;
-    let mut pending = vec![batch];
     let mut wait = Duration::from_millis(20);
+    // Once and for all tries: what is sealed looks like any other payload from here on.
+    while let Err(error) = keys.seal_ends(&mut batch).await {
+        if !lease.is_held() {
+            warn!(lost = batch.len(), "lease lost while the database was away");
+            return (done, wake);
+        }
+        warn!(%error, "cannot read data keys; trying again");
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(Duration::from_millis(500));
+    }
+    let mut pending = vec![batch];
     while let Some(mut batch) = pending.pop() {
         let told = async {
             store.artifacts_put(&batch).await?;
@@ -149,7 +160,11 @@ async fn acknowledge(
                 pending.push(vec![Finished {
                     outcome: Outcome {
                         termination: Termination::HostFault {
-                            message: "the outcome could not be stored".to_owned(),
+                            // Of a sealed one not a word: who reads it expects it sealed.
+                            message: match end.claimed.spec.sealed {
+                                None => "the outcome could not be stored".to_owned(),
+                                Some(_) => String::new(),
+                            },
                         },
                         output: Vec::new(),
                         content_type: String::new(),
@@ -158,6 +173,7 @@ async fn acknowledge(
                         artifacts: Vec::new(),
                         receipt: end.outcome.receipt,
                     },
+                    sealed_log: None,
                     ..end
                 }]);
             }

@@ -18,16 +18,17 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use crate::app::sealed::keys::Keys;
 use crate::app::signals::Signals;
 use crate::domain::announced::Announced;
 use crate::domain::fairness::Charge;
 use crate::domain::ids::{InvocationId, TaskId};
 use crate::domain::lease::free_slots;
-use crate::domain::retry::{Ending, decide};
+use crate::domain::retry::{Ending, Verdict as Become, decide};
 use crate::domain::worker::Wanted;
 use crate::store::invocation::{Family, InputKind};
 use crate::store::kv::AttemptName;
-use crate::store::queue::{Claimed, Finished};
+use crate::store::queue::{Claimed, Finished, Withheld};
 use crate::store::{Error, WorkerStore};
 use crate::worker::ack;
 use crate::worker::admission::{Admission, Verdict};
@@ -44,6 +45,10 @@ use crate::worker::{Settings, Stop};
 
 /// What an attempt of a module in quarantine is denied.
 const QUARANTINED: &str = "run: the module is in quarantine";
+/// What an attempt is denied whose tenant's key was erased.
+const ERASED: &str = "run: the key that sealed the input was erased";
+/// How long an invocation waits for a worker that has the key to its input.
+const WITHOUT_KEY_MS: u64 = 10_000;
 /// Cells that may die under an attempt before it has begun to run; then another host shall try.
 const MAX_PLACES: u8 = 3;
 /// Tasks that are remembered as run before; beyond, memory starts anew.
@@ -94,7 +99,7 @@ struct ClaimReport {
 /// Cells cannot be started.
 pub async fn run(
     settings: &Settings,
-    store: &WorkerStore,
+    (store, keys): (&WorkerStore, &Arc<Keys>),
     signals: &Arc<Signals>,
     modules: &Arc<Modules>,
     lease: &Lease,
@@ -116,6 +121,7 @@ pub async fn run(
         settings,
         store,
         modules,
+        keys,
         lease,
         journal,
         cells,
@@ -140,9 +146,9 @@ pub async fn run(
     };
     let acking = async {
         tokio::select! {
-            () = ack::run(store, signals, lease, acks, &unacked, &room, &counts) => {}
+            () = ack::run((store, keys), signals, lease, acks, &unacked, &room, &counts) => {}
             // It goes with the acks: what attempts say comes once more with their outcomes.
-            never = live::run(store, lease, said) => match never {},
+            never = live::run(store, keys, lease, said) => match never {},
         }
     };
     let ended = {
@@ -177,6 +183,7 @@ struct Dispatch<'a> {
     settings: &'a Settings,
     store: &'a WorkerStore,
     modules: &'a Arc<Modules>,
+    keys: &'a Arc<Keys>,
     lease: &'a Lease,
     journal: &'a Journal,
     cells: Cells,
@@ -330,13 +337,16 @@ impl Dispatch<'_> {
             known.share.settle(charge, cpu);
         }
         self.pace.begin();
-        let store = self.store.clone();
+        let (store, keys) = (self.store.clone(), Arc::clone(self.keys));
         let (worker, epoch) = (self.lease.worker(), self.lease.epoch());
         let reports = self.reports.clone();
         let idle = self.in_flight.is_empty();
         self.claiming = Some(tokio::spawn(async move {
             let stranded = known.unanswered.find(&store, (worker, epoch)).await;
-            let turn = claim::turn(&store, &mut known, free, idle, (worker, epoch)).await;
+            let mut turn = claim::turn(&store, &mut known, free, idle, (worker, epoch)).await;
+            if let Ok(turn) = &mut turn {
+                keys.open_claimed(turn.taken.iter_mut().map(|(one, _)| one)).await;
+            }
             // Refused only when the loop has ended.
             let _ = reports.send(Report::Claimed(Box::new(ClaimReport { known, turn, stranded })));
         }));
@@ -396,7 +406,12 @@ impl Dispatch<'_> {
         let key = (claimed.tenant, claimed.sha256);
         let bytes = reserved_bytes(&claimed.spec.limits, claimed.input.len() as u64)
             .saturating_add(claimed.spec.scratch.as_ref().map_or(0, |scratch| scratch_bytes(scratch.bytes)));
+        let withheld = claimed.withheld;
         let token = self.register(claimed, charge);
+        if let Some(withheld) = withheld {
+            self.end(token, without_run(unreadable(withheld)));
+            return;
+        }
         let verdict = self.admission.ask(token, key, bytes);
         self.admitted(token, &verdict);
     }
@@ -652,8 +667,14 @@ impl Dispatch<'_> {
         }
         let attempt = u16::try_from(flight.claimed.attempt).unwrap_or(u16::MAX);
         let spent = u16::try_from(flight.claimed.spent).unwrap_or(u16::MAX);
-        let verdict =
-            decide(ending(&outcome.termination), &flight.claimed.spec.retry, attempt, spent, rand::random());
+        let verdict = match flight.claimed.withheld {
+            // A mistake in this worker's configuration costs the invocation nothing, however often it happens.
+            Some(Withheld::NoKey) => Become::Release { delay_ms: WITHOUT_KEY_MS },
+            _ => {
+                let ending = ending(&outcome.termination);
+                decide(ending, &flight.claimed.spec.retry, attempt, spent, rand::random())
+            }
+        };
         if let Some(ends) = &self.ends {
             self.unacked.fetch_add(1, Ordering::AcqRel);
             // The receiver lives as long as this loop.
@@ -662,6 +683,7 @@ impl Dispatch<'_> {
                 verdict,
                 started_at: flight.started_at,
                 outcome,
+                sealed_log: None,
             });
         }
     }
@@ -723,6 +745,22 @@ fn attempt(claimed: &Claimed) -> Attempt {
             tags: claimed.tags.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
         },
         options: Options { scratch, determinism: claimed.spec.determinism },
+    }
+}
+
+/// How an attempt ends whose input cannot be had.
+fn unreadable(why: Withheld) -> Termination {
+    let fault = |message: &str| Termination::HostFault { message: message.to_owned() };
+    match why {
+        Withheld::NoKey => {
+            warn!("a claimed input is sealed, and this worker has no master key that opens it: handed back");
+            fault("this worker has no master key that opens the input")
+        }
+        Withheld::Broken => {
+            warn!("a claimed input does not open: its row was changed or moved");
+            fault("the input does not open: it was changed or moved")
+        }
+        Withheld::Erased => Termination::Denied { capability: ERASED.to_owned() },
     }
 }
 

@@ -61,6 +61,8 @@ impl Journal {
             let reason = termination["reason"].as_str().unwrap_or("unknown");
             let output = std::str::from_utf8(&outcome.output)
                 .ok()
+                // What is sealed in the database does not lie open beside it.
+                .filter(|_| claimed.spec.sealed.is_none())
                 .filter(|text| text.len() <= MAX_OUTPUT && !text.contains('\n'))
                 .unwrap_or("-");
             format!("E {} {} {reason} {output}", claimed.invocation.0.simple(), claimed.attempt)

@@ -2,6 +2,7 @@
 //! second. Never in the way of an end: nothing waits for it, and whatever is given up here comes again with the
 //! outcome.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use sandbar_host::outcome::LogRecord;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
+use crate::app::sealed::keys::Keys;
 use crate::store::invocation::encode_logs;
 use crate::store::log::Said;
 use crate::store::queue::Claimed;
@@ -112,7 +114,12 @@ pub fn progress(sender: &Sender, claimed: &Claimed, started_at: DateTime<Utc>, r
 }
 
 /// Write for as long as it is polled. A lost lease needs no word: the database leaves out what is said under it.
-pub async fn run(store: &WorkerStore, lease: &Lease, mut said: mpsc::Receiver<Said>) -> Infallible {
+pub async fn run(
+    store: &WorkerStore,
+    keys: &Keys,
+    lease: &Lease,
+    mut said: mpsc::Receiver<Said>,
+) -> Infallible {
     let mut waiting: Vec<Said> = Vec::new();
     let mut pause = EVERY;
     loop {
@@ -125,7 +132,18 @@ pub async fn run(store: &WorkerStore, lease: &Lease, mut said: mpsc::Receiver<Sa
             waiting.push(more);
         }
         let batch = latest(batch(&mut waiting));
-        match store.write_live(lease.worker(), lease.epoch(), &batch).await {
+        // A copy, so that a batch that comes again is sealed once each time.
+        let mut sealed = Cow::Borrowed(batch.as_slice());
+        if batch.iter().any(|said| said.claim.is_sealed())
+            && let Err(error) = keys.seal_said(sealed.to_mut()).await
+        {
+            debug!(%error, "cannot read data keys; trying again");
+            pause = (pause * 2).min(RETRY_MAX);
+            waiting.splice(0..0, batch);
+            tokio::time::sleep(pause).await;
+            continue;
+        }
+        match store.write_live(lease.worker(), lease.epoch(), &sealed).await {
             Ok(_) => pause = EVERY,
             Err(Error::Unavailable(error)) => {
                 debug!(%error, "cannot write live logs; trying again");

@@ -36,6 +36,7 @@ use sandbar_host::walls::Walls;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::app::sealed::keys::Keys;
 use crate::app::signals::Signals;
 use crate::app::vault::Vault;
 use crate::domain::announced::Announced;
@@ -115,6 +116,7 @@ pub async fn run(
     store: WorkerStore,
     signals: Arc<Signals>,
     compiler: Arc<Compiler>,
+    keys: Arc<Keys>,
     stop: Stop,
 ) -> anyhow::Result<()> {
     let journal = Journal::open(settings.journal.as_deref()).context("cannot open worker.journal")?;
@@ -126,7 +128,8 @@ pub async fn run(
             break Ok(()); // told to stop before the database answered
         };
         info!(worker = %lease.worker(), slots = settings.slots, "worker registered");
-        let ended = dispatch::run(&settings, &store, &signals, &modules, &lease, &journal, &stop).await;
+        let ended =
+            dispatch::run(&settings, (&store, &keys), &signals, &modules, &lease, &journal, &stop).await;
         lease.stop();
         wanted = *lease.wanted.borrow();
         match ended {

@@ -21,7 +21,9 @@ mod people;
 mod quota;
 mod read;
 mod retention;
+mod sealed;
 mod secret;
+mod spending;
 mod task_changes;
 mod upload;
 mod usage;
@@ -32,6 +34,7 @@ use std::time::Duration;
 
 use chrono::Utc;
 use reqwest::Method;
+use sandbar::app::sealed::keys::Keys;
 use sandbar::app::signals::{self, Signals};
 use sandbar::app::{App, Settings};
 use sandbar::domain::ids::{KeyId, TaskId, TenantId, WorkerId};
@@ -210,6 +213,16 @@ impl Api {
         self.worker.duties_release(me).await.unwrap();
     }
 
+    /// Says of new dead letters what kind of failure they are, as the duty would.
+    async fn classify(&self) -> sandbar::store::Result<u64> {
+        sandbar::app::dead_letter::classify(&self.worker, &self.keys()).await
+    }
+
+    /// The data keys, as a worker has them.
+    fn keys(&self) -> Keys {
+        Keys::new(self.worker.clone(), Arc::clone(&self.app.settings().vault))
+    }
+
     async fn ack(&self, (worker, epoch): (WorkerId, i64), finished: Finished) -> Acked {
         let acked = self.worker.ack(worker, epoch, &[finished]).await.unwrap().accepted;
         acked[0]
@@ -232,6 +245,7 @@ fn success(claimed: Claimed) -> Finished {
             backtrace: Vec::new(),
             artifacts: Vec::new(),
         },
+        sealed_log: None,
     }
 }
 

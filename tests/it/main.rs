@@ -22,6 +22,7 @@ mod placement;
 mod programs;
 mod queue;
 mod sandbox;
+mod sealed;
 mod sim;
 mod soak;
 mod start;

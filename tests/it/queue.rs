@@ -84,6 +84,7 @@ impl Fixture {
                 scratch: None,
                 determinism: None,
                 family: None,
+                sealed: None,
             },
             tags: BTreeMap::new(),
             run_at: None,
@@ -206,6 +207,7 @@ fn finished(claimed: Claimed, verdict: Verdict) -> Finished {
             backtrace: Vec::new(),
             artifacts: Vec::new(),
         },
+        sealed_log: None,
     }
 }
 

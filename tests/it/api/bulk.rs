@@ -99,7 +99,7 @@ async fn dead_letters_are_redriven_once_at_a_rate_and_then_left_alone() {
     for message in ["no customer 1", "no customer 2", "something else"] {
         dead.push(api.dead(Some(message)).await);
     }
-    sandbar::app::dead_letter::classify(&api.worker).await.unwrap();
+    api.classify().await.unwrap();
     let groups = api.client.get("/v1/dead-letters/groups").await.expect(200).json();
     let fingerprint = groups["items"][0]["fingerprint"].clone();
     let body = json!({"action": "retry", "filter": {"fingerprint": fingerprint}, "rate_per_second": 10});

@@ -46,8 +46,8 @@ async fn what_dies_is_listed_at_once_and_grouped_by_what_killed_it() {
     for message in ["no customer 17", "no customer 4711", "no address 5"] {
         api.dead(Some(message)).await;
     }
-    assert_eq!(sandbar::app::dead_letter::classify(&api.worker).await.unwrap(), 4);
-    assert_eq!(sandbar::app::dead_letter::classify(&api.worker).await.unwrap(), 0);
+    assert_eq!(api.classify().await.unwrap(), 4);
+    assert_eq!(api.classify().await.unwrap(), 0);
 
     let groups = api.client.get("/v1/dead-letters/groups").await.expect(200).json();
     let groups = groups["items"].as_array().unwrap();

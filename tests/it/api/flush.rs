@@ -29,6 +29,7 @@ fn row(api: &Api, task: TaskId) -> NewInvocation {
             scratch: None,
             determinism: None,
             family: None,
+            sealed: None,
         },
         tags: Default::default(),
         run_at: None,

@@ -203,3 +203,42 @@ async fn an_issuer_that_is_away_is_no_reason_to_forget_its_keys_nor_to_believe_a
     *published.lock().unwrap() = None;
     me(&api, &key.token(&claims(&url, &json!({"sub": "u-2"})))).await.expect(200);
 }
+
+/// An RSA key for tests alone, as PKCS #8 in base64.
+const RSA: &str = include_str!("rs256.pkcs8.base64");
+
+#[tokio::test]
+async fn an_rs256_token_is_verified_by_its_real_signature_and_only_where_rs256_is_named() {
+    let der = base64::prelude::BASE64_STANDARD.decode(RSA.replace(char::is_whitespace, "")).unwrap();
+    let pair = ring::signature::RsaKeyPair::from_pkcs8(&der).unwrap();
+    let public: ring::rsa::PublicKeyComponents<Vec<u8>> = pair.public().into();
+    let (n, e) = (URL_SAFE_NO_PAD.encode(public.n), URL_SAFE_NO_PAD.encode(public.e));
+    let jwk = json!({"kty": "RSA", "use": "sig", "alg": "RS256", "kid": "rsa", "n": n, "e": e});
+    let token = |claims: &Value| {
+        let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        let message = format!("{}.{}", part(&json!({"alg": "RS256", "kid": "rsa"})), part(claims));
+        let mut signature = vec![0; pair.public().modulus_len()];
+        let kind = &ring::signature::RSA_PKCS1_SHA256;
+        pair.sign(kind, &SystemRandom::new(), message.as_bytes(), &mut signature).unwrap();
+        (message, signature)
+    };
+    let whole =
+        |(message, signature): &(String, Vec<u8>)| format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature));
+    let url = issuer(Arc::new(Mutex::new(Some(vec![jwk])))).await;
+    let named = format!(
+        "issuer = '{url}'\naudience = 'sandbar'\nalgorithms = ['RS256']\nrole_claim = 'realm_access.roles'\n\
+         tenant = 'one'\n[roles]\nstaff = 'developer'"
+    );
+    let api = api_with(vec![toml::from_str(&named).unwrap()]).await;
+    let strict = api_with(vec![believed(&url, "tenant = 'one'")]).await;
+    let good = token(&claims(&url, &json!({})));
+    assert_eq!(me(&api, &whole(&good)).await.expect(200).json()["role"], "developer");
+    assert_eq!(problem(&me(&strict, &whole(&good)).await, 401), "token-wrong-algorithm");
+    for at in [0, 100, good.1.len() - 1] {
+        let mut bad = good.clone();
+        bad.1[at] ^= 1;
+        assert_eq!(problem(&me(&api, &whole(&bad)).await, 401), "token-invalid");
+    }
+    let other = token(&claims(&url, &json!({"sub": "somebody-else"})));
+    assert_eq!(problem(&me(&api, &whole(&(other.0, good.1))).await, 401), "token-invalid");
+}

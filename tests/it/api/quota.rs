@@ -135,7 +135,7 @@ async fn a_tenants_admin_gives_its_tasks_shares_and_changes_nothing_else() {
 
     // The other tenant's admin reads its own, and neither changes its own nor sees the first one's.
     let own = support::send(api.as_other(Method::GET, "/v1/quotas")).await.expect(200).json();
-    assert_eq!(quota(&own, "weight")["limit"], json!("unlimited"));
+    assert_eq!(quota(&own, "weight")["limit"], 100, "a share is never without bound");
     for (method, path) in [
         (Method::PATCH, "/v1/tenants/two/quotas"),
         (Method::PATCH, "/v1/tenants/one/quotas"),

@@ -49,6 +49,22 @@ async fn quotas_secrets_and_usage_are_shown_and_changed() {
     let csv = person.run(&["usage", "--group", "task", "--csv"]).expect(0).out;
     assert!(csv.lines().nth(1).is_some_and(|line| line.starts_with(",echo,2,2,")), "{csv}");
     assert!(person.run(&["usage"]).expect(0).out.contains("ATTEMPTS"));
+
+    // Two attempts of four are half of the budget, and the scheduler says so once.
+    let set = ["budget", "set", "small", "--measure", "attempts", "--amount", "4", "--json"];
+    assert_eq!(person.run(&set).expect(0).document()["used"], 2);
+    assert!(person.run(&["budget", "list"]).expect(0).out.contains("2 (50%)"));
+    let told = eventually(Duration::from_secs(60), "the event", async || {
+        let rows = person.run(&["events", "--json"]).expect(0).documents();
+        (!rows.is_empty()).then_some(rows)
+    })
+    .await;
+    assert_eq!((told.len(), &told[0]["data"]["threshold"]), (1, &json!(50)));
+    assert!(person.run(&["events"]).expect(0).out.contains("small at 50%: 2 of 4 attempts"));
+    assert!(deployment.server.log().contains("a threshold of a budget is reached"));
+    person.run(&["budget", "delete", "small"]).expect(0);
+    person.run(&["budget", "delete", "small"]).expect(3);
+    person.run(&["budget", "set", "small", "--measure", "money", "--amount", "4"]).expect(2);
 }
 
 #[test]

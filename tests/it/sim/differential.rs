@@ -655,6 +655,7 @@ fn as_asked(row: &Row, at: impl Fn(Time) -> chrono::DateTime<Utc>) -> NewInvocat
             scratch: None,
             determinism: None,
             family: None,
+            sealed: None,
         },
         tags: BTreeMap::new(),
         run_at: row.run_at.map(&at),
@@ -726,6 +727,7 @@ fn finished(claimed: sandbar::store::queue::Claimed) -> Finished {
             backtrace: Vec::new(),
             artifacts: Vec::new(),
         },
+        sealed_log: None,
     }
 }
 
