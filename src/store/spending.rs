@@ -219,7 +219,7 @@ impl WorkerStore {
             "WITH due AS (
                UPDATE budgets b SET looked_at = clock_timestamp() FROM (
                  SELECT tenant_id, name FROM budgets
-                 WHERE looked_at IS NULL OR looked_at <= clock_timestamp() - make_interval(secs => $1)
+                 WHERE looked_at IS NULL OR looked_at <= (SELECT clock_timestamp()) - make_interval(secs => $1)
                  ORDER BY looked_at NULLS FIRST LIMIT $2 FOR UPDATE SKIP LOCKED) o
                WHERE b.tenant_id = o.tenant_id AND b.name = o.name RETURNING b.*)
              SELECT d.tenant_id, d.name, d.budget_id, d.measure, d.period, d.amount, t.name AS task, {USED},
@@ -288,7 +288,7 @@ impl WorkerStore {
         let mut transaction = self.begin().await?;
         let done = sqlx::query(
             "DELETE FROM events e USING (SELECT tenant_id, event_id FROM events
-               WHERE at < clock_timestamp() - interval '400 days' ORDER BY at LIMIT $1) o
+               WHERE at < (SELECT clock_timestamp()) - interval '400 days' ORDER BY at LIMIT $1) o
              WHERE e.tenant_id = o.tenant_id AND e.event_id = o.event_id",
         )
         .bind(limit)

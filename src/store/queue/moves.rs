@@ -138,34 +138,10 @@ impl WorkerStore {
     /// Postgres does not answer.
     pub async fn tidy(&self, limit: i64) -> Result<u64> {
         let mut transaction = self.begin().await?;
-        let mut forgotten = 0;
-        for statement in [
-            "DELETE FROM idempotency_keys k USING (
-               SELECT tenant_id, key FROM idempotency_keys WHERE expires_at <= clock_timestamp() LIMIT $1) old
-             WHERE k.tenant_id = old.tenant_id AND k.key = old.key AND k.expires_at <= clock_timestamp()",
-            "DELETE FROM cancels c USING (
-               SELECT c.tenant_id, c.invocation_id FROM cancels c JOIN results r USING (tenant_id, invocation_id) LIMIT $1) old
-             WHERE c.tenant_id = old.tenant_id AND c.invocation_id = old.invocation_id",
-            "DELETE FROM workers_gone g USING (
-               SELECT worker_id FROM workers_gone WHERE gone_at < clock_timestamp() - interval '1 day' LIMIT $1) old
-             WHERE g.worker_id = old.worker_id",
-            // A claim that meets the key makes its row again.
-            "DELETE FROM caps c USING (
-               SELECT tenant_id, task_id, key FROM caps WHERE scope = 2 AND running = 0 LIMIT $1 FOR UPDATE SKIP LOCKED) old
-             WHERE c.tenant_id = old.tenant_id AND c.scope = 2 AND c.task_id = old.task_id AND c.key = old.key",
-            // Long after the attempt that asked, and any that might ask again.
-            "DELETE FROM starts s USING (
-               SELECT tenant_id, start_id FROM starts WHERE asked_at < clock_timestamp() - interval '30 days' LIMIT $1) old
-             WHERE s.tenant_id = old.tenant_id AND s.start_id = old.start_id",
-            "DELETE FROM late_acks l USING (
-               SELECT ctid FROM late_acks WHERE at < clock_timestamp() - interval '30 days' LIMIT $1) old
-             WHERE l.ctid = old.ctid",
-        ] {
-            forgotten +=
-                sqlx::query(statement).bind(limit).execute(&mut *transaction).await?.rows_affected();
-        }
+        let forgotten: i64 =
+            sqlx::query_scalar("SELECT tidy($1)").bind(limit).fetch_one(&mut *transaction).await?;
         transaction.commit().await?;
-        Ok(forgotten)
+        Ok(forgotten.unsigned_abs())
     }
 }
 

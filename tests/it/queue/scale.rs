@@ -88,3 +88,32 @@ async fn by_its_mark_a_claim_passes_over_what_an_old_snapshot_keeps() {
     assert!(from_the_mark * 5 < from_the_first, "{from_the_mark} of {from_the_first}: {plan}");
     old.rollback().await.unwrap();
 }
+
+#[tokio::test]
+async fn duties_that_run_all_the_time_touch_only_what_is_due_however_much_waits() {
+    let f = Fixture::new().await;
+    let one = f.row();
+    f.enqueue(std::slice::from_ref(&one)).await;
+    // A day ahead, all of it. None of it is more than its duty has to know.
+    let tenant = f.tenant;
+    for fill in [
+        "INSERT INTO scheduled (tenant_id, invocation_id, due_at, rank, attempt, spent)
+         SELECT $1, gen_random_uuid(), now() + interval '1 day' + n * interval '1 ms', now(), 1, 0 FROM generate_series(1, 100000) n",
+        "INSERT INTO expiring (tenant_id, invocation_id, expires_at)
+         SELECT $1, gen_random_uuid(), now() + interval '1 day' + n * interval '1 ms' FROM generate_series(1, 100000) n",
+        "INSERT INTO idempotency_keys (tenant_id, key, fingerprint, invocation_id, expires_at)
+         SELECT $1, 'k' || n, sha256('x'), gen_random_uuid(), now() + interval '1 day' + n * interval '1 ms' FROM generate_series(1, 100000) n",
+    ] {
+        let mut connection = f.admin.acquire().await.unwrap();
+        sqlx::raw_sql("SET search_path = sandbar; SET session_replication_role = replica")
+            .execute(&mut *connection)
+            .await
+            .unwrap();
+        sqlx::query(fill).bind(tenant).execute(&mut *connection).await.unwrap();
+        connection.close().await.unwrap();
+    }
+    for duty in ["promote(1000)", "expire(1000)", "tidy(1000)"] {
+        let (pages, plan) = pages(&f, &format!("SELECT * FROM {duty}")).await;
+        assert!(pages < 200, "{duty}: {pages} pages: {plan}");
+    }
+}
