@@ -65,7 +65,7 @@ const LONG: Size = Size {
     callers: 16,
     batch: 500,
     backlog: 30_000,
-    time: Duration::from_secs(510),
+    time: Duration::from_secs(1_200),
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
