@@ -26,7 +26,7 @@ bench-first: ## How long a developer waits for a first result, optimised build
 bench-peers: ## The same work on Sandbar, graphile-worker and pgqueuer, over one Postgres: one table
 	@scripts/bench-peers.sh
 
-soak: ## Break everything again and again while a million invocations flow; ten minutes at most, once built
+soak: ## Break everything again and again while a million invocations flow; 25 minutes at most, once built
 	@scripts/setup.sh
 	cargo test --locked --workspace --profile bench --test it --no-run
 	SANDBAR_SOAK=long cargo test --locked --workspace --profile bench --test it soak:: -- --nocapture
