@@ -107,7 +107,7 @@ impl Flusher {
             };
             shared.tasks.spawn(run(Arc::clone(&shared), flush));
         }
-        shared.tasks.spawn(announcer(store.clone(), announce, shared.stop.clone()));
+        shared.tasks.spawn(announcer(store.clone(), announce, Arc::clone(signals), shared.stop.clone()));
         shared.tasks.close();
         Self { shared }
     }
@@ -293,11 +293,11 @@ impl Flush {
 }
 
 /// Tells workers of other processes. One notification in flight at a time: what comes meanwhile shares the next.
-async fn announcer(store: ApiStore, announce: Arc<Ready>, stop: CancellationToken) {
+async fn announcer(store: ApiStore, announce: Arc<Ready>, signals: Arc<Signals>, stop: CancellationToken) {
     loop {
         tokio::select! {
             announced = announce.heard() => {
-                if let Err(error) = store.notify_ready(&announced).await {
+                if let Err(error) = store.notify_ready(&signals.outgoing(&announced)).await {
                     tracing::debug!(%error, "cannot notify workers; they poll");
                 }
             }
