@@ -210,6 +210,7 @@ fn worker_settings(
             calls_per_s: config.capabilities.calls_per_s,
             connections: (config.database.max_connections / CAPABILITY_CONNECTIONS).max(1) as usize,
             kv_bytes,
+            seal: config.secrets.seal_payloads,
         },
         // Draining the worker of a process that is a server too must not stop the server.
         leave_when_drained: !roles.server,

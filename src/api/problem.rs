@@ -136,6 +136,7 @@ codes! {
     QuotaExceeded "quota-exceeded" 429 "A quota of this tenant is used up";
     RateLimited "rate-limited" 429 "Too many calls in a short time";
     Internal "internal" 500 "An internal error";
+    SealedUnreadable "sealed-unreadable" 500 "What is sealed does not open";
     SecretsUnavailable "secrets-unavailable" 503 "Secrets cannot be kept here";
     Overloaded "overloaded" 503 "The server is overloaded";
     IssuerUnavailable "issuer-unavailable" 503 "The issuer of the token does not answer";
@@ -330,6 +331,10 @@ impl From<Error> for Problem {
             Error::IdempotencyKeyReused => plain(Code::IdempotencyKeyReused),
             Error::SecretNotFound(_) => plain(Code::SecretNotFound),
             Error::SecretsUnavailable => plain(Code::SecretsUnavailable),
+            Error::Unreadable(_) => {
+                tracing::error!(error = %text, "something sealed does not open");
+                plain(Code::SealedUnreadable)
+            }
             Error::QuotaExceeded { name, limit, current, resets_at } => {
                 plain(Code::QuotaExceeded).with_quota(name, limit, current, resets_at)
             }

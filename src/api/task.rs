@@ -23,7 +23,7 @@ use crate::domain::names::TaskName;
 use crate::domain::permission::Action;
 use crate::domain::retry::PartialRetry;
 use crate::store::grant::{Grants, SecretHeader};
-use crate::store::task::{Change, TaskChange, TaskRow, VersionRow, VersionState};
+use crate::store::task::{Change, Setting, TaskChange, TaskRow, VersionRow, VersionState};
 use crate::wire::Page;
 use crate::wire::invocation as invocation_wire;
 use crate::wire::patch::Field;
@@ -60,7 +60,15 @@ fn task(row: &TaskRow) -> wire::Task {
             secrets: row.grants.secrets.clone(),
             secret_headers: row.grants.secret_headers.iter().map(secret_header).collect(),
         }),
-        config: row.config.clone(),
+        config: row
+            .config
+            .iter()
+            .filter_map(|(key, setting)| match setting {
+                Setting::Plain(text) => Some((key.clone(), text.clone())),
+                // `app` has opened what can be opened.
+                Setting::Sealed { .. } => None,
+            })
+            .collect(),
         created_at: row.created_at,
         updated_at: row.updated_at,
         links: wire::TaskLinks {
@@ -497,7 +505,7 @@ mod tests {
                     host: "https://api.example.com".to_owned(),
                 }],
             },
-            config: [("greeting".to_owned(), "hello".to_owned())].into(),
+            config: [("greeting".to_owned(), Setting::Plain("hello".to_owned()))].into(),
             limits: PartialLimits { fuel: Some(5), ..PartialLimits::default() },
             retry: PartialRetry { backoff: Some(Backoff::Fixed), ..PartialRetry::default() },
             ..plain

@@ -8,6 +8,7 @@ use sandbar_host::inspect::Rejection;
 
 use crate::app::flush::Refused;
 use crate::app::token::Refusal;
+use crate::app::vault::VaultError;
 use crate::domain::ids::{BulkId, InvocationId, KeyId, PauseId, UserId, WorkerId};
 use crate::domain::invocation::State;
 use crate::domain::permission::{Action, Role};
@@ -269,6 +270,9 @@ pub enum Error {
         "this server has no master key, so it keeps no secrets; its operator sets `secrets.master_key_file`"
     )]
     SecretsUnavailable,
+    /// What is sealed does not open here.
+    #[error("{0}")]
+    Unreadable(VaultError),
     /// Too much at once. Nothing was done.
     #[error("the server is overloaded: {0}; nothing was done")]
     Overloaded(&'static str),

@@ -176,6 +176,7 @@ impl App {
             }),
         };
         tokio::spawn(Self::keep_uses(Arc::downgrade(&app.inner)));
+        tokio::spawn(Self::keep_keys_short(Arc::downgrade(&app.inner)));
         Ok(app)
     }
 

@@ -47,7 +47,8 @@ impl App {
         let unknown = |_| Error::TaskNotFound(open.task.chars().take(64).collect());
         let task = TaskName::try_from(open.task.clone()).map_err(unknown)?;
         let target = self.target(open.tenant, &task, None).await?;
-        let part = |pointer| Some(Part { pointer, bytes: open.input.clone() });
+        let input = self.open_start(open).await?;
+        let part = |pointer| Some(Part { pointer, bytes: input.clone() });
         let payload = match target.kind {
             ModuleKind::Task => Payload { input: part("/input"), ..Payload::default() },
             ModuleKind::CommandP1 | ModuleKind::CommandP2 => {
@@ -58,7 +59,7 @@ impl App {
             .map_err(|error| Error::Internal(anyhow::anyhow!("{error:?}")))?;
         let request = Request {
             payload,
-            idempotency: Some((key, fingerprint(&task, &open.input))),
+            idempotency: Some((key, fingerprint(&task, &input))),
             family: Some(open.family),
             ..Request::default()
         };

@@ -10,6 +10,7 @@ use sandbar_host::inspect::Rejection;
 use sandbar_host::limits::PartialLimits;
 use sandbar_host::manifest::Manifest;
 use sandbar_host::{ModuleHash, ModuleKind};
+use serde::{Deserialize, Serialize};
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 use sqlx::{Acquire, Row};
@@ -20,6 +21,38 @@ use crate::domain::retry::PartialRetry;
 use crate::store::grant::Grants;
 use crate::store::queue::CANCEL_CHANNEL;
 use crate::store::{Error, Result, TenantConn, WorkerStore};
+
+/// Bytes that sealing adds to a text of the configuration.
+pub const SEALED_BYTES: usize = 45;
+
+/// A text of a task's configuration, as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Setting {
+    /// In the clear.
+    Plain(String),
+    /// Sealed.
+    Sealed {
+        /// Fingerprint of the data key.
+        sealed: String,
+        /// What it is, as base64.
+        data: String,
+    },
+}
+
+impl Setting {
+    /// Bytes of the text in the clear.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        match self {
+            Self::Plain(text) => text.len(),
+            Self::Sealed { data, .. } => {
+                let padding = data.bytes().rev().take_while(|byte| *byte == b'=').count();
+                (data.len() / 4 * 3).saturating_sub(padding + SEALED_BYTES)
+            }
+        }
+    }
+}
 
 /// A task as its row has it.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,7 +76,7 @@ pub struct TaskRow {
     /// What it has been given.
     pub grants: Grants,
     /// Texts that people have set on it.
-    pub config: BTreeMap<String, String>,
+    pub config: BTreeMap<String, Setting>,
     /// First upload.
     pub created_at: DateTime<Utc>,
     /// Last change of this row.
@@ -489,11 +522,11 @@ impl TenantConn {
         Ok((created, true))
     }
 
-    /// Change a task. `None`: no such task.
+    /// Change a task. `None`: no such task, or another by now.
     ///
     /// # Errors
     /// Postgres does not answer.
-    pub async fn task_change(&mut self, name: &TaskName, change: &TaskChange) -> Result<Option<TaskRow>> {
+    pub async fn task_change(&mut self, id: TaskId, change: &TaskChange) -> Result<Option<TaskRow>> {
         let tenant = self.tenant();
         let (describe, description) = change.description.parts();
         let (limit, limits) = change.limits.parts();
@@ -518,11 +551,11 @@ impl TenantConn {
                  THEN NULLIF(jsonb_strip_nulls(COALESCE(grants, '{{}}') || $14), '{{}}') END,
                config = CASE WHEN NOT $15 THEN config WHEN $16 IS NOT NULL
                  THEN NULLIF(jsonb_strip_nulls(COALESCE(config, '{{}}') || $16), '{{}}') END
-             WHERE t.tenant_id = $1 AND t.name = $2 AND t.deleted_at IS NULL
+             WHERE t.tenant_id = $1 AND t.task_id = $2 AND t.deleted_at IS NULL
              RETURNING {TASK_COLUMNS}"
         ))
         .bind(tenant)
-        .bind(name.as_str())
+        .bind(id)
         .bind(describe)
         .bind(description)
         .bind(limit)

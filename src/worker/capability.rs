@@ -2,27 +2,30 @@
 //! may take; the statement itself looks whether the attempt is still ours and its task has the grant, so a grant that
 //! is taken away, or a lease that is lost, is so at once. Believes no cell: every question is checked again.
 
+mod kv;
+mod seal;
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use sandbar_host::capability::call::{
-    Answer, Ask, KvAnswer, KvAsk, MAX_AT_ONCE, MAX_BATCH_BYTES, MAX_LISTED, Pair, Refusal, Value,
-};
+use sandbar_host::capability::call::{Answer, Ask, MAX_AT_ONCE, Refusal, Value};
 use sandbar_host::cell::Cell;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tracing::warn;
 
+use crate::app::sealed::keys::Keys;
 use crate::app::secret;
 use crate::app::vault::Vault;
-use crate::domain::ids::{StartId, TenantId};
+use crate::domain::ids::{StartId, TaskId, TenantId};
 use crate::store::WorkerStore;
 use crate::store::invocation::Family;
-use crate::store::kv::{AttemptName, Outcome, Swapped};
+use crate::store::kv::AttemptName;
 use crate::store::start::{Asked, MAX_CHILDREN, MAX_DEPTH, MAX_FAMILY, NewStart, Started};
 use crate::worker::lease::Lease;
+use seal::Seals;
 
 /// Longest wait for the database, the wait for a turn included.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -43,12 +46,15 @@ pub struct Settings {
     pub connections: usize,
     /// Bytes that a tenant's key-value stores may take when nobody says otherwise; 0: no bound. Follows the configuration.
     pub kv_bytes: Arc<AtomicU64>,
+    /// What tasks keep and start is sealed at rest, of every tenant.
+    pub seal: bool,
 }
 
 /// Everything guests of this worker ask of the database. Dropping it ends nothing that the database has begun.
 pub struct Capabilities {
     store: WorkerStore,
     vault: Arc<Vault>,
+    keys: Arc<Keys>,
     settings: Settings,
     turns: Arc<Semaphore>,
     attempts: HashMap<u64, Arc<Attempt>>,
@@ -95,16 +101,19 @@ pub struct Asker {
     pub attempt: AttemptName,
     /// The tenant.
     pub tenant: TenantId,
+    /// The task.
+    pub task: TaskId,
     /// The place of its invocation.
     pub family: Family,
 }
 
 impl Capabilities {
     /// Nothing under way.
-    pub fn new(settings: Settings, store: WorkerStore, vault: Arc<Vault>) -> Self {
+    pub fn new(settings: Settings, store: WorkerStore, vault: Arc<Vault>, keys: Arc<Keys>) -> Self {
         Self {
             store,
             vault,
+            keys,
             turns: Arc::new(Semaphore::new(settings.connections.max(1))),
             settings,
             attempts: HashMap::new(),
@@ -147,6 +156,7 @@ impl Capabilities {
         let (of_tenant, turns, cell) = (of_tenant.clone(), self.turns.clone(), cell.clone());
         let (store, vault) = (self.store.clone(), self.vault.clone());
         let quota = self.settings.kv_bytes.clone();
+        let seals = Seals { keys: Arc::clone(&self.keys), asker, all: self.settings.seal };
         tokio::spawn(async move {
             if !wait.is_zero() {
                 tokio::time::sleep(wait).await;
@@ -163,13 +173,29 @@ impl Capabilities {
                         bytes => bytes,
                     };
                     match &ask {
-                        Ask::Kv(ask) => return kv(&store, attempt, quota, ask).await.map(Answer::Kv),
-                        Ask::Config => return config(&store, attempt).await,
+                        Ask::Kv(ask) => {
+                            let of_task = kv::Store { store: &store, seals: &seals, attempt, quota };
+                            return of_task.answer(ask).await.map(Answer::Kv);
+                        }
+                        Ask::Config => return config(&store, &seals, attempt).await,
                         Ask::Secret { name } => return reveal(&store, &vault, (attempt, tenant), name).await,
                         Ask::Start { task, input, key } => {
                             let family =
                                 Family { depth: asker.family.depth.saturating_add(1), ..asker.family };
-                            let new = NewStart { family, task, input, key: key.as_deref() };
+                            if family.depth > MAX_DEPTH {
+                                let words = format!("a chain of starts is at most {MAX_DEPTH} long");
+                                return Err(Refusal::refused(words));
+                            }
+                            let start = seals.start(input, key.as_deref()).await?;
+                            let new = NewStart {
+                                id: start.id,
+                                family,
+                                task,
+                                input: &start.input,
+                                sealed: start.sealed.as_deref(),
+                                hashes: &start.hashes,
+                                key: key.as_deref(),
+                            };
                             begin(&store, attempt, &new).await?
                         }
                     }
@@ -229,25 +255,14 @@ fn lost() -> Refusal {
     Refusal::failed("the attempt is to end: its worker may do nothing more for it")
 }
 
-fn done<T>(outcome: Outcome<T>) -> Result<T, Refusal> {
-    match outcome {
-        Outcome::Done(done) => Ok(done),
-        Outcome::Lost => Err(lost()),
-        Outcome::Denied => Err(Refusal::denied("the task has no grant `kv`")),
-        Outcome::Full => Err(Refusal::failed("the tenant's quota kv_bytes has no room for it")),
-        Outcome::Large => {
-            let words =
-                format!("the values have more than {MAX_BATCH_BYTES} bytes together: ask for fewer keys");
-            Err(Refusal::failed(words))
-        }
-        Outcome::NotANumber => Err(Refusal::failed("what is there is no whole number in decimal digits")),
-        Outcome::OutOfRange => Err(Refusal::failed("the sum does not fit 64 bits")),
-    }
-}
-
-async fn config(store: &WorkerStore, attempt: AttemptName) -> Result<Answer, Refusal> {
+async fn config(store: &WorkerStore, seals: &Seals, attempt: AttemptName) -> Result<Answer, Refusal> {
     let config = store.attempt_config(attempt).await.map_err(|error| unavailable(&error))?;
-    Ok(Answer::Config(config.ok_or_else(lost)?.into_iter().collect()))
+    let mut texts = Vec::new();
+    for (name, setting) in config.ok_or_else(lost)? {
+        let text = seals.setting(&name, setting).await?;
+        texts.push((name, text));
+    }
+    Ok(Answer::Config(texts))
 }
 
 /// The value of a secret that the task may see.
@@ -271,9 +286,6 @@ async fn reveal(
 
 /// Asks for an invocation.
 async fn begin(store: &WorkerStore, attempt: AttemptName, new: &NewStart<'_>) -> Result<StartId, Refusal> {
-    if new.family.depth > MAX_DEPTH {
-        return Err(Refusal::refused(format!("a chain of starts is at most {MAX_DEPTH} long")));
-    }
     match store.start_ask(attempt, new).await.map_err(|error| unavailable(&error))? {
         Asked::Open(id) => {
             if let Err(error) = store.start_notify().await {
@@ -298,63 +310,4 @@ async fn begin(store: &WorkerStore, attempt: AttemptName, new: &NewStart<'_>) ->
 fn unavailable(error: &crate::store::Error) -> Refusal {
     warn!(%error, "a call of a guest failed");
     Refusal::failed("the database cannot answer now; whether it was done is not known")
-}
-
-async fn kv(store: &WorkerStore, attempt: AttemptName, quota: u64, ask: &KvAsk) -> Result<KvAnswer, Refusal> {
-    let failed = |error| unavailable(&error);
-    let one = |key: &String| [key.clone()];
-    Ok(match ask {
-        KvAsk::Open => {
-            done(store.kv_may(attempt).await.map_err(failed)?)?;
-            KvAnswer::Done
-        }
-        KvAsk::Get { key } => {
-            let found = store.kv_read(attempt, &one(key), true, u64::MAX).await.map_err(failed)?;
-            match done(found)?.remove(key) {
-                Some(entry) => KvAnswer::Value(Some(Value(entry.value)), entry.version),
-                None => KvAnswer::Value(None, 0),
-            }
-        }
-        KvAsk::Version { key } => {
-            let found = store.kv_read(attempt, &one(key), false, 0).await.map_err(failed)?;
-            KvAnswer::Version(done(found)?.get(key).map_or(0, |entry| entry.version))
-        }
-        KvAsk::GetMany { keys } => {
-            let found = store.kv_read(attempt, keys, true, MAX_BATCH_BYTES as u64).await.map_err(failed)?;
-            let found = done(found)?;
-            // A key that is asked for twice is answered twice, within the bytes of one call.
-            let values: Vec<_> =
-                keys.iter().map(|key| found.get(key).map(|entry| entry.value.as_slice())).collect();
-            let bytes = values.iter().flatten().map(|value| value.len()).sum();
-            sandbar_host::capability::call::check_batch_bytes(bytes)?;
-            KvAnswer::Values(values.into_iter().map(|value| value.map(|v| Value(v.to_vec()))).collect())
-        }
-        KvAsk::List { after } => {
-            let limit = i32::try_from(MAX_LISTED).unwrap_or(i32::MAX).saturating_add(1);
-            let after = after.as_deref().unwrap_or_default();
-            let mut keys = done(store.kv_list(attempt, after, limit).await.map_err(failed)?)?;
-            let more = keys.len() > MAX_LISTED;
-            keys.truncate(MAX_LISTED);
-            KvAnswer::Keys(keys, more)
-        }
-        KvAsk::Put { pairs } => {
-            let (keys, values): (Vec<&str>, Vec<Option<&[u8]>>) = pairs
-                .iter()
-                .map(|Pair { key, value }| (key.as_str(), value.as_ref().map(|value| value.0.as_slice())))
-                .unzip();
-            done(store.kv_put(attempt, quota, &keys, &values).await.map_err(failed)?)?;
-            KvAnswer::Done
-        }
-        KvAsk::Increment { key, delta } => {
-            let sum = store.kv_increment(attempt, quota, key, *delta).await.map_err(failed)?;
-            KvAnswer::Number(done(sum)?)
-        }
-        KvAsk::Swap { key, version, value } => {
-            let swapped = store.kv_swap(attempt, quota, key, *version, value).await.map_err(failed)?;
-            match done(swapped)? {
-                Swapped::Done => KvAnswer::Done,
-                Swapped::Changed(version) => KvAnswer::Changed(version),
-            }
-        }
-    })
 }

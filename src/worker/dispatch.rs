@@ -126,7 +126,12 @@ pub async fn run(
         journal,
         cells,
         egress: Egress::new(settings.egress.clone(), store.clone(), settings.vault.clone())?,
-        capabilities: Capabilities::new(settings.capabilities.clone(), store.clone(), settings.vault.clone()),
+        capabilities: Capabilities::new(
+            settings.capabilities.clone(),
+            store.clone(),
+            settings.vault.clone(),
+            Arc::clone(keys),
+        ),
         admission,
         ends: Some(ends),
         live,
@@ -592,6 +597,7 @@ impl Dispatch<'_> {
                     let asker = Asker {
                         attempt: attempt_name(self.lease, &flight.claimed),
                         tenant: flight.claimed.tenant,
+                        task: flight.claimed.task_id,
                         family: flight
                             .claimed
                             .spec

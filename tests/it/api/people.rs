@@ -14,10 +14,10 @@ use super::access::insert_key;
 use super::{Api, SOON, pointers, problem};
 use crate::support::{Answer, eventually, send};
 
-const PASSWORD: &str = "correct horse battery";
+pub(super) const PASSWORD: &str = "correct horse battery";
 
 /// A user of the first tenant, put there past the API.
-async fn user(api: &Api, email: &str, role: Role) -> UserId {
+pub(super) async fn user(api: &Api, email: &str, role: Role) -> UserId {
     let (id, hash) = (UserId::generate(), sandbar::app::people::hash(PASSWORD).unwrap());
     sqlx::query("INSERT INTO sandbar.users (user_id, email, name, password_hash) VALUES ($1, $2, 'Ada', $3)")
         .bind(id)
