@@ -300,6 +300,17 @@ pub async fn make_user(
     crate::store::people::make_user(admin_url, tenant, &email, name, &hash, role).await
 }
 
+/// A one-time token for a new password of the user with this address, and until when it can be used.
+///
+/// # Errors
+/// Nobody has the address, or Postgres does not answer.
+pub async fn make_reset(
+    admin_url: &str,
+    email: &str,
+) -> anyhow::Result<(String, chrono::DateTime<chrono::Utc>)> {
+    app::reset::make_on_the_server(admin_url, email).await
+}
+
 /// A new file that only its owner may read.
 fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
     if let Some(dir) = path.parent() {

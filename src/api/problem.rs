@@ -79,6 +79,7 @@ codes! {
     WorkerNotFound "worker-not-found" 404 "No such worker";
     InvitationNotFound "invitation-not-found" 404 "No such invitation";
     MemberNotFound "member-not-found" 404 "No such member";
+    ResetNotFound "reset-not-found" 404 "No such token for a new password";
     TenantNotFound "tenant-not-found" 404 "No such tenant";
     KeyNotFound "key-not-found" 404 "No such key";
     DutyNotFound "duty-not-found" 404 "No such duty";
@@ -100,6 +101,7 @@ codes! {
     VersionNotReady "version-not-ready" 409 "The version is still being compiled";
     VersionQuarantined "version-quarantined" 409 "The version is in quarantine";
     VersionRejected "version-rejected" 409 "The version was rejected";
+    MemberElsewhere "member-elsewhere" 409 "The user is in other tenants too";
     LastOwner "last-owner" 409 "The tenant needs an owner";
     NoUser "no-user" 409 "The credential is no user";
     TenantActive "tenant-active" 409 "The tenant is active";
@@ -301,6 +303,9 @@ impl From<Error> for Problem {
             Error::TooManyInvitations => plain(Code::TooManyInvitations),
             Error::MemberNotFound(_) => plain(Code::MemberNotFound),
             Error::LastOwner => plain(Code::LastOwner),
+            Error::UserNotFound => plain(Code::MemberNotFound),
+            Error::MemberElsewhere => plain(Code::MemberElsewhere),
+            Error::ResetNotFound => plain(Code::ResetNotFound),
             Error::TenantNotFound(_) => plain(Code::TenantNotFound),
             Error::TenantNameTaken(_) => plain(Code::TenantNameTaken),
             Error::OwnTenant => plain(Code::OwnTenant),

@@ -270,6 +270,15 @@ pub enum Error {
         "this server has no master key, so it keeps no secrets; its operator sets `secrets.master_key_file`"
     )]
     SecretsUnavailable,
+    /// Nobody in reach of the caller has the address.
+    #[error("nobody here has this address")]
+    UserNotFound,
+    /// A tenant's people may not give a member of other tenants a new password.
+    #[error("the user is a member of other tenants too, so only the platform may do this")]
+    MemberElsewhere,
+    /// The token of a new password is unknown, used or over.
+    #[error("the token is unknown, was used or replaced, or is over")]
+    ResetNotFound,
     /// What is sealed does not open here.
     #[error("{0}")]
     Unreadable(VaultError),

@@ -22,6 +22,7 @@ pub mod pause;
 pub mod people;
 pub mod policy;
 pub mod quota;
+pub mod reset;
 pub mod retry;
 pub mod schema;
 pub mod sealed;

@@ -107,7 +107,7 @@ fn role(row: &PgRow) -> Result<Role> {
     role.parse().map_err(|e: UnknownRole| Error::Corrupt(e.to_string()))
 }
 
-fn interval(duration: Duration) -> PgInterval {
+pub(super) fn interval(duration: Duration) -> PgInterval {
     let microseconds = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
     PgInterval { months: 0, days: 0, microseconds }
 }

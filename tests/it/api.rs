@@ -21,6 +21,7 @@ mod operate;
 mod people;
 mod quota;
 mod read;
+mod reset;
 mod retention;
 mod sealed;
 mod secret;
