@@ -202,6 +202,7 @@ fn worker_settings(
         max_handovers: i32::try_from(config.scheduler.max_handovers)?,
         egress: worker::egress::Settings {
             private_networks: config.egress.networks(),
+            roots: tls::extra_roots(&config.egress)?,
             sent_bytes: config.egress.max_sent_bytes,
             received_bytes: config.egress.max_received_bytes,
         },
@@ -221,11 +222,12 @@ fn worker_settings(
 /// Whether this configuration could be started with, as far as that shows without starting anything.
 ///
 /// # Errors
-/// The certificate or a master key cannot be used, or the log filter is none.
+/// A certificate or a master key cannot be used, or the log filter is none.
 pub fn check(config: &Config) -> anyhow::Result<()> {
     if let Some(files) = tls::Files::of(&config.server) {
         files.load()?;
     }
+    tls::extra_roots(&config.egress)?;
     vault::check(config)?;
     crate::telemetry::check(&config.log)?;
     Ok(())

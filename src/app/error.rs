@@ -13,6 +13,7 @@ use crate::domain::ids::{BulkId, InvocationId, KeyId, PauseId, UserId, WorkerId}
 use crate::domain::invocation::State;
 use crate::domain::permission::{Action, Role};
 use crate::store;
+use crate::store::task::Kind;
 
 /// Result of an application call.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -130,8 +131,8 @@ pub enum Error {
     /// Input for a command given to a task, or the other way round.
     #[error("{}", wrong_kind(*.kind))]
     WrongInputKind {
-        /// What the module is.
-        kind: ModuleKind,
+        /// What the version is.
+        kind: Kind,
         /// What does not fit.
         errors: Vec<FieldError>,
     },
@@ -317,12 +318,15 @@ fn forbidden(role: Role, action: Action, scoped: bool) -> String {
     }
 }
 
-fn wrong_kind(kind: ModuleKind) -> &'static str {
+fn wrong_kind(kind: Kind) -> &'static str {
     match kind {
-        ModuleKind::Task => {
+        Kind::Http => {
+            "this version is an HTTP request: it takes `input` or `input_base64`, and no `args`, `env`, `stdin` or `stdin_base64`"
+        }
+        Kind::Module(ModuleKind::Task) => {
             "this version is a task: it takes `input` or `input_base64`, and no `args`, `env`, `stdin` or `stdin_base64`"
         }
-        ModuleKind::CommandP1 | ModuleKind::CommandP2 => {
+        Kind::Module(ModuleKind::CommandP1 | ModuleKind::CommandP2) => {
             "this version is a command: it takes `args`, `env`, `stdin` or `stdin_base64`, and no `input` or `input_base64`"
         }
     }

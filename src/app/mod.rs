@@ -13,6 +13,7 @@ pub mod encryption;
 pub mod error;
 pub mod files;
 pub mod flush;
+pub mod http;
 pub mod invocation;
 pub mod invoke;
 pub mod key;

@@ -135,7 +135,7 @@ impl Sealer {
     /// As [`Sealer::seal`].
     pub fn seal_input(&self, id: &str, spec: &mut Spec, input: &mut Vec<u8>) -> Result<()> {
         let words = match &mut spec.input {
-            InputKind::Task => Vec::new(),
+            InputKind::Task | InputKind::Http => Vec::new(),
             InputKind::Command { args, env } => {
                 let words = Words { args: std::mem::take(args), env: std::mem::take(env) };
                 serde_json::to_vec(&words).map_err(|_| VaultError::Broken)?

@@ -10,6 +10,7 @@ use crate::domain::ids::InvocationId;
 use crate::domain::names::{IdempotencyKey, TaskName};
 use crate::store::WorkerStore;
 use crate::store::start::{OpenStart, Started};
+use crate::store::task::Kind;
 
 /// Starts that one turn sees to, at the same time: they share the flushes of everybody.
 const AT_ONCE: i64 = 32;
@@ -50,8 +51,10 @@ impl App {
         let input = self.open_start(open).await?;
         let part = |pointer| Some(Part { pointer, bytes: input.clone() });
         let payload = match target.kind {
-            ModuleKind::Task => Payload { input: part("/input"), ..Payload::default() },
-            ModuleKind::CommandP1 | ModuleKind::CommandP2 => {
+            Kind::Module(ModuleKind::Task) | Kind::Http => {
+                Payload { input: part("/input"), ..Payload::default() }
+            }
+            Kind::Module(ModuleKind::CommandP1 | ModuleKind::CommandP2) => {
                 Payload { stdin: part("/stdin"), ..Payload::default() }
             }
         };
