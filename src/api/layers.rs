@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{MatchedPath, Request};
-use axum::http::{HeaderValue, Response};
+use axum::http::header::{CONTENT_SECURITY_POLICY, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS};
+use axum::http::{HeaderName, HeaderValue, Response};
 use axum::middleware::Next;
 use axum::response::IntoResponse;
 use tokio::sync::Semaphore;
@@ -60,6 +61,22 @@ pub(super) fn log_response<B>(response: &Response<B>, latency: Duration, _: &Spa
     } else {
         tracing::debug!(status, ms, "answered");
     }
+}
+
+/// What a browser is told with every answer; a page that needs more says so itself.
+const GUARDS: [(HeaderName, HeaderValue); 4] = [
+    (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    (X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
+    (REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+    (CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'")),
+];
+
+/// Adds what every answer says to browsers.
+pub(super) async fn guarded(mut response: axum::response::Response) -> axum::response::Response {
+    for (name, value) in GUARDS {
+        response.headers_mut().entry(name).or_insert(value);
+    }
+    response
 }
 
 /// Refuse at once what would be one too many.

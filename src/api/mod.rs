@@ -34,17 +34,14 @@ mod why;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::header::{
-    CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
-    X_FRAME_OPTIONS,
-};
+use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::routing::get;
 use axum::{Router, middleware};
 use tokio::sync::Semaphore;
+use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{PropagateRequestIdLayer, SetRequestIdLayer};
-use tower_http::set_header::SetResponseHeaderLayer;
 use tower_http::trace::TraceLayer;
 use utoipa::OpenApi;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
@@ -134,31 +131,27 @@ pub fn router(app: App) -> Router {
         .route("/errors/{code}", get(health::error_page))
         .fallback(problem::route_not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)
-        .layer(CatchPanicLayer::custom(problem::panicked))
-        .layer(middleware::from_fn_with_state(api.clone(), limit::measure))
-        .layer(middleware::from_fn(move |request, next| {
-            layers::bounded(Arc::clone(&requests), request, next)
-        }))
-        .layer(PropagateRequestIdLayer::x_request_id())
+        // As one layer: each layer of its own is a box more, and every request clones those below it.
         .layer(
-            TraceLayer::new_for_http()
-                .make_span_with(layers::span)
-                .on_request(())
-                .on_response(layers::log_response)
-                .on_failure(()),
+            ServiceBuilder::new()
+                .layer(middleware::map_response(layers::guarded))
+                .layer(middleware::map_request(layers::own_request_id))
+                .layer(SetRequestIdLayer::x_request_id(layers::RequestIds))
+                .layer(
+                    TraceLayer::new_for_http()
+                        .make_span_with(layers::span)
+                        .on_request(())
+                        .on_response(layers::log_response)
+                        .on_failure(()),
+                )
+                .layer(PropagateRequestIdLayer::x_request_id())
+                .layer(middleware::from_fn(move |request, next| {
+                    layers::bounded(Arc::clone(&requests), request, next)
+                }))
+                .layer(middleware::from_fn_with_state(api.clone(), limit::measure))
+                .layer(CatchPanicLayer::custom(problem::panicked)),
         )
-        .layer(SetRequestIdLayer::x_request_id(layers::RequestIds))
-        .layer(middleware::map_request(layers::own_request_id))
-        .layer(guard(X_CONTENT_TYPE_OPTIONS, "nosniff"))
-        .layer(guard(X_FRAME_OPTIONS, "DENY"))
-        .layer(guard(REFERRER_POLICY, "no-referrer"))
-        .layer(guard(CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"))
         .with_state(api)
-}
-
-/// What a browser is told with every answer; a page that needs more says so itself.
-fn guard(name: HeaderName, value: &'static str) -> SetResponseHeaderLayer<HeaderValue> {
-    SetResponseHeaderLayer::if_not_present(name, HeaderValue::from_static(value))
 }
 
 fn documented(quick: Duration, waiting: Duration, uploading: Duration) -> OpenApiRouter<Api> {

@@ -1,9 +1,10 @@
-//! Group commit of new invocations. Whatever waits when a flusher is free goes in one statement; there is no timer,
-//! so an idle server commits a single row at once and a busy one commits hundreds together.
+//! Group commit of new invocations. What comes to an idle server is committed at once; what comes while a statement is
+//! under way goes together in the next, so a busy server commits hundreds at a time.
 //!
 //! Owns the order of service (round robin over tenants) and the bounds of what waits. Never looks into a row.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,6 +21,10 @@ use crate::store::{ApiStore, Error};
 
 /// Statements in flight at once: while one waits for its commit, others gather.
 const FLUSHERS: usize = 3;
+/// Rows worth a statement beside one that is under way. Fewer would cost as much as many, and wait for the end of that one.
+const WORTH_ANOTHER: usize = 32;
+/// How long they wait for it at most: it may be waiting for a lock itself, and others' rows are not to pay for that.
+const PATIENCE: Duration = Duration::from_millis(5);
 /// Rows of one statement.
 const MAX_ROWS: usize = 500;
 /// Bytes of one statement (a single larger row still goes, alone).
@@ -67,6 +72,8 @@ pub struct Flusher {
 struct Shared {
     store: ApiStore,
     backlog: Mutex<Backlog<Waiting>>,
+    /// Statements under way. Changed under the lock of `backlog`.
+    flights: AtomicUsize,
     more: Notify,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -85,6 +92,7 @@ impl Flusher {
         let shared = Arc::new(Shared {
             store: store.clone(),
             backlog: Mutex::default(),
+            flights: AtomicUsize::new(0),
             more: Notify::new(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -99,7 +107,7 @@ impl Flusher {
             };
             shared.tasks.spawn(run(Arc::clone(&shared), flush));
         }
-        shared.tasks.spawn(announcer(store.clone(), announce, shared.stop.clone()));
+        shared.tasks.spawn(announcer(store.clone(), announce, Arc::clone(signals), shared.stop.clone()));
         shared.tasks.close();
         Self { shared }
     }
@@ -161,21 +169,43 @@ struct Flush {
 }
 
 async fn run(shared: Arc<Shared>, mut flush: Flush) {
+    // When the rows seen waiting behind another's statement have waited for it long enough.
+    let mut patient_until: Option<Instant> = None;
     loop {
         let (batch, left, stopping) = {
             let mut backlog = shared.lock();
             let stopping = shared.stop.is_cancelled();
-            let batch = backlog.take(MAX_ROWS, MAX_BYTES);
+            let alone = shared.flights.load(Ordering::Relaxed) == 0;
+            let impatient = patient_until.is_some_and(|until| Instant::now() >= until);
+            let batch = if alone || impatient || backlog.rows >= WORTH_ANOTHER {
+                backlog.take(MAX_ROWS, MAX_BYTES)
+            } else {
+                Vec::new()
+            };
+            if !batch.is_empty() {
+                shared.flights.fetch_add(1, Ordering::Relaxed);
+            }
             (batch, !backlog.is_empty(), stopping)
         };
-        if left {
-            shared.more.notify_one();
-        }
         if !batch.is_empty() {
+            patient_until = None;
+            if left {
+                shared.more.notify_one();
+            }
             flush.batch(batch).await;
+            let _backlog = shared.lock();
+            shared.flights.fetch_sub(1, Ordering::Relaxed);
+        } else if left {
+            // Whoever is under way takes them when it is done, and we if that takes too long.
+            let until = *patient_until.get_or_insert_with(|| Instant::now() + PATIENCE);
+            tokio::select! {
+                () = shared.more.notified() => {}
+                () = tokio::time::sleep_until(until) => {}
+            }
         } else if stopping {
             return;
         } else {
+            patient_until = None;
             tokio::select! {
                 () = shared.more.notified() => {}
                 () = tokio::time::sleep(IDLE), if flush.store.is_held() => flush.store.release(),
@@ -263,11 +293,11 @@ impl Flush {
 }
 
 /// Tells workers of other processes. One notification in flight at a time: what comes meanwhile shares the next.
-async fn announcer(store: ApiStore, announce: Arc<Ready>, stop: CancellationToken) {
+async fn announcer(store: ApiStore, announce: Arc<Ready>, signals: Arc<Signals>, stop: CancellationToken) {
     loop {
         tokio::select! {
             announced = announce.heard() => {
-                if let Err(error) = store.notify_ready(&announced).await {
+                if let Err(error) = store.notify_ready(&signals.outgoing(&announced)).await {
                     tracing::debug!(%error, "cannot notify workers; they poll");
                 }
             }

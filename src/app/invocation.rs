@@ -118,7 +118,9 @@ impl App {
                 crate::app::audit::changed(before, settings(&found));
                 if ready {
                     self.inner.signals.ready.announce(&Announced::Any);
-                    if let Err(error) = self.inner.store.notify_ready(&Announced::Any).await {
+                    if let Err(error) =
+                        self.inner.store.notify_ready(&self.inner.signals.outgoing(&Announced::Any)).await
+                    {
                         tracing::debug!(%error, "cannot notify workers; they poll");
                     }
                 }

@@ -18,12 +18,16 @@ use crate::store::start::START_CHANNEL;
 pub const WAITER_RECHECK: Duration = Duration::from_millis(500);
 /// Cancellations a slow listener may be behind before it misses some (heartbeats bring those again).
 const CANCELLED_BACKLOG: usize = 1024;
+/// Begins the name of a process in a notification; no id of a task begins like this.
+const ORIGIN: &str = "by:";
 /// First and longest pause before listening again after Postgres went away.
 const RELISTEN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
 /// Wake-ups of one process. Cheap to share.
 #[derive(Debug)]
 pub struct Signals {
+    /// Names this process in what it tells others, so that it does not hear itself: its own worker was told directly.
+    origin: String,
     /// There may be ready work.
     pub ready: Ready,
     /// There may be a version to compile.
@@ -71,6 +75,7 @@ impl Ready {
 impl Default for Signals {
     fn default() -> Self {
         Self {
+            origin: format!("{ORIGIN}{:032x}", rand::random::<u128>()),
             ready: Ready::default(),
             compile: Notify::new(),
             starts: Notify::new(),
@@ -86,6 +91,23 @@ impl Signals {
     #[must_use]
     pub fn new() -> Arc<Self> {
         Arc::default()
+    }
+
+    /// What other processes are told of new work.
+    #[must_use]
+    pub fn outgoing(&self, announced: &Announced) -> String {
+        format!("{} {announced}", self.origin)
+    }
+
+    /// What a process says of new work, unless it is this one.
+    #[must_use]
+    pub fn incoming(&self, payload: &str) -> Option<Announced> {
+        let announced = match payload.strip_prefix(ORIGIN) {
+            None => payload,
+            Some(_) if payload.starts_with(&self.origin) => return None,
+            Some(named) => named.split_once(' ').map_or("", |(_, announced)| announced),
+        };
+        Some(Announced::from(announced))
     }
 
     /// Somebody asked for the end of a running invocation.
@@ -220,6 +242,7 @@ async fn hear(store: &ApiStore, signals: &Signals, pause: &mut Duration) -> crat
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
+    use crate::domain::ids::TaskId;
 
     #[tokio::test]
     async fn an_end_between_registration_and_waiting_is_not_lost() {
@@ -242,5 +265,17 @@ mod tests {
         }
         drop(waiters);
         assert!(signals.lock().is_empty());
+    }
+
+    #[test]
+    fn what_a_process_says_of_new_work_others_hear_and_it_does_not() {
+        let (one, other) = (Signals::default(), Signals::default());
+        for announced in [Announced::Any, Announced::of([TaskId::generate(), TaskId::generate()])] {
+            let said = one.outgoing(&announced);
+            assert_eq!(other.incoming(&said), Some(announced));
+            assert_eq!(one.incoming(&said), None);
+        }
+        // By one that does not name itself.
+        assert_eq!(one.incoming(""), Some(Announced::Any));
     }
 }

@@ -28,10 +28,10 @@ pub struct Spec {
     /// How the input reaches the guest.
     pub input: InputKind,
     /// Limits of each attempt.
-    #[serde(serialize_with = "limits_without_names")]
+    #[serde(default, skip_serializing_if = "is_default", serialize_with = "limits_without_names")]
     pub limits: Limits,
     /// What happens after a failure.
-    #[serde(serialize_with = "retry_without_names")]
+    #[serde(default, skip_serializing_if = "is_default", serialize_with = "retry_without_names")]
     pub retry: RetryPolicy,
     /// The invocation that this one repeats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -108,7 +108,8 @@ impl ScratchSpec {
 
 /// Every invocation carries its limits and its retry policy: the names of their fields would be a fifth of what it
 /// writes. Serde reads a struct from a list as well as from a map, in the order of the fields; a field that comes later
-/// goes to the end and takes its default in older rows.
+/// goes to the end and takes its default in older rows. What is as the defaults are is not written at all, so they
+/// belong to the format: another default needs a migration that writes the old one into the rows without.
 fn limits_without_names<S: Serializer>(
     limits: &Limits,
     serializer: S,
@@ -123,6 +124,10 @@ fn retry_without_names<S: Serializer>(
 ) -> std::result::Result<S::Ok, S::Error> {
     let RetryPolicy { max_attempts, backoff, initial_ms, factor, max_ms, jitter } = retry;
     (max_attempts, backoff, initial_ms, factor, max_ms, jitter).serialize(serializer)
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// How the input reaches the guest.
@@ -454,8 +459,10 @@ impl TenantConn {
         Ok(Some(Invocation {
             summary: summary(&row)?,
             cancelling: row.try_get("cancelling")?,
-            limits: row.try_get::<Json<_>, _>("limits")?.0,
-            retry: row.try_get::<Json<_>, _>("retry")?.0,
+            limits: row.try_get::<Option<Json<_>>, _>("limits")?.map_or_else(Limits::default, |json| json.0),
+            retry: row
+                .try_get::<Option<Json<_>>, _>("retry")?
+                .map_or_else(RetryPolicy::default, |json| json.0),
             attempts: row.try_get::<Option<Json<_>>, _>("attempts")?.map(|json| json.0).unwrap_or_default(),
             running,
             waiting_on: row
@@ -705,6 +712,15 @@ mod tests {
         assert_eq!(serde_json::from_str::<Spec>(&text).unwrap(), spec);
         let named = serde_json::json!({"input": {"kind": "task"}, "limits": limits, "retry": retry});
         assert_eq!(serde_json::from_value::<Spec>(named).unwrap(), spec);
+        // Of the defaults nothing is written, so rows depend on them for good: these figures never change.
+        let plain = Spec { limits: Limits::default(), retry: RetryPolicy::default(), ..spec };
+        let text = serde_json::to_string(&plain).unwrap();
+        assert_eq!(text, r#"{"input":{"kind":"task"}}"#);
+        assert_eq!(serde_json::from_str::<Spec>(&text).unwrap(), plain);
+        let written = serde_json::json!({"input": {"kind": "task"},
+            "limits": [100_000_000_000u64, 67_108_864, 60_000, 1_048_576, 262_144],
+            "retry": [3, "exponential", 1_000, 2.0, 300_000, 0.5]});
+        assert_eq!(serde_json::from_value::<Spec>(written).unwrap(), plain);
         // A field that this row does not know has its default.
         let shorter: Limits = serde_json::from_str("[5, 65536]").unwrap();
         assert_eq!(shorter, Limits { fuel: 5, memory_bytes: 65536, ..Limits::default() });

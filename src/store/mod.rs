@@ -14,6 +14,7 @@ pub mod grant;
 pub mod invocation;
 pub mod key;
 pub mod kv;
+mod lane;
 pub mod log;
 pub mod pause;
 pub mod people;
@@ -32,6 +33,7 @@ pub mod worker;
 
 use std::ops::{Deref, DerefMut};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sqlx::pool::PoolConnection;
@@ -39,6 +41,7 @@ use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use sqlx::{Connection, PgConnection, PgPool, Postgres};
 
 use crate::domain::ids::TenantId;
+use crate::store::lane::Lane;
 
 /// What can go wrong between us and Postgres, as far as callers decide on it.
 #[derive(Debug, thiserror::Error)]
@@ -326,8 +329,16 @@ impl DerefMut for TenantConn {
 #[derive(Debug, Clone)]
 pub struct WorkerStore {
     pool: PgPool,
+    lanes: Arc<Lanes>,
     /// Set while a background duty's run uses it: see [`WorkerStore::under`].
     fence: Option<duty::Held>,
+}
+
+/// The connections of the statements that a worker makes all the time.
+#[derive(Debug, Default)]
+struct Lanes {
+    claim: Lane,
+    ack: Lane,
 }
 
 impl WorkerStore {
@@ -336,7 +347,7 @@ impl WorkerStore {
     /// # Errors
     /// The URL is not one, or Postgres does not answer in time.
     pub async fn connect(connect: &Connect) -> Result<Self> {
-        Ok(Self { pool: pool(connect, WORKER_ROLE).await?, fence: None })
+        Ok(Self { pool: pool(connect, WORKER_ROLE).await?, lanes: Arc::default(), fence: None })
     }
 
     /// A connection of its own that hears notifications and reconnects by itself.
@@ -349,6 +360,8 @@ impl WorkerStore {
 
     /// Give all connections back; waits for those in use.
     pub async fn close(&self) {
+        self.lanes.claim.release();
+        self.lanes.ack.release();
         self.pool.close().await;
     }
 }

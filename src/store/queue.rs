@@ -12,7 +12,6 @@ use sqlx::types::Json;
 use sqlx::{PgPool, Postgres, Row};
 
 use crate::domain::admission::Admission;
-use crate::domain::announced::Announced;
 use crate::domain::ids::{InvocationId, LeaseId, TaskId, TenantId, WorkerId};
 use crate::domain::invocation::State;
 use crate::domain::retry::Verdict;
@@ -22,12 +21,16 @@ use crate::store::{ApiStore, Error, Result, TenantConn, WorkerStore};
 
 pub use moves::{Reaped, Settled};
 
-/// Channel that says "there may be ready work". Payload: an [`Announced`].
+/// Channel that says "there may be ready work". Payload: an [`Announced`](crate::domain::announced::Announced).
 pub const READY_CHANNEL: &str = "sandbar_ready";
 /// Channel that says "these ended". Payload: invocation ids, separated by spaces.
 pub const DONE_CHANNEL: &str = "sandbar_done";
 /// Channel that says "stop this one". Payload: one invocation id.
 pub const CANCEL_CHANNEL: &str = "sandbar_cancel";
+
+/// A notification. A transaction of nothing else waits for the disk like any other unless told not to, and others wait
+/// behind it; what a crash takes, polling makes up for.
+const NOTIFY: &str = "SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, $2)";
 
 /// An invocation to be queued. Everything in it has been checked.
 #[derive(Debug, Clone)]
@@ -92,13 +95,13 @@ impl ApiStore {
         Enqueuer { pool: self.pool.clone(), guard: self.guard.clone(), connection: None }
     }
 
-    /// Tell the workers that there may be work. Outside any transaction, so that no commit waits for it.
+    /// Tell the workers of other processes that there may be work: an [`Announced`](crate::domain::announced::Announced), and who says so. Outside any
+    /// transaction, so that no commit waits for it.
     ///
     /// # Errors
     /// Postgres does not answer; harmless, because workers poll as well.
-    pub async fn notify_ready(&self, announced: &Announced) -> Result<()> {
-        let payload = announced.to_string();
-        sqlx::query("SELECT pg_notify($1, $2)").bind(READY_CHANNEL).bind(payload).execute(&self.pool).await?;
+    pub async fn notify_ready(&self, payload: &str) -> Result<()> {
+        sqlx::query(NOTIFY).bind(READY_CHANNEL).bind(payload).execute(&self.pool).await?;
         Ok(())
     }
 }
@@ -419,7 +422,7 @@ impl WorkerStore {
         lease: LeaseId,
         wanted: &[Want],
     ) -> Result<Vec<Claimed>> {
-        let rows = sqlx::query(
+        let query = sqlx::query(
             "SELECT $3 AS lease_id, slot, tenant_id, invocation_id, attempt, spent, rank, weight, task_id, task, sha256, input, spec, tags
              FROM claim($1, $2, $3, $4, $5, ARRAY(SELECT COALESCE(a, '-infinity') FROM unnest($6::timestamptz[]) a))",
         )
@@ -428,10 +431,8 @@ impl WorkerStore {
         .bind(lease)
         .bind(wanted.iter().map(|w| w.tenant).collect::<Vec<_>>())
         .bind(wanted.iter().map(|w| w.count).collect::<Vec<_>>())
-        .bind(wanted.iter().map(|w| w.after).collect::<Vec<_>>())
-        .fetch_all(&self.pool)
-        .await
-        .map_err(worker_gone)?;
+        .bind(wanted.iter().map(|w| w.after).collect::<Vec<_>>());
+        let rows = self.lanes.claim.fetch_all(&self.pool, query).await.map_err(worker_gone)?;
         rows.iter().map(claimed).collect()
     }
 
@@ -483,7 +484,7 @@ impl WorkerStore {
         let encoded = column!(|i| crate::store::invocation::encode_logs(&i.outcome.logs));
         let logs = items.iter().zip(&encoded).map(|(i, plain)| i.sealed_log.as_deref().or(plain.as_deref()));
         let logs = logs.collect::<Vec<_>>();
-        let rows = sqlx::query(
+        let query = sqlx::query(
             "SELECT invocation_id, state, wake FROM ack($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21,$22,$23,$24,$25,$26,$27,$28,$29)",
         )
         .bind(worker)
@@ -517,9 +518,8 @@ impl WorkerStore {
         .bind(backtraces)
         .bind(column!(|i| i.outcome.output.as_slice()))
         .bind(column!(|i| i.outcome.content_type.as_str()))
-        .bind(logs)
-        .fetch_all(&self.pool)
-        .await?;
+        .bind(logs);
+        let rows = self.lanes.ack.fetch_all(&self.pool, query).await?;
         let mut acks = Acks::default();
         for row in &rows {
             let state: String = row.try_get("state")?;
@@ -544,7 +544,7 @@ impl WorkerStore {
             .chunks(200)
             .map(|chunk| chunk.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
             .collect();
-        sqlx::query("SELECT pg_notify($1, p) FROM unnest($2::text[]) p")
+        sqlx::query("SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, p) FROM unnest($2::text[]) p")
             .bind(DONE_CHANNEL)
             .bind(payloads)
             .execute(&self.pool)
@@ -557,7 +557,7 @@ impl WorkerStore {
     /// # Errors
     /// Postgres does not answer; harmless, because workers poll as well.
     pub async fn notify_ready(&self) -> Result<()> {
-        sqlx::query("SELECT pg_notify($1, '')").bind(READY_CHANNEL).execute(&self.pool).await?;
+        sqlx::query(NOTIFY).bind(READY_CHANNEL).bind("").execute(&self.pool).await?;
         Ok(())
     }
 

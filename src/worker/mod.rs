@@ -182,7 +182,11 @@ async fn listen(store: WorkerStore, signals: Arc<Signals>, stop: CancellationTok
                             signals.cancelled(id);
                         }
                     }
-                    Some(heard) => signals.ready.announce(&Announced::from(heard.payload())),
+                    Some(heard) => {
+                        if let Some(announced) = signals.incoming(heard.payload()) {
+                            signals.ready.announce(&announced);
+                        }
+                    }
                     // Reconnected, so something may have been missed.
                     None => signals.ready.announce(&Announced::Any),
                 }

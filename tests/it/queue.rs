@@ -521,6 +521,47 @@ async fn a_row_that_refers_to_nothing_fails_its_flush_whole() {
 }
 
 #[tokio::test]
+async fn a_version_that_has_invocations_stays_and_none_is_queued_of_one_that_is_gone() {
+    let f = Fixture::new().await;
+    let delete = "DELETE FROM sandbar.versions WHERE number = $1";
+    for add in [
+        "INSERT INTO sandbar.blobs SELECT tenant_id, sha256('n'), bytes FROM sandbar.blobs",
+        "INSERT INTO sandbar.versions (tenant_id, task_id, number, sha256, size_bytes, kind, state)
+         SELECT tenant_id, task_id, 2, sha256('n'), 1, 'task', 'ready' FROM sandbar.versions",
+    ] {
+        sqlx::raw_sql(add).execute(&f.admin).await.unwrap();
+    }
+    let second = NewInvocation { version: 2, ..f.row() };
+    // One that is being queued while its version is being deleted: whoever comes second waits, and is refused.
+    let mut deleting = f.admin.begin().await.unwrap();
+    sqlx::query(delete).bind(2).execute(&mut *deleting).await.unwrap();
+    let queued = f.api.enqueue(std::slice::from_ref(&second), DAY);
+    let (queued, ()) = tokio::join!(queued, async {
+        support::eventually(Duration::from_secs(20), "the enqueue to wait for the deletion", async || {
+            let waits: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM pg_locks WHERE NOT granted)")
+                .fetch_one(&f.admin)
+                .await
+                .unwrap();
+            waits.then_some(())
+        })
+        .await;
+        deleting.commit().await.unwrap();
+    });
+    assert!(
+        matches!(&queued, Err(Error::Constraint { constraint }) if constraint == "invocations_version"),
+        "{queued:?}"
+    );
+
+    f.enqueue(&[f.row()]).await;
+    let refused = sqlx::query(delete).bind(1).execute(&f.admin).await.unwrap_err();
+    assert_eq!(
+        refused.as_database_error().and_then(|e| e.constraint()),
+        Some("invocations_version"),
+        "{refused}"
+    );
+}
+
+#[tokio::test]
 async fn nul_and_broken_text_in_outputs_and_inputs_survive_the_way() {
     let f = Fixture::new().await;
     let row = NewInvocation { input: vec![0, 255, 0], ..f.row() };

@@ -130,3 +130,42 @@ async fn a_claim_in_the_middle_of_an_enqueue_hands_over_whatever_it_takes() {
     let ((), claimed) = tokio::join!(enqueue, claim);
     assert_eq!(claimed, 1_500);
 }
+
+#[tokio::test]
+async fn while_a_statement_waits_for_a_lock_other_rows_go_and_go_together() {
+    let api = Api::start().await;
+    let locked = api.echo().await;
+    let other = api.task("other", "task", &json!({})).await;
+    let flusher = Flusher::start(&api.store, &api.signals, Duration::from_secs(60));
+    let mut holder = api.admin.begin().await.unwrap();
+    sqlx::query("SELECT 1 FROM sandbar.versions WHERE task_id = $1 FOR UPDATE")
+        .bind(locked)
+        .execute(&mut *holder)
+        .await
+        .unwrap();
+    let held = tokio::spawn({
+        let (flusher, row) = (flusher.clone(), row(&api, locked));
+        async move { flusher.enqueue(row).await }
+    });
+    support::eventually(super::SOON, "the first to wait", async || {
+        let waits: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM pg_locks WHERE NOT granted)")
+            .fetch_one(&api.admin)
+            .await
+            .unwrap();
+        waits.then_some(())
+    })
+    .await;
+    let calls = (0..20).map(|_| flusher.enqueue(row(&api, other)));
+    let outcomes = tokio::time::timeout(super::SOON, futures_util::future::join_all(calls)).await;
+    assert!(outcomes.expect("rows of others wait for the lock too").iter().all(Result::is_ok));
+    assert!(!held.is_finished());
+    let transactions: i64 =
+        sqlx::query_scalar("SELECT count(DISTINCT xmin::text) FROM sandbar.invocations WHERE task_id = $1")
+            .bind(other)
+            .fetch_one(&api.admin)
+            .await
+            .unwrap();
+    assert_eq!(transactions, 1, "20 rows at once beside a statement that was under way");
+    holder.rollback().await.unwrap();
+    held.await.unwrap().unwrap();
+}
