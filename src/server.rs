@@ -202,6 +202,7 @@ fn worker_settings(
         max_handovers: i32::try_from(config.scheduler.max_handovers)?,
         egress: worker::egress::Settings {
             private_networks: config.egress.networks(),
+            roots: tls::extra_roots(&config.egress)?,
             sent_bytes: config.egress.max_sent_bytes,
             received_bytes: config.egress.max_received_bytes,
         },
@@ -210,6 +211,7 @@ fn worker_settings(
             calls_per_s: config.capabilities.calls_per_s,
             connections: (config.database.max_connections / CAPABILITY_CONNECTIONS).max(1) as usize,
             kv_bytes,
+            seal: config.secrets.seal_payloads,
         },
         // Draining the worker of a process that is a server too must not stop the server.
         leave_when_drained: !roles.server,
@@ -220,11 +222,12 @@ fn worker_settings(
 /// Whether this configuration could be started with, as far as that shows without starting anything.
 ///
 /// # Errors
-/// The certificate or a master key cannot be used, or the log filter is none.
+/// A certificate or a master key cannot be used, or the log filter is none.
 pub fn check(config: &Config) -> anyhow::Result<()> {
     if let Some(files) = tls::Files::of(&config.server) {
         files.load()?;
     }
+    tls::extra_roots(&config.egress)?;
     vault::check(config)?;
     crate::telemetry::check(&config.log)?;
     Ok(())
@@ -297,6 +300,17 @@ pub async fn make_user(
     app::people::password(password).map_err(|detail| anyhow::anyhow!("the password {detail}"))?;
     let hash = app::people::hash(password)?;
     crate::store::people::make_user(admin_url, tenant, &email, name, &hash, role).await
+}
+
+/// A one-time token for a new password of the user with this address, and until when it can be used.
+///
+/// # Errors
+/// Nobody has the address, or Postgres does not answer.
+pub async fn make_reset(
+    admin_url: &str,
+    email: &str,
+) -> anyhow::Result<(String, chrono::DateTime<chrono::Utc>)> {
+    app::reset::make_on_the_server(admin_url, email).await
 }
 
 /// A new file that only its owner may read.

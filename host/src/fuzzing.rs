@@ -1,4 +1,4 @@
-//! A door for `fuzz/` to what is private; exists only in its builds.
+//! A door for `fuzz/` and the test that builds its targets to what is private. Nobody else goes through it.
 
 use std::time::Instant;
 

@@ -14,7 +14,7 @@ pub mod egress;
 mod engine;
 pub mod files;
 mod fixed;
-#[cfg(fuzzing)]
+#[doc(hidden)]
 pub mod fuzzing;
 pub mod inspect;
 pub mod limiter;
@@ -23,7 +23,7 @@ pub mod manifest;
 mod module;
 pub mod outcome;
 mod output;
-mod recheck;
+pub mod recheck;
 pub mod run;
 mod state;
 mod task_world;

@@ -1,4 +1,4 @@
-//! What a cell says of an attempt, as far as its parent believes it. A cell cleans and counts what its guest says; but
+//! What is said of an attempt, as far as its worker believes it. A cell cleans and counts what its guest says; but
 //! the guest may have taken it over. So whatever comes out of one is brought back under the attempt's limits here:
 //! sizes, text without control characters, counts that can be. Owns these second bounds; never decides what an end
 //! means, and cannot know whether a plausible lie is one.
@@ -27,7 +27,7 @@ const MAX_COUNT: u64 = i64::MAX as u64;
 
 /// What must be remembered of an attempt to judge what is said about it.
 #[derive(Debug, Clone)]
-pub(crate) struct Sent {
+pub struct Sent {
     limits: Limits,
     collects: bool,
     at: Instant,
@@ -42,12 +42,14 @@ impl Sent {
         Self::under(attempt.limits, collects)
     }
 
-    fn under(limits: Limits, collects: bool) -> Self {
+    /// Of one that begins now, under these limits. `collects`: files may come back.
+    #[must_use]
+    pub fn under(limits: Limits, collects: bool) -> Self {
         Self { limits, collects, at: Instant::now(), live_room: log_room(&limits) }
     }
 
     /// Brings an outcome under the limits of its attempt. What is under them already stays as it is.
-    pub(crate) fn outcome(&self, outcome: &mut Outcome) {
+    pub fn outcome(&self, outcome: &mut Outcome) {
         let limits = &self.limits;
         termination(&mut outcome.termination);
         let room = usize::try_from(limits.output_bytes).unwrap_or(usize::MAX);

@@ -8,7 +8,7 @@ use crate::api::access::documented;
 /// Of every operation under `/v1/`.
 const ANY: &[(&str, &str)] = &[
     ("429", "rate-limited"),
-    ("500", "internal"),
+    ("500", "internal, sealed-unreadable"),
     ("503", "database-unavailable, issuer-unavailable, overloaded, timeout"),
 ];
 /// Of those that take parameters in the query or the path.

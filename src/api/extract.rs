@@ -378,6 +378,28 @@ impl<T: DeserializeOwned> FromRequest<Api> for MergePatch<T> {
     }
 }
 
+/// What becomes a version: a module, whose bytes are read as they come, or a definition in JSON.
+#[derive(Debug)]
+pub enum Upload<T> {
+    /// The body, and the length that the client announced.
+    Module(Body, Option<u64>),
+    /// In place of a module.
+    Definition(T),
+}
+
+impl<T: DeserializeOwned> FromRequest<Api> for Upload<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, api: &Api) -> Result<Self, Problem> {
+        if media_type(request.headers(), JSON).is_ok() {
+            return Ok(Self::Definition(json(request, api, JSON, BODY_OVERHEAD).await?.0));
+        }
+        media_type(request.headers(), &["application/wasm", "application/json"])?;
+        let declared = content_length(request.headers());
+        Ok(Self::Module(request.into_body(), declared))
+    }
+}
+
 /// A JSON body of many requests, read and bounded.
 #[derive(Debug)]
 pub struct Many<T>(pub T);
@@ -456,12 +478,12 @@ async fn read(body: Body, max: u64) -> Result<bytes::Bytes, Problem> {
 }
 
 /// The length that the client announced.
-pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
+fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// Refuse bodies of other types than these.
-pub(super) fn media_type(headers: &HeaderMap, allowed: &[&str]) -> Result<(), Problem> {
+fn media_type(headers: &HeaderMap, allowed: &[&str]) -> Result<(), Problem> {
     let found = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
     let essence = found.and_then(|v| v.split(';').next()).map(str::trim);
     if essence.is_some_and(|e| allowed.iter().any(|a| a.eq_ignore_ascii_case(e))) {

@@ -79,6 +79,7 @@ codes! {
     WorkerNotFound "worker-not-found" 404 "No such worker";
     InvitationNotFound "invitation-not-found" 404 "No such invitation";
     MemberNotFound "member-not-found" 404 "No such member";
+    ResetNotFound "reset-not-found" 404 "No such token for a new password";
     TenantNotFound "tenant-not-found" 404 "No such tenant";
     KeyNotFound "key-not-found" 404 "No such key";
     DutyNotFound "duty-not-found" 404 "No such duty";
@@ -100,6 +101,7 @@ codes! {
     VersionNotReady "version-not-ready" 409 "The version is still being compiled";
     VersionQuarantined "version-quarantined" 409 "The version is in quarantine";
     VersionRejected "version-rejected" 409 "The version was rejected";
+    MemberElsewhere "member-elsewhere" 409 "The user is in other tenants too";
     LastOwner "last-owner" 409 "The tenant needs an owner";
     NoUser "no-user" 409 "The credential is no user";
     TenantActive "tenant-active" 409 "The tenant is active";
@@ -136,6 +138,7 @@ codes! {
     QuotaExceeded "quota-exceeded" 429 "A quota of this tenant is used up";
     RateLimited "rate-limited" 429 "Too many calls in a short time";
     Internal "internal" 500 "An internal error";
+    SealedUnreadable "sealed-unreadable" 500 "What is sealed does not open";
     SecretsUnavailable "secrets-unavailable" 503 "Secrets cannot be kept here";
     Overloaded "overloaded" 503 "The server is overloaded";
     IssuerUnavailable "issuer-unavailable" 503 "The issuer of the token does not answer";
@@ -300,6 +303,9 @@ impl From<Error> for Problem {
             Error::TooManyInvitations => plain(Code::TooManyInvitations),
             Error::MemberNotFound(_) => plain(Code::MemberNotFound),
             Error::LastOwner => plain(Code::LastOwner),
+            Error::UserNotFound => plain(Code::MemberNotFound),
+            Error::MemberElsewhere => plain(Code::MemberElsewhere),
+            Error::ResetNotFound => plain(Code::ResetNotFound),
             Error::TenantNotFound(_) => plain(Code::TenantNotFound),
             Error::TenantNameTaken(_) => plain(Code::TenantNameTaken),
             Error::OwnTenant => plain(Code::OwnTenant),
@@ -330,6 +336,10 @@ impl From<Error> for Problem {
             Error::IdempotencyKeyReused => plain(Code::IdempotencyKeyReused),
             Error::SecretNotFound(_) => plain(Code::SecretNotFound),
             Error::SecretsUnavailable => plain(Code::SecretsUnavailable),
+            Error::Unreadable(_) => {
+                tracing::error!(error = %text, "something sealed does not open");
+                plain(Code::SealedUnreadable)
+            }
             Error::QuotaExceeded { name, limit, current, resets_at } => {
                 plain(Code::QuotaExceeded).with_quota(name, limit, current, resets_at)
             }

@@ -14,8 +14,7 @@ use serde::Serialize;
 
 use crate::api::access::Who;
 use crate::api::extract::{
-    Caller, MergePatch, NewTaskPath, Operator, Pairs, PreferWait, TaskPath, VersionPath, content_length,
-    media_type,
+    Caller, MergePatch, NewTaskPath, Operator, Pairs, PreferWait, TaskPath, Upload, VersionPath,
 };
 use crate::api::problem::{Code, Problem, rejection};
 use crate::api::{Api, PAGE, limit, shape, unknown_parameter};
@@ -23,7 +22,7 @@ use crate::domain::names::TaskName;
 use crate::domain::permission::Action;
 use crate::domain::retry::PartialRetry;
 use crate::store::grant::{Grants, SecretHeader};
-use crate::store::task::{Change, TaskChange, TaskRow, VersionRow, VersionState};
+use crate::store::task::{Change, Kind, Setting, TaskChange, TaskRow, VersionRow, VersionState};
 use crate::wire::Page;
 use crate::wire::invocation as invocation_wire;
 use crate::wire::patch::Field;
@@ -60,7 +59,15 @@ fn task(row: &TaskRow) -> wire::Task {
             secrets: row.grants.secrets.clone(),
             secret_headers: row.grants.secret_headers.iter().map(secret_header).collect(),
         }),
-        config: row.config.clone(),
+        config: row
+            .config
+            .iter()
+            .filter_map(|(key, setting)| match setting {
+                Setting::Plain(text) => Some((key.clone(), text.clone())),
+                // `app` has opened what can be opened.
+                Setting::Sealed { .. } => None,
+            })
+            .collect(),
         created_at: row.created_at,
         updated_at: row.updated_at,
         links: wire::TaskLinks {
@@ -326,7 +333,7 @@ pub(super) async fn version_get(
     Ok(Json(version(&name, &row)))
 }
 
-/// The uploaded bytes of a version.
+/// The uploaded bytes of a version; of an HTTP request, its definition.
 #[utoipa::path(
     get, path = "/v1/tasks/{task}/versions/{version}/module", tag = "tasks",
     params(
@@ -335,7 +342,7 @@ pub(super) async fn version_get(
         ("If-None-Match" = Option<String>, Header, description = "ETag of bytes that the client has"),
     ),
     responses(
-        (status = 200, description = "The bytes", body = Vec<u8>, content_type = "application/wasm", headers(("ETag" = String, description = "SHA-256 of the bytes"))),
+        (status = 200, description = "The bytes", content((Vec<u8> = "application/wasm"), (wire::Definition = "application/json")), headers(("ETag" = String, description = "SHA-256 of the bytes"))),
         (status = 304, description = "The client has them"),
         (status = 401, description = "unauthenticated", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 404, description = "task-not-found, version-not-found", body = problem_wire::Problem, content_type = "application/problem+json"),
@@ -350,10 +357,14 @@ pub(super) async fn module(
     let row = api.app.version(tenant, &name, number).await?;
     let tag = format!("\"{}\"", row.hash);
     let mut headers = HeaderMap::new();
-    let file = format!("attachment; filename=\"{name}-{number}.wasm\"");
+    let (media_type, extension) = match row.kind {
+        Kind::Module(_) => ("application/wasm", "wasm"),
+        Kind::Http => ("application/json", "json"),
+    };
+    let file = format!("attachment; filename=\"{name}-{number}.{extension}\"");
     for (header, value) in [
         (ETAG, tag.as_str()),
-        (CONTENT_TYPE, "application/wasm"),
+        (CONTENT_TYPE, media_type),
         (CONTENT_DISPOSITION, file.as_str()),
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
     ] {
@@ -411,24 +422,25 @@ pub(super) async fn version_release(
 }
 
 /// Upload a module as a version of a task, which the first upload makes. The same bytes give the version they already
-/// have. Compilation goes on in the background; `Prefer: wait=N` waits for it.
+/// have. Compilation goes on in the background; `Prefer: wait=N` waits for it. A definition in JSON stands in place of a
+/// module, and is ready at once.
 #[utoipa::path(
     post, path = "/v1/tasks/{task}/versions", tag = "tasks",
     params(
         ("task" = String, Path, description = "Its name: 1 to 63 of a-z, 0-9, - and _, beginning with a letter or a digit"),
         ("Prefer" = Option<String>, Header, description = "wait=N: answer when the version is ready or rejected, or after N seconds"),
     ),
-    request_body(content = Vec<u8>, content_type = "application/wasm", description = "The module: a component of the world sandbar:task, or a WASI command"),
+    request_body(content((Vec<u8> = "application/wasm"), (wire::Definition = "application/json")), description = "The module: a component of the world sandbar:task, or a WASI command. Or what the worker is to do without one"),
     responses(
         (status = 200, description = "These bytes are a version already", body = wire::Version),
         (status = 201, description = "A new version", body = wire::Version, headers(("Location" = String, description = "The version"))),
-        (status = 400, description = "broken-body", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 400, description = "malformed-json, broken-body", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 401, description = "unauthenticated", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 403, description = "forbidden, over-quota", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 408, description = "request-too-slow", body = problem_wire::Problem, content_type = "application/problem+json"),
-        (status = 413, description = "module-too-large", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 413, description = "module-too-large, body-too-large", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 415, description = "unsupported-media-type", body = problem_wire::Problem, content_type = "application/problem+json"),
-        (status = 422, description = "invalid-task-name, module-…: the module cannot run here; `rejection` says why", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 422, description = "invalid-task-name, invalid-body: the definition is not one that could be carried out, module-…: the module cannot run here; `rejection` says why", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 503, description = "overloaded, database-unavailable, timeout", body = problem_wire::Problem, content_type = "application/problem+json"),
     )
 )]
@@ -437,13 +449,15 @@ pub(super) async fn upload(
     Caller(tenant): Caller,
     NewTaskPath(name): NewTaskPath,
     prefer: PreferWait,
-    headers: HeaderMap,
-    body: Body,
+    upload: Upload<wire::Definition>,
 ) -> Result<Response, Problem> {
-    media_type(&headers, &["application/wasm"])?;
     let wait = prefer.up_to(api.app.settings().max_wait);
-    let declared = content_length(&headers);
-    let uploaded = api.app.upload(tenant, &name, declared, body.into_data_stream(), wait).await?;
+    let uploaded = match upload {
+        Upload::Module(body, declared) => {
+            api.app.upload(tenant, &name, declared, body.into_data_stream(), wait).await?
+        }
+        Upload::Definition(definition) => api.app.define(tenant, &name, definition.http).await?,
+    };
     let body = version(&name, &uploaded.version);
     let mut headers = HeaderMap::new();
     if let Ok(location) = HeaderValue::from_str(&body.links.this) {
@@ -497,7 +511,7 @@ mod tests {
                     host: "https://api.example.com".to_owned(),
                 }],
             },
-            config: [("greeting".to_owned(), "hello".to_owned())].into(),
+            config: [("greeting".to_owned(), Setting::Plain("hello".to_owned()))].into(),
             limits: PartialLimits { fuel: Some(5), ..PartialLimits::default() },
             retry: PartialRetry { backoff: Some(Backoff::Fixed), ..PartialRetry::default() },
             ..plain

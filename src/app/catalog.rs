@@ -5,15 +5,15 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use sandbar_host::ModuleHash;
 use sandbar_host::limits::PartialLimits;
 use sandbar_host::manifest::Manifest;
-use sandbar_host::{ModuleHash, ModuleKind};
 
 use crate::app::policy::PartialRetry;
 use crate::app::{App, Error, Result};
 use crate::domain::ids::{TaskId, TenantId};
 use crate::domain::names::TaskName;
-use crate::store::task::VersionState;
+use crate::store::task::{Kind, VersionState};
 
 /// How old an answer may be.
 const STALE_AFTER: Duration = Duration::from_secs(1);
@@ -30,7 +30,7 @@ pub struct Target {
     /// Its module.
     pub hash: ModuleHash,
     /// How it takes input.
-    pub kind: ModuleKind,
+    pub kind: Kind,
     /// What the module says about itself.
     pub manifest: Option<Arc<Manifest>>,
     /// Limits the module asks for.

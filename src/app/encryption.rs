@@ -1,24 +1,28 @@
 //! What servers do about payloads that are sealed at rest: seal inputs before they are queued, open what is read, erase
 //! payloads and keys, and turn sealing on and off. What is sealed, and how it is bound to its place, is `sealed`.
 //!
-//! A tenant's key is remembered with its quotas, for two seconds (`quota`). What a row was sealed by is in the row, so a
+//! A tenant's key is remembered open with its quotas, for two seconds (`quota`). What a row was sealed by is in the row, so a
 //! key that was remembered too long opens nothing that it should not, and one that does not fit is read anew.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::app::quota::Known;
+use crate::app::sealed::task::TaskSealer;
 use crate::app::sealed::{Part, Sealer, blank};
 use crate::app::vault::{DataKey, Wrapped};
 use crate::app::{App, Error, Result, audit};
-use crate::domain::ids::{InvocationId, TenantId};
+use crate::domain::ids::{InvocationId, TaskId, TenantId};
 use crate::store::TenantConn;
 use crate::store::dead_letter::{DeadLetter, Group};
 use crate::store::invocation::{Erased, Invocation, Repeatable};
 use crate::store::log::Piece;
 use crate::store::queue::NewInvocation;
 use crate::store::secret::{KeyErased, WrappedRow};
+use crate::store::start::OpenStart;
+use crate::store::task::{Change, Setting, TaskRow};
 
 /// What holds for a tenant's payloads.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,33 +77,93 @@ impl App {
         Ok(key.map(unwrap).transpose()?)
     }
 
+    /// What seals that which a tenant hands in now; `None`: nobody wants it sealed.
+    async fn sealing_key(&self, tenant: TenantId) -> Result<Option<(String, DataKey)>> {
+        let known = self.quotas_of(tenant).await?;
+        if !known.seals {
+            return Ok(None);
+        }
+        if let Some(key) = &known.key {
+            return Ok(Some(key.open(&self.inner.settings.vault, tenant)?.clone()));
+        }
+        let key = self.data_key(tenant, &mut self.tenant(tenant).await?).await?;
+        self.forget(tenant);
+        Ok(Some((key.id(), key)))
+    }
+
+    /// Seal the configuration that a patch sets, if the tenant or the installation wants that. True: it is.
+    pub(super) async fn seal_config(
+        &self,
+        tenant: TenantId,
+        task: TaskId,
+        change: &mut Change<Value>,
+    ) -> Result<bool> {
+        let Some((id, key)) = self.sealing_key(tenant).await? else { return Ok(false) };
+        if let Change::Set(Value::Object(patch)) = change {
+            let sealer = TaskSealer::new(&key, tenant, task);
+            for (name, value) in patch.iter_mut() {
+                if let Some(text) = value.as_str() {
+                    let sealed = sealer.seal_setting(&id, name, text)?;
+                    *value = serde_json::to_value(sealed).map_err(|error| Error::Internal(error.into()))?;
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Open the configuration of tasks. What nobody can open any more is left out.
+    ///
+    /// # Errors
+    /// This server has no master key; or a text was changed or moved.
+    pub(super) async fn open_config(&self, tenant: TenantId, tasks: &mut [TaskRow]) -> Result<()> {
+        // Asked for once each: one that is gone is looked for in Postgres.
+        let mut keys: HashMap<String, Option<DataKey>> = HashMap::new();
+        for row in tasks {
+            let mut gone = Vec::new();
+            for (name, setting) in &mut row.config {
+                let Setting::Sealed { sealed, data } = setting else { continue };
+                if !keys.contains_key(sealed) {
+                    keys.insert(sealed.clone(), self.key_by_id(tenant, sealed).await?.ok());
+                }
+                match keys.get(sealed).and_then(Option::as_ref) {
+                    Some(key) => {
+                        let text = TaskSealer::new(key, tenant, row.id).open_setting(name, data)?;
+                        *setting = Setting::Plain(text);
+                    }
+                    None => gone.push(name.clone()),
+                }
+            }
+            for name in gone {
+                row.config.remove(&name);
+            }
+        }
+        Ok(())
+    }
+
+    /// Open the input of something that an invocation starts.
+    ///
+    /// # Errors
+    /// [`Error::PayloadsErased`]; or as [`App::open_payloads`].
+    pub(super) async fn open_start(&self, start: &OpenStart) -> Result<Vec<u8>> {
+        let Some(id) = &start.sealed else { return Ok(start.input.clone()) };
+        let Ok(sealer) = self.opener(start.tenant, start.parent, id).await? else {
+            return Err(Error::PayloadsErased(start.parent));
+        };
+        Ok(sealer.open(0, Part::Start(&start.name()), &start.input)?)
+    }
+
     /// Seal an invocation that is about to be queued, if its tenant or the installation wants that.
     ///
     /// # Errors
     /// [`Error::SecretsUnavailable`]: it must be sealed, and this server has no master key.
     pub(super) async fn seal(&self, mut row: NewInvocation) -> Result<Ready> {
-        let known = self.quotas_of(row.tenant).await?;
         let request = row.idempotency.clone();
-        if !known.seals {
-            return Ok(Ready { row, request });
-        }
-        let key = match &known.key {
-            Some(wrapped) => self.unwrapped(row.tenant, Some(wrapped.clone()))?,
-            None => None,
-        };
-        let key = match key {
-            Some(key) => key,
-            None => {
-                let key = self.data_key(row.tenant, &mut self.tenant(row.tenant).await?).await?;
-                self.forget(row.tenant);
-                key
-            }
-        };
+        let Some((id, key)) = self.sealing_key(row.tenant).await? else { return Ok(Ready { row, request }) };
         if let Some((_, digest)) = &mut row.idempotency {
             *digest = key.digest(digest);
         }
         let sealer = Sealer::new(&key, row.tenant, row.id);
-        sealer.seal_input(&key.id(), &mut row.spec, &mut row.input)?;
+        sealer.seal_input(&id, &mut row.spec, &mut row.input)?;
         Ok(Ready { row, request })
     }
 
@@ -108,14 +172,14 @@ impl App {
     pub(super) async fn same_request(
         &self,
         tenant: TenantId,
-        key: &str,
+        word: &str,
         digest: &[u8; 32],
     ) -> Result<Option<InvocationId>> {
         let known = self.quotas_of(tenant).await?;
-        let Some(wrapped) = known.key.clone() else { return Ok(None) };
-        let Some((stored, id)) = self.tenant(tenant).await?.request_of(key).await? else { return Ok(None) };
-        let keyed = self.unwrapped(tenant, Some(wrapped))?.map(|key| key.digest(digest));
-        let same = stored == digest || keyed.is_some_and(|keyed| stored == keyed);
+        let Some(key) = &known.key else { return Ok(None) };
+        let (_, key) = key.open(&self.inner.settings.vault, tenant)?;
+        let Some((stored, id)) = self.tenant(tenant).await?.request_of(word).await? else { return Ok(None) };
+        let same = stored == digest || stored == key.digest(digest);
         Ok(same.then_some(id))
     }
 
@@ -126,15 +190,22 @@ impl App {
         invocation: InvocationId,
         id: &str,
     ) -> Result<std::result::Result<Sealer, Gone>> {
+        Ok(self.key_by_id(tenant, id).await?.map(|key| Sealer::new(&key, tenant, invocation)))
+    }
+
+    /// The tenant's data key, if it still is the one with this fingerprint.
+    async fn key_by_id(&self, tenant: TenantId, id: &str) -> Result<std::result::Result<DataKey, Gone>> {
         let known: Arc<Known> = self.quotas_of(tenant).await?;
-        let mut key = self.unwrapped(tenant, known.key.clone())?;
-        if key.as_ref().is_none_or(|key| key.id() != id) {
-            // It may have been made this moment, by another server.
-            let read = self.tenant(tenant).await?.data_key().await?;
-            key = self.unwrapped(tenant, read)?;
+        if let Some(key) = &known.key {
+            let (found, key) = key.open(&self.inner.settings.vault, tenant)?;
+            if found == id {
+                return Ok(Ok(key.clone()));
+            }
         }
-        let fits = key.filter(|key| key.id() == id);
-        Ok(fits.map(|key| Sealer::new(&key, tenant, invocation)).ok_or(Gone))
+        // It may have been made this moment, by another server.
+        let read = self.tenant(tenant).await?.data_key().await?;
+        let key = self.unwrapped(tenant, read)?;
+        Ok(key.filter(|key| key.id() == id).ok_or(Gone))
     }
 
     /// Open what is shown of an invocation. What nobody can open any more is left out.

@@ -8,10 +8,12 @@ use sandbar_host::inspect::Rejection;
 
 use crate::app::flush::Refused;
 use crate::app::token::Refusal;
+use crate::app::vault::VaultError;
 use crate::domain::ids::{BulkId, InvocationId, KeyId, PauseId, UserId, WorkerId};
 use crate::domain::invocation::State;
 use crate::domain::permission::{Action, Role};
 use crate::store;
+use crate::store::task::Kind;
 
 /// Result of an application call.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -129,8 +131,8 @@ pub enum Error {
     /// Input for a command given to a task, or the other way round.
     #[error("{}", wrong_kind(*.kind))]
     WrongInputKind {
-        /// What the module is.
-        kind: ModuleKind,
+        /// What the version is.
+        kind: Kind,
         /// What does not fit.
         errors: Vec<FieldError>,
     },
@@ -269,6 +271,18 @@ pub enum Error {
         "this server has no master key, so it keeps no secrets; its operator sets `secrets.master_key_file`"
     )]
     SecretsUnavailable,
+    /// Nobody in reach of the caller has the address.
+    #[error("nobody here has this address")]
+    UserNotFound,
+    /// A tenant's people may not give a member of other tenants a new password.
+    #[error("the user is a member of other tenants too, so only the platform may do this")]
+    MemberElsewhere,
+    /// The token of a new password is unknown, used or over.
+    #[error("the token is unknown, was used or replaced, or is over")]
+    ResetNotFound,
+    /// What is sealed does not open here.
+    #[error("{0}")]
+    Unreadable(VaultError),
     /// Too much at once. Nothing was done.
     #[error("the server is overloaded: {0}; nothing was done")]
     Overloaded(&'static str),
@@ -304,12 +318,15 @@ fn forbidden(role: Role, action: Action, scoped: bool) -> String {
     }
 }
 
-fn wrong_kind(kind: ModuleKind) -> &'static str {
+fn wrong_kind(kind: Kind) -> &'static str {
     match kind {
-        ModuleKind::Task => {
+        Kind::Http => {
+            "this version is an HTTP request: it takes `input` or `input_base64`, and no `args`, `env`, `stdin` or `stdin_base64`"
+        }
+        Kind::Module(ModuleKind::Task) => {
             "this version is a task: it takes `input` or `input_base64`, and no `args`, `env`, `stdin` or `stdin_base64`"
         }
-        ModuleKind::CommandP1 | ModuleKind::CommandP2 => {
+        Kind::Module(ModuleKind::CommandP1 | ModuleKind::CommandP2) => {
             "this version is a command: it takes `args`, `env`, `stdin` or `stdin_base64`, and no `input` or `input_base64`"
         }
     }

@@ -10,6 +10,7 @@ use sandbar_host::files::{
 
 use crate::app::{Error, FieldError, Result};
 use crate::store::invocation::ScratchSpec;
+use crate::store::task::Kind;
 
 /// Files as a request names them.
 #[derive(Debug, Default)]
@@ -39,13 +40,13 @@ impl Files {
     ///
     /// # Errors
     /// The first thing that is wrong, with its field.
-    pub fn stow(self, kind: ModuleKind, input: &mut Vec<u8>) -> Result<Option<ScratchSpec>> {
+    pub fn stow(self, kind: Kind, input: &mut Vec<u8>) -> Result<Option<ScratchSpec>> {
         if !self.is_wanted() {
             return Ok(None);
         }
         let invalid =
             |pointer: String, detail: String| Error::InvalidFields(vec![FieldError::new(pointer, detail)]);
-        if kind != ModuleKind::CommandP1 {
+        if kind != Kind::Module(ModuleKind::CommandP1) {
             let detail = "only commands of WASI preview 1 have a scratch directory";
             return Err(invalid(self.pointer().to_owned(), detail.to_owned()));
         }
@@ -110,7 +111,7 @@ mod tests {
         }
     }
 
-    fn refused(files: Files, kind: ModuleKind) -> String {
+    fn refused(files: Files, kind: Kind) -> String {
         match files.stow(kind, &mut Vec::new()) {
             Err(Error::InvalidFields(errors)) => errors[0].pointer.clone(),
             other => panic!("{other:?}"),
@@ -120,7 +121,8 @@ mod tests {
     #[test]
     fn what_is_stowed_comes_out_again() {
         let mut input = b"stdin".to_vec();
-        let spec = files(&["a/b.txt", "c"]).stow(ModuleKind::CommandP1, &mut input).unwrap().unwrap();
+        let spec =
+            files(&["a/b.txt", "c"]).stow(Kind::Module(ModuleKind::CommandP1), &mut input).unwrap().unwrap();
         let (stdin, scratch) = spec.unstow(&input).unwrap();
         assert_eq!(stdin, b"stdin");
         let found: Vec<_> = scratch.files.iter().map(|f| (f.path.as_str(), f.bytes.as_slice())).collect();
@@ -131,23 +133,29 @@ mod tests {
     #[test]
     fn paths_that_lead_elsewhere_or_over_each_other_are_refused_by_name() {
         for bad in ["/etc/passwd", "../x", "a/../b", "a//b", "a/", "", ".", "a/./b", "a\0b"] {
-            let pointer = refused(files(&[bad]), ModuleKind::CommandP1);
+            let pointer = refused(files(&[bad]), Kind::Module(ModuleKind::CommandP1));
             assert!(pointer.starts_with("/files/"), "{bad}: {pointer}");
         }
-        assert_eq!(refused(files(&["a", "a/b"]), ModuleKind::CommandP1), "/files/a");
+        assert_eq!(refused(files(&["a", "a/b"]), Kind::Module(ModuleKind::CommandP1)), "/files/a");
         let long = "x".repeat(300);
-        assert_eq!(refused(files(&[&long]), ModuleKind::CommandP1), format!("/files/{long}"));
+        assert_eq!(refused(files(&[&long]), Kind::Module(ModuleKind::CommandP1)), format!("/files/{long}"));
     }
 
     #[test]
     fn only_preview_1_commands_have_files_and_every_number_has_a_bound() {
-        assert_eq!(refused(files(&["a"]), ModuleKind::Task), "/files");
+        assert_eq!(refused(files(&["a"]), Kind::Module(ModuleKind::Task)), "/files");
         let collect = |patterns: Vec<String>| Files { collect: patterns, ..Files::default() };
-        assert_eq!(refused(collect(vec!["*".to_owned()]), ModuleKind::CommandP2), "/collect");
-        assert_eq!(refused(collect(vec!["../*".to_owned()]), ModuleKind::CommandP1), "/collect/0");
-        assert_eq!(refused(collect(vec!["*".to_owned(); 17]), ModuleKind::CommandP1), "/collect");
+        assert_eq!(refused(collect(vec!["*".to_owned()]), Kind::Module(ModuleKind::CommandP2)), "/collect");
+        assert_eq!(
+            refused(collect(vec!["../*".to_owned()]), Kind::Module(ModuleKind::CommandP1)),
+            "/collect/0"
+        );
+        assert_eq!(
+            refused(collect(vec!["*".to_owned(); 17]), Kind::Module(ModuleKind::CommandP1)),
+            "/collect"
+        );
         let large = Files { bytes: Some(MAX_SCRATCH_BYTES + 1), ..Files::default() };
-        assert_eq!(refused(large, ModuleKind::CommandP1), "/scratch_bytes");
-        assert!(Files::default().stow(ModuleKind::Task, &mut Vec::new()).unwrap().is_none());
+        assert_eq!(refused(large, Kind::Module(ModuleKind::CommandP1)), "/scratch_bytes");
+        assert!(Files::default().stow(Kind::Module(ModuleKind::Task), &mut Vec::new()).unwrap().is_none());
     }
 }

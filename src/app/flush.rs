@@ -151,7 +151,7 @@ impl Shared {
 fn size(row: &NewInvocation) -> usize {
     use crate::store::invocation::InputKind;
     let spec = match &row.spec.input {
-        InputKind::Task => 0,
+        InputKind::Task | InputKind::Http => 0,
         InputKind::Command { args, env } => {
             args.iter().map(String::len).sum::<usize>()
                 + env.iter().map(|(k, v)| k.len() + v.len()).sum::<usize>()

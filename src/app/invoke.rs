@@ -24,6 +24,7 @@ use crate::domain::names::{IdempotencyKey, Tags, TaskName};
 use crate::domain::retry::RetryPolicy;
 use crate::store::invocation::{Family, InputKind, Invocation, Kept, Spec, Summary};
 use crate::store::queue::{Enqueued, NewInvocation};
+use crate::store::task::Kind;
 
 /// Outputs up to this size come with the invocation when somebody waited for it.
 pub const INLINE_BYTES: i32 = 64 << 10;
@@ -221,6 +222,9 @@ impl App {
         {
             input = self.inner.schemas.check(target.hash, manifest, input, part.pointer).await?;
         }
+        if target.kind == Kind::Http && request.determinism.is_some() {
+            return Err(invalid("/determinism", "not for a request: no guest runs"));
+        }
         let scratch = request.files.stow(target.kind, &mut input)?;
         Ok(NewInvocation {
             tenant,
@@ -358,26 +362,30 @@ fn check_admission(admission: &Admission, run_at: Option<DateTime<Utc>>) -> Resu
 }
 
 /// The payload in the form that a module of this kind takes.
-fn fit(kind: ModuleKind, payload: Payload, max_bytes: u64) -> Result<(InputKind, Part)> {
+fn fit(version: Kind, payload: Payload, max_bytes: u64) -> Result<(InputKind, Part)> {
     let Payload { input, stdin, args, env } = payload;
     let mut unfit = Vec::new();
     let mut refuse = |pointer: &str, what: &str| {
         unfit.push(FieldError::new(pointer, format!("not for a {what}")));
     };
-    let (kind, part) = match kind {
-        ModuleKind::Task => {
+    let (kind, part) = match version {
+        Kind::Module(ModuleKind::Task) | Kind::Http => {
+            let (kind, what) = match version {
+                Kind::Http => (InputKind::Http, "request"),
+                Kind::Module(_) => (InputKind::Task, "task"),
+            };
             if let Some(part) = &stdin {
-                refuse(part.pointer, "task");
+                refuse(part.pointer, what);
             }
             if args.is_some() {
-                refuse("/args", "task");
+                refuse("/args", what);
             }
             if env.is_some() {
-                refuse("/env", "task");
+                refuse("/env", what);
             }
-            (InputKind::Task, input.unwrap_or(Part { pointer: "/input", bytes: Vec::new() }))
+            (kind, input.unwrap_or(Part { pointer: "/input", bytes: Vec::new() }))
         }
-        ModuleKind::CommandP1 | ModuleKind::CommandP2 => {
+        Kind::Module(ModuleKind::CommandP1 | ModuleKind::CommandP2) => {
             if let Some(part) = &input {
                 refuse(part.pointer, "command");
             }
@@ -388,14 +396,10 @@ fn fit(kind: ModuleKind, payload: Payload, max_bytes: u64) -> Result<(InputKind,
         }
     };
     if !unfit.is_empty() {
-        let kind = match kind {
-            InputKind::Task => ModuleKind::Task,
-            InputKind::Command { .. } => ModuleKind::CommandP1,
-        };
-        return Err(Error::WrongInputKind { kind, errors: unfit });
+        return Err(Error::WrongInputKind { kind: version, errors: unfit });
     }
     let words = match &kind {
-        InputKind::Task => 0,
+        InputKind::Task | InputKind::Http => 0,
         InputKind::Command { args, env } => {
             args.iter().map(String::len).sum::<usize>()
                 + env.iter().map(|(k, v)| k.len() + v.len()).sum::<usize>()
@@ -521,11 +525,14 @@ mod tests {
         let part = |pointer| Some(Part { pointer, bytes: b"x".to_vec() });
         let for_command =
             Payload { stdin: part("/stdin_base64"), args: Some(Vec::new()), ..Payload::default() };
-        assert_eq!(pointer(fit(ModuleKind::Task, for_command, 10)), "/stdin_base64");
+        assert_eq!(pointer(fit(Kind::Module(ModuleKind::Task), for_command, 10)), "/stdin_base64");
         let for_task = Payload { input: part("/input"), ..Payload::default() };
-        assert_eq!(pointer(fit(ModuleKind::CommandP2, for_task, 10)), "/input");
-        assert!(fit(ModuleKind::Task, Payload::default(), 0).is_ok());
-        assert!(fit(ModuleKind::CommandP1, Payload::default(), 0).is_ok());
+        assert_eq!(pointer(fit(Kind::Module(ModuleKind::CommandP2), for_task, 10)), "/input");
+        assert!(fit(Kind::Module(ModuleKind::Task), Payload::default(), 0).is_ok());
+        assert!(fit(Kind::Module(ModuleKind::CommandP1), Payload::default(), 0).is_ok());
+        let for_command = Payload { args: Some(Vec::new()), ..Payload::default() };
+        assert_eq!(pointer(fit(Kind::Http, for_command, 10)), "/args");
+        assert_eq!(fit(Kind::Http, Payload::default(), 0).unwrap().0, InputKind::Http);
     }
 
     #[test]
@@ -537,7 +544,7 @@ mod tests {
                 env: Some(env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()),
                 ..Payload::default()
             };
-            fit(ModuleKind::CommandP1, payload, max)
+            fit(Kind::Module(ModuleKind::CommandP1), payload, max)
         };
         assert_eq!(pointer(command(&["a", "b\0"], &[], 99)), "/args/1");
         for bad in [("", "v"), ("a=b", "v"), ("a", "\0")] {

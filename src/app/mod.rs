@@ -13,6 +13,7 @@ pub mod encryption;
 pub mod error;
 pub mod files;
 pub mod flush;
+pub mod http;
 pub mod invocation;
 pub mod invoke;
 pub mod key;
@@ -22,6 +23,7 @@ pub mod pause;
 pub mod people;
 pub mod policy;
 pub mod quota;
+pub mod reset;
 pub mod retry;
 pub mod schema;
 pub mod sealed;
@@ -176,6 +178,7 @@ impl App {
             }),
         };
         tokio::spawn(Self::keep_uses(Arc::downgrade(&app.inner)));
+        tokio::spawn(Self::keep_keys_short(Arc::downgrade(&app.inner)));
         Ok(app)
     }
 

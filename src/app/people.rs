@@ -110,12 +110,12 @@ fn nobodys_hash() -> String {
     HASH.get_or_init(|| hash("a password that nobody has").unwrap_or_default()).clone()
 }
 
-fn new_token(kind: &str) -> String {
+pub(super) fn new_token(kind: &str) -> String {
     let random: [u8; 32] = rand::random();
     format!("{kind}_{}", URL_SAFE_NO_PAD.encode(random))
 }
 
-fn invalid(pointer: &str, detail: impl Into<String>) -> Error {
+pub(super) fn invalid(pointer: &str, detail: impl Into<String>) -> Error {
     Error::InvalidFields(vec![FieldError::new(pointer, detail)])
 }
 
@@ -127,7 +127,7 @@ fn check_user_name(name: &str) -> Result<()> {
 }
 
 /// Refuse to make somebody what the caller is not, or to touch an owner without being one.
-fn check_role(caller: &Identity, role: Role) -> Result<()> {
+pub(super) fn check_role(caller: &Identity, role: Role) -> Result<()> {
     let owner = matches!(role, Role::Owner | Role::Platform);
     if (owner && !caller.role.may(Action::ManageOwners)) || !caller.role.includes(role) {
         return Err(Error::Forbidden { role: caller.role, action: Action::ManageOwners, scoped: false });
@@ -137,7 +137,10 @@ fn check_role(caller: &Identity, role: Role) -> Result<()> {
 
 impl App {
     /// Do something with a password when it is its turn, where it stops nobody else.
-    async fn hashing<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    pub(super) async fn hashing<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T> {
         let turn = tokio::time::timeout(HASH_WAIT, self.inner.hashing.0.acquire()).await;
         let _turn = turn
             .map_err(|_| Error::Overloaded("too many passwords are being checked"))?

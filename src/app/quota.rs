@@ -7,7 +7,7 @@
 //! with it until the window ends.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -15,7 +15,8 @@ use sandbar_host::limits::Limits;
 use serde_json::{Value, json};
 
 use crate::app::encryption::Ready;
-use crate::app::{App, Error, Result, audit};
+use crate::app::vault::{DataKey, Vault, VaultError, Wrapped};
+use crate::app::{App, Error, Inner, Result, audit};
 use crate::domain::ids::{TaskId, TenantId};
 use crate::domain::names::TaskName;
 use crate::domain::quota::{Amount, Level, Levels, Quota, Source, Tokens};
@@ -27,6 +28,8 @@ use crate::store::secret::WrappedRow;
 const STALE_AFTER: Duration = Duration::from_secs(2);
 /// Tenants remembered; beyond it, those are forgotten that hold no tokens.
 const MAX_TENANTS: usize = 10_000;
+/// What is known of a tenant is forgotten, and its open data key wiped, when nobody has asked for so long.
+const IDLE: Duration = Duration::from_secs(5);
 /// After a refusal, Postgres is asked again at the earliest after this time: somebody may have given tokens back.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// Longest time for giving tokens back when the server stops.
@@ -38,6 +41,37 @@ fn window_s(quota: Quota) -> Option<u32> {
         Quota::InvocationsPerSecond => Some(1),
         Quota::InvocationsPerDay => Some(86_400),
         _ => None,
+    }
+}
+
+/// A data key as it is stored and, from its first use on, open: unwrapping is as dear as sealing a small input. It is
+/// wiped with what else is known of its tenant.
+#[derive(Debug)]
+pub(super) struct KnownKey {
+    wrapped: WrappedRow,
+    open: OnceLock<(String, DataKey)>,
+}
+
+impl KnownKey {
+    fn new(wrapped: WrappedRow) -> Self {
+        Self { wrapped, open: OnceLock::new() }
+    }
+
+    /// The key, with its fingerprint.
+    ///
+    /// # Errors
+    /// The master key is not here, or it does not open.
+    pub(super) fn open(
+        &self,
+        vault: &Vault,
+        tenant: TenantId,
+    ) -> std::result::Result<&(String, DataKey), VaultError> {
+        if let Some(open) = self.open.get() {
+            return Ok(open);
+        }
+        let (master, bytes) = self.wrapped.clone();
+        let key = vault.unwrap(tenant, &Wrapped { master, bytes })?;
+        Ok(self.open.get_or_init(|| (key.id(), key)))
     }
 }
 
@@ -53,8 +87,8 @@ pub struct Known {
     log_left: Option<u64>,
     /// Payloads are sealed.
     pub(super) seals: bool,
-    /// Its data key, as it is stored: nothing of it is in memory in the clear for longer than it takes.
-    pub(super) key: Option<WrappedRow>,
+    /// Its data key.
+    pub(super) key: Option<KnownKey>,
     at: Instant,
 }
 
@@ -152,6 +186,17 @@ impl Quotas {
         }
         Arc::clone(tenants.entry(tenant).or_default())
     }
+
+    /// Forget what is out of date. Tokens stay.
+    fn forget_idle(&self) {
+        let tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        for tenant in tenants.values() {
+            let mut known = tenant.known.lock().unwrap_or_else(PoisonError::into_inner);
+            if known.as_ref().is_some_and(|known| known.at.elapsed() >= IDLE) {
+                *known = None;
+            }
+        }
+    }
 }
 
 /// Tokens that were taken. Given back when what they were for did not come about.
@@ -221,7 +266,7 @@ impl App {
         };
         let tasks = found.of_tasks.into_iter().collect();
         let seals = found.seal_payloads || self.inner.settings.seal_payloads;
-        let key = found.key;
+        let key = found.key.map(KnownKey::new);
         let known = Arc::new(Known { plan: found.plan, levels, tasks, log_left, seals, key, at });
         *entry.known.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&known));
         Ok(known)
@@ -507,6 +552,15 @@ impl App {
     pub async fn tenant_named(&self, name: &str) -> Result<TenantId> {
         let found = self.inner.store.tenant_named(name).await?;
         found.ok_or_else(|| Error::TenantNotFound(name.chars().take(64).collect()))
+    }
+
+    /// Forget what is out of date, as long as the application is there.
+    pub(super) async fn keep_keys_short(inner: Weak<Inner>) {
+        loop {
+            tokio::time::sleep(IDLE).await;
+            let Some(inner) = inner.upgrade() else { return };
+            inner.quotas.forget_idle();
+        }
     }
 
     /// What was changed here holds here at once.

@@ -9,6 +9,7 @@ use crate::domain::invocation::State;
 use crate::domain::names::{IdempotencyKey, TaskName};
 use crate::store::invocation::{InputKind, Spec};
 use crate::store::queue::{Enqueued, NewInvocation};
+use crate::store::task::Kind;
 use sandbar_host::ModuleKind;
 
 impl App {
@@ -42,7 +43,7 @@ impl App {
         self.open_input(tenant, id, &mut old).await?;
         let mut input = old.input;
         let fits = match (&old.spec.input, target.kind) {
-            (InputKind::Task, ModuleKind::Task) => {
+            (InputKind::Task, Kind::Module(ModuleKind::Task)) => {
                 if let Some(manifest) = &target.manifest
                     && target.number != old.version
                     && manifest.input_schema.as_ref().is_some_and(restricts)
@@ -51,7 +52,8 @@ impl App {
                 }
                 true
             }
-            (InputKind::Command { .. }, ModuleKind::CommandP1 | ModuleKind::CommandP2) => true,
+            (InputKind::Command { .. }, Kind::Module(ModuleKind::CommandP1 | ModuleKind::CommandP2))
+            | (InputKind::Http, Kind::Http) => true,
             _ => false,
         };
         if !fits {

@@ -7,6 +7,7 @@
 
 pub mod export;
 pub mod keys;
+pub mod task;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -41,6 +42,8 @@ pub enum Part<'a> {
     Backtrace,
     /// A failure in one line, among the dead letters.
     Summary,
+    /// The input of something that it starts, by the key it gave or the id of the start.
+    Start(&'a str),
 }
 
 /// The key of one invocation's payloads.
@@ -80,6 +83,7 @@ impl Sealer {
             Part::Message => (b"message", b""),
             Part::Backtrace => (b"backtrace", b""),
             Part::Summary => (b"summary", b""),
+            Part::Start(name) => (b"start", name.as_bytes()),
         };
         let (tenant, invocation) = (self.tenant.0.as_bytes(), self.invocation.0.as_bytes());
         then(&[b"payload", word, tenant, invocation, &attempt.to_be_bytes(), name])
@@ -131,7 +135,7 @@ impl Sealer {
     /// As [`Sealer::seal`].
     pub fn seal_input(&self, id: &str, spec: &mut Spec, input: &mut Vec<u8>) -> Result<()> {
         let words = match &mut spec.input {
-            InputKind::Task => Vec::new(),
+            InputKind::Task | InputKind::Http => Vec::new(),
             InputKind::Command { args, env } => {
                 let words = Words { args: std::mem::take(args), env: std::mem::take(env) };
                 serde_json::to_vec(&words).map_err(|_| VaultError::Broken)?
@@ -287,7 +291,7 @@ mod tests {
         Vault::new(Some([3; KEY_BYTES]), Vec::new()).make(tenant).unwrap().0
     }
 
-    const PARTS: [Part<'static>; 11] = [
+    const PARTS: [Part<'static>; 13] = [
         Part::Input,
         Part::Output,
         Part::Artifact("a"),
@@ -299,6 +303,8 @@ mod tests {
         Part::Message,
         Part::Backtrace,
         Part::Summary,
+        Part::Start("a"),
+        Part::Start("b"),
     ];
 
     #[test]

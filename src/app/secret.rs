@@ -26,7 +26,7 @@ impl From<VaultError> for Error {
     fn from(error: VaultError) -> Self {
         match error {
             VaultError::NoMasterKey => Self::SecretsUnavailable,
-            other => Self::Internal(other.into()),
+            other => Self::Unreadable(other),
         }
     }
 }
@@ -124,14 +124,20 @@ pub fn open(
         .collect()
 }
 
-/// Wrap every data key by the current master key that another one wraps. While everything runs; can be repeated.
-/// Returns how many.
+/// Wrap every data key and every signing key by the current master key that another one wraps. While everything runs; can
+/// be repeated. Returns how many.
 ///
 /// # Errors
 /// No master key, or one that is needed is missing; or Postgres does not answer.
 pub async fn rewrap(store: &WorkerStore, vault: &Arc<Vault>) -> Result<u64> {
     let current = vault.current().ok_or(Error::SecretsUnavailable)?.to_owned();
     let (mut done, mut after) = (0, None);
+    for (kid, bytes, master) in store.issuer_keys_to_rewrap(&current).await? {
+        let seed = vault.unwrap_seed(&kid, &Wrapped { master, bytes: bytes.clone() })?;
+        let wrapped = vault.wrap_seed(&kid, &seed)?;
+        let new = (wrapped.bytes.as_slice(), wrapped.master.as_str());
+        done += u64::from(store.issuer_key_rewrap(&kid, &bytes, new).await?);
+    }
     loop {
         let some = store.keys_to_rewrap(&current, after, REWRAP_AT_ONCE).await?;
         let Some((last, _, _)) = some.last() else { return Ok(done) };

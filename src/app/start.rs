@@ -10,6 +10,7 @@ use crate::domain::ids::InvocationId;
 use crate::domain::names::{IdempotencyKey, TaskName};
 use crate::store::WorkerStore;
 use crate::store::start::{OpenStart, Started};
+use crate::store::task::Kind;
 
 /// Starts that one turn sees to, at the same time: they share the flushes of everybody.
 const AT_ONCE: i64 = 32;
@@ -47,10 +48,13 @@ impl App {
         let unknown = |_| Error::TaskNotFound(open.task.chars().take(64).collect());
         let task = TaskName::try_from(open.task.clone()).map_err(unknown)?;
         let target = self.target(open.tenant, &task, None).await?;
-        let part = |pointer| Some(Part { pointer, bytes: open.input.clone() });
+        let input = self.open_start(open).await?;
+        let part = |pointer| Some(Part { pointer, bytes: input.clone() });
         let payload = match target.kind {
-            ModuleKind::Task => Payload { input: part("/input"), ..Payload::default() },
-            ModuleKind::CommandP1 | ModuleKind::CommandP2 => {
+            Kind::Module(ModuleKind::Task) | Kind::Http => {
+                Payload { input: part("/input"), ..Payload::default() }
+            }
+            Kind::Module(ModuleKind::CommandP1 | ModuleKind::CommandP2) => {
                 Payload { stdin: part("/stdin"), ..Payload::default() }
             }
         };
@@ -58,7 +62,7 @@ impl App {
             .map_err(|error| Error::Internal(anyhow::anyhow!("{error:?}")))?;
         let request = Request {
             payload,
-            idempotency: Some((key, fingerprint(&task, &open.input))),
+            idempotency: Some((key, fingerprint(&task, &input))),
             family: Some(open.family),
             ..Request::default()
         };

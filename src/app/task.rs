@@ -1,5 +1,7 @@
 //! Reading, changing and deleting tasks; reading versions and their modules.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use futures_util::stream::{self, Stream};
 use sandbar_host::ModuleHash;
@@ -8,7 +10,8 @@ use sandbar_host::egress::client::forbidden;
 use sandbar_host::egress::grant::HttpGrant;
 use sandbar_host::limits::Limits;
 use sandbar_host::manifest::MAX_NAMED_GRANTS;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::app::policy::{self, PartialRetry};
 use crate::app::{App, Error, FieldError, Result, audit, secret};
@@ -16,7 +19,7 @@ use crate::domain::ids::TenantId;
 use crate::domain::names::TaskName;
 use crate::domain::retry::RetryPolicy;
 use crate::store::grant::Grants;
-use crate::store::task::{Change, Deleted, Stopped, TaskChange, TaskRow, VersionRow, VersionState};
+use crate::store::task::{Change, Deleted, Setting, Stopped, TaskChange, TaskRow, VersionRow, VersionState};
 
 /// Bytes of a task's description.
 const MAX_DESCRIPTION: usize = 4 << 10;
@@ -36,7 +39,13 @@ impl App {
     /// It is not this tenant's.
     pub async fn task(&self, tenant: TenantId, name: &TaskName) -> Result<TaskRow> {
         let found = self.tenant(tenant).await?.task_get(name).await?;
-        found.ok_or_else(|| Error::TaskNotFound(name.as_str().to_owned()))
+        self.shown(tenant, found.ok_or_else(|| Error::TaskNotFound(name.as_str().to_owned()))?).await
+    }
+
+    /// A task as its people see it.
+    async fn shown(&self, tenant: TenantId, mut row: TaskRow) -> Result<TaskRow> {
+        self.open_config(tenant, std::slice::from_mut(&mut row)).await?;
+        Ok(row)
     }
 
     /// Change a task. Fields of `limits` and `retry` that are null go back to what the module says.
@@ -63,16 +72,24 @@ impl App {
             }
         }
         let mut connection = self.tenant(tenant).await?;
-        let before = connection.task_get(name).await?;
-        if let (Some(before), Change::Set(patch)) = (&before, &change.config) {
-            whole_config(before, patch).map_err(|error| Error::InvalidFields(vec![error]))?;
+        let unknown = || Error::TaskNotFound(name.as_str().to_owned());
+        let before = connection.task_get(name).await?.ok_or_else(unknown)?;
+        let mut change = change.clone();
+        let mut sealed = false;
+        if let Change::Set(patch) = &change.config {
+            whole_config(&before, patch).map_err(|error| Error::InvalidFields(vec![error]))?;
+            // No connection is held while another is asked for.
+            drop(connection);
+            sealed = self.seal_config(tenant, before.id, &mut change.config).await?;
+            connection = self.tenant(tenant).await?;
         }
-        let changed = connection.task_change(name, change).await?;
+        let changed = connection.task_change(before.id, &change).await?;
         // Whatever this server remembers of the task is out of date.
         self.inner.signals.version_changed();
-        let changed = changed.ok_or_else(|| Error::TaskNotFound(name.as_str().to_owned()))?;
-        audit::changed(before.as_ref().map_or(Value::Null, settings), settings(&changed));
-        Ok(changed)
+        let changed = changed.ok_or_else(unknown)?;
+        audit::changed(settings(&before, sealed), settings(&changed, sealed));
+        drop(connection);
+        self.shown(tenant, changed).await
     }
 
     /// Delete a task; with `cancel`, cancel its open invocations first. What ended stays readable.
@@ -95,7 +112,10 @@ impl App {
                     if let Err(error) = connection.kv_forget().await {
                         tracing::warn!(%tenant, task = %name, %error, "the store of a deleted task is still there");
                     }
-                    audit::changed(before.as_ref().map_or(Value::Null, settings), Value::Null);
+                    audit::changed(
+                        before.as_ref().map_or(Value::Null, |row| settings(row, false)),
+                        Value::Null,
+                    );
                     tracing::info!(%tenant, task = %name, "task deleted");
                     return Ok(());
                 }
@@ -148,7 +168,9 @@ impl App {
             .await?
             .task_list(after.map_or("", TaskName::as_str), i64::from(limit) + 1)
             .await?;
-        Ok(page(rows, limit))
+        let (mut rows, more) = page(rows, limit);
+        self.open_config(tenant, &mut rows).await?;
+        Ok((rows, more))
     }
 
     /// One version.
@@ -205,16 +227,28 @@ impl App {
     }
 }
 
-/// Everything that can be said without the database. Ranges hold field by field, so what is merged holds them too.
-/// What people set of a task, for the audit log.
-fn settings(task: &TaskRow) -> Value {
+/// What people set of a task, for the audit log. Of configuration that is sealed, or is about to be, it shows which key
+/// has another text by now, and no text.
+fn settings(task: &TaskRow, sealed: bool) -> Value {
+    let text = |setting: &Setting| match setting {
+        Setting::Plain(_) if sealed => json!("not shown"),
+        Setting::Plain(text) => json!(text),
+        Setting::Sealed { data, .. } => {
+            let digest = Sha256::digest(data.as_bytes());
+            let mark: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+            json!({ "sealed": mark })
+        }
+    };
+    let config: Map<String, Value> =
+        task.config.iter().map(|(key, value)| (key.clone(), text(value))).collect();
     json!({
         "name": task.name, "description": task.description, "active": task.active, "version": task.pinned_version,
         "limits": task.limits, "retry": task.retry, "grants": task.grants,
-        "config": task.config,
+        "config": config,
     })
 }
 
+/// Everything that can be said without the database. Ranges hold field by field, so what is merged holds them too.
 fn check(change: &TaskChange) -> std::result::Result<(), FieldError> {
     if let Change::Set(text) = &change.description {
         if text.len() > MAX_DESCRIPTION {
@@ -320,14 +354,15 @@ fn config(patch: &Value) -> std::result::Result<(), FieldError> {
 
 /// What will be there after a patch. Two patches at once may pass the bounds together; the table has a last one.
 fn whole_config(before: &TaskRow, patch: &Value) -> std::result::Result<(), FieldError> {
-    let mut config = before.config.clone();
+    let mut config: BTreeMap<&String, usize> =
+        before.config.iter().map(|(key, value)| (key, value.size())).collect();
     for (key, value) in patch.as_object().into_iter().flatten() {
         match value.as_str() {
-            Some(text) => _ = config.insert(key.clone(), text.to_owned()),
+            Some(text) => _ = config.insert(key, text.len()),
             None => _ = config.remove(key),
         }
     }
-    let bytes: usize = config.iter().map(|(key, value)| key.len() + value.len()).sum();
+    let bytes: usize = config.iter().map(|(key, size)| key.len() + size).sum();
     if config.len() > MAX_CONFIG || bytes > MAX_CONFIG_BYTES {
         let words = format!("may have at most {MAX_CONFIG} keys and {MAX_CONFIG_BYTES} bytes in all");
         return Err(FieldError::new("/config", words));

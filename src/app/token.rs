@@ -1,6 +1,6 @@
-//! Access tokens of our own: made at login, good for ten minutes, signed by keys that all servers share. Owns what is in a
-//! token and when one is refused; `outside` has the tokens of others. A token says which session it belongs to, and nothing about what may be done: that is
-//! asked of the database, so that it changes within seconds.
+//! Access tokens of our own: made at login, good for ten minutes, signed by keys that all servers share and the master key
+//! seals. Owns what is in a token and when one is refused; `outside` has the tokens of others. A token says which session
+//! it belongs to, and nothing about what may be done: that is asked of the database, so that it changes within seconds.
 
 mod crypto;
 pub(super) mod outside;
@@ -16,7 +16,9 @@ use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+use zeroize::Zeroizing;
 
+use crate::app::vault::{Vault, VaultError, Wrapped};
 use crate::app::{App, Error, Result};
 use crate::domain::ids::{TenantId, UserId};
 use crate::store::ApiStore;
@@ -72,10 +74,27 @@ struct Claims {
     jti: Uuid,
 }
 
+/// A key that verifies, and signs when its private half opens here.
+#[derive(Debug)]
+struct SigningKey {
+    kid: String,
+    public: Vec<u8>,
+    seed: std::result::Result<Seed, VaultError>,
+}
+
+/// A private half: wiped when it is dropped, and never shown.
+struct Seed(Zeroizing<Vec<u8>>);
+
+impl std::fmt::Debug for Seed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Seed(***)")
+    }
+}
+
 /// The keys as they were read.
 #[derive(Debug, Clone)]
 struct KeySet {
-    keys: Arc<[IssuerKeyRow]>,
+    keys: Arc<[SigningKey]>,
     read_at: Instant,
 }
 
@@ -91,26 +110,57 @@ impl Issuer {
     }
 
     /// Keys that are not older than `age`; there is one that may sign.
-    async fn keys(&self, store: &ApiStore, age: Duration) -> Result<Arc<[IssuerKeyRow]>> {
+    async fn keys(&self, store: &ApiStore, vault: &Vault, age: Duration) -> Result<Arc<[SigningKey]>> {
         if let Some(known) = self.known().filter(|known| known.read_at.elapsed() < age) {
             return Ok(known.keys);
         }
         let read_at = Instant::now();
-        let mut keys = store.issuer_keys().await?;
+        let mut rows = store.issuer_keys().await?;
         let max = chrono::TimeDelta::from_std(KEY_AGE).unwrap_or_default();
-        if keys.first().is_none_or(|newest| Utc::now() - newest.created_at > max) {
-            let seed: [u8; 32] = rand::random();
-            let public = public_of(&seed)?;
+        if rows.first().is_none_or(|newest| Utc::now() - newest.created_at > max) {
+            let seed: Zeroizing<[u8; 32]> = Zeroizing::new(rand::random());
+            let public = public_of(seed.as_slice())?;
             let kid = URL_SAFE_NO_PAD.encode(&public[..12]);
-            store.issuer_key_add(&kid, &seed, &public, KEY_AGE, KEY_LIFE).await?;
+            let wrapped = match vault.current() {
+                Some(_) => Some(vault.wrap_seed(&kid, seed.as_slice())?),
+                None => None,
+            };
+            let stored = match &wrapped {
+                Some(wrapped) => (wrapped.bytes.as_slice(), Some(wrapped.master.as_str())),
+                None => (seed.as_slice(), None),
+            };
+            store.issuer_key_add(&kid, stored, &public, KEY_AGE, KEY_LIFE).await?;
             tracing::info!(kid, "a new key signs tokens");
-            keys = store.issuer_keys().await?;
+            rows = store.issuer_keys().await?;
         }
-        let keys: Arc<[IssuerKeyRow]> = keys.into();
+        let mut keys = Vec::with_capacity(rows.len());
+        for row in rows {
+            keys.push(opened(store, vault, row).await?);
+        }
+        let keys: Arc<[SigningKey]> = keys.into();
         *self.keys.lock().unwrap_or_else(PoisonError::into_inner) =
             Some(KeySet { keys: Arc::clone(&keys), read_at });
         Ok(keys)
     }
+}
+
+/// A key as it is used. One that lies open in Postgres though there is a master key is sealed there: it is from before there
+/// was one, or from a server without.
+async fn opened(store: &ApiStore, vault: &Vault, row: IssuerKeyRow) -> Result<SigningKey> {
+    let IssuerKeyRow { kid, seed, master, public, .. } = row;
+    let seed = match master {
+        Some(master) => vault.unwrap_seed(&kid, &Wrapped { master, bytes: seed }),
+        None => {
+            if vault.current().is_some() {
+                let wrapped = vault.wrap_seed(&kid, &seed)?;
+                if store.issuer_key_seal(&kid, &seed, (&wrapped.bytes, &wrapped.master)).await? {
+                    tracing::info!(kid, "a key that signs tokens has been sealed by the master key");
+                }
+            }
+            Ok(Zeroizing::new(seed))
+        }
+    };
+    Ok(SigningKey { kid, public, seed: seed.map(Seed) })
 }
 
 fn public_of(seed: &[u8]) -> Result<Vec<u8>> {
@@ -164,6 +214,10 @@ pub(super) fn rules(algorithm: Algorithm, issuer: &str, audience: &str) -> Valid
 }
 
 impl App {
+    async fn issuer_keys(&self, age: Duration) -> Result<Arc<[SigningKey]>> {
+        self.inner.issuer.keys(&self.inner.store, &self.inner.settings.vault, age).await
+    }
+
     /// A token for a session, and when it expires.
     ///
     /// # Errors
@@ -175,7 +229,7 @@ impl App {
         tenant: TenantId,
     ) -> Result<(String, DateTime<Utc>)> {
         crypto::install();
-        let keys = self.inner.issuer.keys(&self.inner.store, KEYS_FRESH).await?;
+        let keys = self.issuer_keys(KEYS_FRESH).await?;
         let internal = |detail: String| Error::Internal(anyhow::anyhow!("cannot sign a token: {detail}"));
         let key = keys.first().ok_or_else(|| internal("there is no key".to_owned()))?;
         let now = Utc::now();
@@ -192,7 +246,8 @@ impl App {
             jti: Uuid::now_v7(),
         };
         let header = Header { kid: Some(key.kid.clone()), ..Header::new(Algorithm::EdDSA) };
-        let token = jsonwebtoken::encode(&header, &claims, &EncodingKey::from_ed_der(&key.seed))
+        let seed = key.seed.as_ref().map_err(Clone::clone)?;
+        let token = jsonwebtoken::encode(&header, &claims, &EncodingKey::from_ed_der(&seed.0))
             .map_err(|error| internal(error.to_string()))?;
         Ok((token, expires))
     }
@@ -209,9 +264,9 @@ impl App {
             return refuse(Refusal::Algorithm);
         }
         let Some(kid) = header.kid else { return refuse(Refusal::UnknownKey) };
-        let mut keys = self.inner.issuer.keys(&self.inner.store, KEYS_FRESH).await?;
+        let mut keys = self.issuer_keys(KEYS_FRESH).await?;
         if !keys.iter().any(|key| key.kid == kid) {
-            keys = self.inner.issuer.keys(&self.inner.store, KEYS_PAUSE).await?;
+            keys = self.issuer_keys(KEYS_PAUSE).await?;
         }
         let Some(key) = keys.iter().find(|key| key.kid == kid) else {
             return refuse(Refusal::UnknownKey);
@@ -229,7 +284,7 @@ impl App {
     /// # Errors
     /// Postgres does not answer.
     pub async fn jwks(&self) -> Result<Vec<(String, String)>> {
-        let keys = self.inner.issuer.keys(&self.inner.store, KEYS_FRESH).await?;
+        let keys = self.issuer_keys(KEYS_FRESH).await?;
         Ok(keys.iter().map(|key| (key.kid.clone(), URL_SAFE_NO_PAD.encode(&key.public))).collect())
     }
 }

@@ -13,11 +13,13 @@ use sandbar_host::manifest::Manifest;
 use sha2::{Digest, Sha256};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
+use crate::app::http::HttpTask;
 use crate::app::{App, Error, Result, policy};
 use crate::domain::ids::TenantId;
 use crate::domain::names::TaskName;
 use crate::domain::retry::RetryPolicy;
-use crate::store::task::{NewVersion, VersionRow, VersionState};
+use crate::store::task::{Kind, NewVersion, VersionRow, VersionState};
+use crate::wire::task::HttpTask as Said;
 
 /// One permit of the memory for uploads.
 pub(super) const PERMIT_BYTES: u64 = 64 << 10;
@@ -67,6 +69,24 @@ impl App {
             None => self.create(tenant, task, module).await?,
         };
         self.compiled(tenant, task, uploaded, wait).await
+    }
+
+    /// Take a request as a version of `task`, made if need be. It needs no compilation.
+    ///
+    /// # Errors
+    /// It could never be sent; a quota is used up.
+    pub async fn define(&self, tenant: TenantId, task: &TaskName, said: Said) -> Result<Uploaded> {
+        let bytes = HttpTask::stored(&said).map_err(|error| Error::Internal(error.into()))?;
+        let description = said.description.clone();
+        HttpTask::check(said).map_err(|error| Error::InvalidFields(vec![error]))?;
+        let hash = ModuleHash::of(&bytes);
+        let known = self.tenant(tenant).await?.version_by_hash(task, &hash).await?;
+        if let Some(version) = known {
+            return Ok(Uploaded { version, created: false });
+        }
+        let manifest = description.map(|text| Manifest { description: Some(text), ..Manifest::default() });
+        let new = NewVersion { task, hash, bytes: &bytes, kind: Kind::Http, manifest: manifest.as_ref() };
+        self.store_version(tenant, &new).await
     }
 
     async fn receive<E: std::fmt::Display>(
@@ -119,25 +139,33 @@ impl App {
         if let Some(manifest) = &inspection.manifest {
             self.check_manifest(manifest).await?;
         }
-        let size = module.bytes.len() as u64;
-        self.admit_module(tenant, module.hash.as_bytes(), size).await?;
-        let (version, created) = self
-            .tenant(tenant)
-            .await?
-            .version_create(&NewVersion {
-                task,
-                hash: module.hash,
-                bytes: &module.bytes,
-                kind: inspection.kind,
-                manifest: inspection.manifest.as_ref(),
-            })
-            .await?;
+        let new = NewVersion {
+            task,
+            hash: module.hash,
+            bytes: &module.bytes,
+            kind: Kind::Module(inspection.kind),
+            manifest: inspection.manifest.as_ref(),
+        };
+        self.store_version(tenant, &new).await
+    }
+
+    /// Write a version that was looked at, within the quotas of modules.
+    async fn store_version(&self, tenant: TenantId, new: &NewVersion<'_>) -> Result<Uploaded> {
+        self.admit_module(tenant, new.hash.as_bytes(), new.bytes.len() as u64).await?;
+        let (version, created) = self.tenant(tenant).await?.version_create(new).await?;
         if created {
-            tracing::info!(%tenant, %task, version = version.number, hash = %module.hash, "uploaded");
-            let hash = module.hash.to_string();
+            let task = new.task;
+            tracing::info!(%tenant, %task, version = version.number, hash = %new.hash, kind = new.kind.as_str(), "uploaded");
+            let hash = new.hash.to_string();
             let made = serde_json::json!({"task": task, "version": version.number, "sha256": hash, "bytes": version.size_bytes});
             crate::app::audit::changed(serde_json::Value::Null, made);
-            self.inner.signals.compile.notify_one();
+            match version.state {
+                // Whatever this server remembers of the task is out of date.
+                VersionState::Ready => self.inner.signals.version_changed(),
+                VersionState::Compiling | VersionState::Rejected(_) => {
+                    self.inner.signals.compile.notify_one();
+                }
+            }
         }
         Ok(Uploaded { version, created })
     }

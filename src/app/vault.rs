@@ -22,6 +22,8 @@ const FORMAT: u8 = 1;
 const TAG_BYTES: usize = 16;
 /// Bytes that sealing adds.
 pub const OVERHEAD: usize = 1 + NONCE_BYTES + TAG_BYTES;
+/// Random bytes from which the key of one value is made.
+pub(super) const SALT_BYTES: usize = 16;
 /// Bytes of a key's fingerprint, in hexadecimal twice as many characters.
 const FINGERPRINT_BYTES: usize = 8;
 
@@ -64,6 +66,17 @@ impl DataKey {
             .chain_update(self.0.as_slice())
             .chain_update(tenant.0.as_bytes())
             .chain_update(invocation.0.as_bytes())
+            .finalize();
+        Self(Zeroizing::new(digest.into()))
+    }
+
+    /// The key for one value, by the random bytes that stand in front of it.
+    #[must_use]
+    pub(super) fn of_value(&self, salt: &[u8; SALT_BYTES]) -> Self {
+        let digest = Sha256::new()
+            .chain_update("sandbar value\0")
+            .chain_update(self.0.as_slice())
+            .chain_update(salt)
             .finalize();
         Self(Zeroizing::new(digest.into()))
     }
@@ -155,18 +168,43 @@ impl Vault {
         Ok(Wrapped { master: master.fingerprint.clone(), bytes })
     }
 
+    /// The master key with this fingerprint.
+    fn master(&self, fingerprint: &str) -> Result<&Master, VaultError> {
+        if self.current.is_none() && self.previous.is_empty() {
+            return Err(VaultError::NoMasterKey);
+        }
+        let mut masters = self.current.iter().chain(&self.previous);
+        let found = masters.find(|master| master.fingerprint == fingerprint);
+        found.ok_or_else(|| VaultError::UnknownMasterKey(fingerprint.to_owned()))
+    }
+
+    /// The private half of a signing key as it may be stored, bound to the key's name.
+    ///
+    /// # Errors
+    /// [`VaultError::NoMasterKey`].
+    pub fn wrap_seed(&self, kid: &str, seed: &[u8]) -> Result<Wrapped, VaultError> {
+        let master = self.current.as_ref().ok_or(VaultError::NoMasterKey)?;
+        let context = [b"signing key".as_slice(), kid.as_bytes(), master.fingerprint.as_bytes()];
+        let bytes = seal(&master.key, &context, seed)?;
+        Ok(Wrapped { master: master.fingerprint.clone(), bytes })
+    }
+
+    /// The private half of a signing key.
+    ///
+    /// # Errors
+    /// The master key is not here, or it does not open.
+    pub fn unwrap_seed(&self, kid: &str, wrapped: &Wrapped) -> Result<Zeroizing<Vec<u8>>, VaultError> {
+        let master = self.master(&wrapped.master)?;
+        let context = [b"signing key".as_slice(), kid.as_bytes(), master.fingerprint.as_bytes()];
+        open(&master.key, &context, &wrapped.bytes)
+    }
+
     /// A tenant's data key.
     ///
     /// # Errors
     /// The master key is not here, or it does not open.
     pub fn unwrap(&self, tenant: TenantId, wrapped: &Wrapped) -> Result<DataKey, VaultError> {
-        if self.current.is_none() && self.previous.is_empty() {
-            return Err(VaultError::NoMasterKey);
-        }
-        let mut masters = self.current.iter().chain(&self.previous);
-        let master = masters
-            .find(|master| master.fingerprint == wrapped.master)
-            .ok_or_else(|| VaultError::UnknownMasterKey(wrapped.master.clone()))?;
+        let master = self.master(&wrapped.master)?;
         let context = [b"data key".as_slice(), tenant.0.as_bytes(), master.fingerprint.as_bytes()];
         let opened = open(&master.key, &context, &wrapped.bytes)?;
         let bytes: [u8; KEY_BYTES] = opened.as_slice().try_into().map_err(|_| VaultError::Broken)?;

@@ -202,7 +202,9 @@ fn next_step(code: &str) -> Option<&'static str> {
         "not-finished" => "`sandbar logs -f ID` follows it to its end",
         "not-retryable" => "`sandbar get ID` shows its state; a new one starts with `sandbar invoke`",
         "input-mismatch" => "`sandbar tasks show TASK` prints the schema of the input",
-        "wrong-input-kind" => "a task takes --input; a command takes --stdin, --env and arguments after `--`",
+        "wrong-input-kind" => {
+            "a task or a request takes --input; a command takes --stdin, --env and arguments after `--`"
+        }
         "task-inactive" => "`sandbar tasks update TASK --active true` switches it on again",
         "task-in-use" => "wait for them, or add --cancel to end them",
         "overloaded" | "database-unavailable" | "timeout" => "try again in a moment",

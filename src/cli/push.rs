@@ -1,17 +1,18 @@
-//! `sandbar push`: a module becomes a version of a task. Uploads, waits for the compiler's verdict, says what it is.
+//! `sandbar push`: a module, or an HTTP request in its place, becomes a version of a task. Uploads, waits for the compiler's
+//! verdict, says what it is.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::client::{Client, Request, TRANSFER};
+use super::client::{Answer, Client, Request, TRANSFER};
 use super::failure::{Exit, Failure, Outcome};
 use super::output::{self, Output};
 use super::target::Remote;
 use super::{build, value};
 use crate::domain::names::TaskName;
-use crate::wire::task::{Version, VersionState};
+use crate::wire::task::{Definition, Expected, HttpTask, Version, VersionState};
 
 /// Bytes handed to the connection at once; the bar moves by these.
 const PIECE: usize = 64 << 10;
@@ -20,7 +21,11 @@ const WAIT: Duration = Duration::from_secs(20);
 /// Pause between looks at a version that is being compiled.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// Upload a module as a new version of a task, and wait until it may be invoked
+/// Bytes of a request's body, as the server takes it.
+const MAX_BODY: u64 = 64 << 10;
+const REQUEST: &str = "A request in place of a module";
+
+/// Upload a module as a new version of a task, and wait until it may be invoked. Or a request that the worker makes by itself
 #[derive(Debug, clap::Args)]
 pub struct Push {
     /// The module; without it, the project in this directory is built and pushed
@@ -33,7 +38,61 @@ pub struct Push {
     #[arg(long, value_name = "DURATION", value_parser = value::duration, default_value = "2m")]
     timeout: Duration,
     #[command(flatten)]
+    request: HttpRequest,
+    #[command(flatten)]
     remote: Remote,
+}
+
+/// What makes an HTTP task.
+#[derive(Debug, clap::Args)]
+struct HttpRequest {
+    /// No module: the worker makes this request, like POST https://api.example.com/hook, with the input as its body
+    #[arg(long, num_args = 2, value_names = ["METHOD", "URL"], conflicts_with = "file", requires = "task", help_heading = REQUEST)]
+    http: Vec<String>,
+    /// A header, like 'authorization: Bearer {{secret:TOKEN}}'; again for each
+    #[arg(long, value_name = "NAME: VALUE", requires = "http", value_parser = header, help_heading = REQUEST)]
+    header: Vec<(String, String)>,
+    /// The body; {{input}} stands for the input. @FILE: what is in it, -: standard input
+    #[arg(long, value_name = "TEXT", requires = "http", help_heading = REQUEST)]
+    body: Option<String>,
+    /// A status of success, like 200, 2xx or 200-204; again for each [default: 2xx]
+    #[arg(long, value_name = "STATUS", requires = "http", help_heading = REQUEST)]
+    expect: Vec<String>,
+    /// Longest time until the answer is complete [default: the attempt's]
+    #[arg(long, value_name = "DURATION", requires = "http", value_parser = value::duration, help_heading = REQUEST)]
+    answer_within: Option<Duration>,
+    /// What it does, for people
+    #[arg(long, value_name = "TEXT", requires = "http", help_heading = REQUEST)]
+    description: Option<String>,
+}
+
+impl HttpRequest {
+    /// The request, if one is named.
+    fn task(&self) -> Result<Option<HttpTask>, Failure> {
+        let (method, url) = match self.http.as_slice() {
+            [] => return Ok(None),
+            [method, url] => (method.clone(), url.clone()),
+            _ => return Err(Failure::usage("a task makes one request: --http METHOD URL once")),
+        };
+        let body = self.body.as_ref().map(|text| value::text_or_file(text, MAX_BODY)).transpose()?;
+        let body = body.map(String::from_utf8).transpose();
+        Ok(Some(HttpTask {
+            description: self.description.clone(),
+            method,
+            url,
+            headers: self.header.iter().cloned().collect(),
+            body: body.map_err(|_| Failure::usage("the body of a request in place of a module is text"))?,
+            expect: self.expect.iter().cloned().map(Expected::Some).collect(),
+            timeout_ms: self.answer_within.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+        }))
+    }
+}
+
+fn header(text: &str) -> Result<(String, String), String> {
+    match text.split_once(':') {
+        Some((name, value)) if !name.is_empty() => Ok((name.trim().to_owned(), value.trim().to_owned())),
+        _ => Err("write it like 'NAME: VALUE'".to_owned()),
+    }
 }
 
 impl Push {
@@ -46,24 +105,14 @@ impl Push {
     pub async fn run(self) -> Outcome {
         let output = Output::new(self.remote.json);
         let client = Client::new(&self.remote.connection)?;
-        let file = match &self.file {
-            Some(file) => file.clone(),
-            None => build::project(&PathBuf::from("."), output)?.path,
+        let request = self.request.task()?;
+        let (task, answer) = match (request, &self.task) {
+            (Some(http), Some(task)) => {
+                let to = Request::post(format!("/v1/tasks/{task}/versions"));
+                (task.clone(), client.send(to.json(&Definition { http })?).await?)
+            }
+            _ => self.upload(&client, output).await?,
         };
-        let module = value::file(&file, value::MAX_MODULE)?;
-        let task = match &self.task {
-            Some(task) => task.clone(),
-            None => own_name(&module, &file)?,
-        };
-        let size = module.len() as u64;
-        let bar = output.byte_bar(size, &format!("uploading {task}"));
-        let request = Request::post(format!("/v1/tasks/{task}/versions"))
-            .header("content-type", "application/wasm")?
-            .wait(WAIT.min(self.timeout))?
-            .within(TRANSFER + WAIT);
-        let answer = client.upload(&request, size, pieces(module.into(), bar.clone())).await;
-        bar.finish_and_clear();
-        let answer = answer?;
         let mut text = answer.text();
         let mut version: Version = answer.json()?;
 
@@ -113,14 +162,51 @@ impl Push {
             output::bytes(u64::try_from(version.size_bytes).unwrap_or(0)),
             version.sha256.get(..16).unwrap_or(&version.sha256),
         ));
+        if let [_, url] = self.request.http.as_slice() {
+            output.note(format!(
+                "unless it is granted: sandbar tasks update {task} --grant-http {}",
+                origin(url)
+            ));
+        }
         output.note(format!("next: {}", example(&version)));
         Ok(Exit::Done)
     }
+
+    /// Sends the module, and says as which task.
+    async fn upload(&self, client: &Client, output: Output) -> Result<(TaskName, Answer), Failure> {
+        let file = match &self.file {
+            Some(file) => file.clone(),
+            None => build::project(&PathBuf::from("."), output)?.path,
+        };
+        let module = value::file(&file, value::MAX_MODULE)?;
+        let task = match &self.task {
+            Some(task) => task.clone(),
+            None => own_name(&module, &file)?,
+        };
+        let size = module.len() as u64;
+        let bar = output.byte_bar(size, &format!("uploading {task}"));
+        let request = Request::post(format!("/v1/tasks/{task}/versions"))
+            .header("content-type", "application/wasm")?
+            .wait(WAIT.min(self.timeout))?
+            .within(TRANSFER + WAIT);
+        let answer = client.upload(&request, size, pieces(module.into(), bar.clone())).await;
+        bar.finish_and_clear();
+        Ok((task, answer?))
+    }
+}
+
+/// Scheme, host and port of a URL, which the server has found to be one.
+fn origin(url: &str) -> String {
+    let from = url.find("://").map_or(0, |at| at + 3);
+    let end = url[from..].find(['/', '?']).map_or(url.len(), |at| from + at);
+    url[..end].to_ascii_lowercase()
 }
 
 /// How this version is invoked.
 fn example(version: &Version) -> String {
-    if version.kind == "task" {
+    if version.kind == "http" {
+        format!("sandbar invoke {} --input JSON --wait", version.task)
+    } else if version.kind == "task" {
         let takes_input = version.manifest.as_ref().is_some_and(|m| m.get("input_schema").is_some());
         let input = if takes_input { " --input JSON" } else { "" };
         format!("sandbar invoke {}{input} --wait", version.task)

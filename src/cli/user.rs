@@ -19,7 +19,7 @@ use super::target::Remote;
 use super::value;
 use crate::config::Config;
 use crate::domain::permission::Role;
-use crate::wire::people::{Invitation, MadeInvitation, Member, Session};
+use crate::wire::people::{Invitation, MadeInvitation, MadeReset, Member, Session};
 
 /// Largest password with the white space around it, in bytes.
 const MAX_PASSWORD: u64 = 1_024;
@@ -103,6 +103,40 @@ enum What {
         #[command(flatten)]
         remote: Remote,
     },
+    /// Make a token for somebody who lost the password, and print it; nothing is sent
+    ResetToken {
+        /// Address
+        #[arg(value_name = "EMAIL")]
+        email: String,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Set a new password by such a token; both are asked for, or come from files
+    NewPassword {
+        /// Address of the server
+        #[arg(long, value_name = "URL")]
+        server: String,
+        /// File with the token
+        #[arg(long, value_name = "FILE")]
+        token_file: Option<PathBuf>,
+        /// File with the new password
+        #[arg(long, value_name = "FILE")]
+        password_file: Option<PathBuf>,
+        /// Print JSON
+        #[arg(long, help_heading = "Output")]
+        json: bool,
+    },
+    /// On the server: make a token for somebody who lost the password, and print it. Needs database.url
+    Reset {
+        /// Address
+        #[arg(value_name = "EMAIL")]
+        email: String,
+        /// Print JSON
+        #[arg(long, help_heading = "Output")]
+        json: bool,
+        #[command(flatten)]
+        settings: Settings,
+    },
     /// On the server: make an admin, or give one who lost the password a new one. Needs database.url
     CreateAdmin {
         /// Address
@@ -137,8 +171,12 @@ impl User {
             | What::Invitations { remote, .. }
             | What::Uninvite { remote, .. }
             | What::Update { remote, .. }
+            | What::ResetToken { remote, .. }
             | What::Remove { remote, .. } => remote.json,
-            What::Accept { json, .. } | What::CreateAdmin { json, .. } => *json,
+            What::Accept { json, .. }
+            | What::NewPassword { json, .. }
+            | What::Reset { json, .. }
+            | What::CreateAdmin { json, .. } => *json,
         }
     }
 
@@ -204,17 +242,44 @@ impl User {
                     ))?;
                 }
             }
+            What::ResetToken { email, remote } => {
+                let client = Client::new(&remote.connection)?;
+                let request = Request::post("/v1/password-resets").json(&json!({ "email": email }))?;
+                let answer = client.send(request).await?;
+                if output.json {
+                    output.line(answer.text())?;
+                } else {
+                    let made: MadeReset = answer.json()?;
+                    output.line(&made.token)?;
+                    output.note(next_with_token(client.server()));
+                }
+            }
+            What::NewPassword { server, token_file, password_file, .. } => {
+                let token = secret("Token", token_file.as_deref())?;
+                let password = secret("New password", password_file.as_deref())?;
+                let body = json!({"token": token, "password": password});
+                anonymous(&server)?.send(Request::post("/v1/auth/reset").json(&body)?).await?;
+                if output.json {
+                    output.document(&json!({"password": "set"}))?;
+                } else {
+                    output
+                        .line(format!("the password is set; next: sandbar login --server {server} EMAIL"))?;
+                }
+            }
+            What::Reset { email, settings, .. } => {
+                let (token, until) = crate::server::make_reset(&database_url(&settings)?, &email).await?;
+                if output.json {
+                    output.document(&json!({"token": token, "email": email, "expires_at": until}))?;
+                } else {
+                    output.line(&token)?;
+                    output.note(next_with_token("URL"));
+                }
+            }
             What::CreateAdmin { email, name, tenant, role, password_file, settings, .. } => {
-                let config =
-                    Config::load(&settings.overrides()).map_err(|e| Failure::usage(e.to_string()))?;
-                let url = config
-                    .database
-                    .url
-                    .as_ref()
-                    .context("no database: set database.url in sandbar.toml, or SANDBAR_DATABASE__URL")?;
+                let url = database_url(&settings)?;
                 let password = secret("New password", password_file.as_deref())?;
                 let wanted = role.parse::<Role>().map_err(|e| Failure::usage(e.to_string()))?;
-                crate::server::make_user(url.expose(), &tenant, &email, &name, &password, wanted).await?;
+                crate::server::make_user(&url, &tenant, &email, &name, &password, wanted).await?;
                 if output.json {
                     output.document(&json!({"email": email, "tenant": tenant, "role": role}))?;
                 } else {
@@ -224,6 +289,17 @@ impl User {
         }
         Ok(Exit::Done)
     }
+}
+
+fn database_url(settings: &Settings) -> Result<String, Failure> {
+    let config = Config::load(&settings.overrides()).map_err(|e| Failure::usage(e.to_string()))?;
+    let url = config.database.url.as_ref();
+    let url = url.context("no database: set database.url in sandbar.toml, or SANDBAR_DATABASE__URL")?;
+    Ok(url.expose().to_owned())
+}
+
+fn next_with_token(server: &str) -> String {
+    format!("good for an hour, once; they set a password with: sandbar user new-password --server {server}")
 }
 
 /// A secret from a file, from standard input or from the keyboard; never from the command line itself.

@@ -453,6 +453,9 @@ pub struct Egress {
     /// none: loopback, private, link-local and all other addresses that are not public are refused. A metadata address
     /// of a cloud is refused whatever stands here. At most 64. As a variable: `[10.1.0.0/16,fd00:1::/32]`.
     pub private_networks: Vec<Network>,
+    /// File with certificates (PEM) of authorities that HTTPS requests of guests trust besides those of the system, such
+    /// as a company's own. Read when a worker starts; one that is no certificate ends the start. Default none.
+    pub extra_roots: Option<PathBuf>,
     /// Bytes that the bodies of one attempt's requests may have in all. Default 16 MiB; 0 to 16 GiB.
     pub max_sent_bytes: u64,
     /// Bytes that the bodies of one attempt's responses may have in all. Default 64 MiB; 0 to 16 GiB.
@@ -461,7 +464,12 @@ pub struct Egress {
 
 impl Default for Egress {
     fn default() -> Self {
-        Self { private_networks: Vec::new(), max_sent_bytes: 16 * MIB, max_received_bytes: 64 * MIB }
+        Self {
+            private_networks: Vec::new(),
+            extra_roots: None,
+            max_sent_bytes: 16 * MIB,
+            max_received_bytes: 64 * MIB,
+        }
     }
 }
 

@@ -106,7 +106,7 @@ actions! {
     ManageKeys "manage-keys" "POA";
     /// See members and invitations.
     ReadPeople "read-people" "POADRV";
-    /// Invite, change and remove members.
+    /// Invite, change and remove members, and let those who are in no other tenant set a lost password anew.
     ManagePeople "manage-people" "POA";
     /// Make others owners, and owners something else.
     ManageOwners "manage-owners" "PO";

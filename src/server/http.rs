@@ -70,6 +70,10 @@ impl Http {
         .await?;
         let app = App::new(store.clone(), signals.clone(), settings(config, vault))
             .context("cannot start the application")?;
+        // Those that an earlier version left in the clear are sealed now, and not at the first login.
+        if let Err(error) = app.jwks().await {
+            warn!("the keys that sign tokens cannot be read yet: {error}");
+        }
         let mut helpers = vec![tokio::spawn(app::signals::listen(store.clone(), signals, stop.clone()))];
 
         let listener = std::net::TcpListener::bind(config.server.listen)

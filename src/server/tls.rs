@@ -65,6 +65,23 @@ impl Files {
     }
 }
 
+/// Authorities that requests of guests trust besides those of the system.
+///
+/// # Errors
+/// The file cannot be read, has no certificate, or one that could not be trusted.
+pub(super) fn extra_roots(egress: &config::Egress) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    let Some(path) = &egress.extra_roots else { return Ok(Vec::new()) };
+    let what = || format!("egress.extra_roots: {} is no PEM file of certificates", path.display());
+    let found =
+        CertificateDer::pem_slice_iter(&bounded(path)?).collect::<Result<Vec<_>, _>>().with_context(what)?;
+    ensure!(!found.is_empty(), what());
+    let mut store = rustls::RootCertStore::empty();
+    for one in &found {
+        store.add(one.clone()).with_context(what)?;
+    }
+    Ok(found)
+}
+
 fn bounded(path: &Path) -> anyhow::Result<Vec<u8>> {
     use std::io::Read as _;
     let mut bytes = Vec::new();

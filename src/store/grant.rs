@@ -9,6 +9,7 @@ use sqlx::types::Json;
 use crate::domain::ids::{InvocationId, TenantId};
 use crate::store::kv::AttemptName;
 use crate::store::secret::SealedSecret;
+use crate::store::task::Setting;
 use crate::store::{Result, WorkerStore};
 
 /// Capabilities of a task.
@@ -83,7 +84,7 @@ impl WorkerStore {
     ///
     /// # Errors
     /// Postgres does not answer.
-    pub async fn attempt_config(&self, attempt: AttemptName) -> Result<Option<BTreeMap<String, String>>> {
+    pub async fn attempt_config(&self, attempt: AttemptName) -> Result<Option<BTreeMap<String, Setting>>> {
         let row = attempt
             .bind(
                 "SELECT t.config FROM attempt_task(ROW($1, $2, $3, $4, $5, $6, $7)::attempt_name, false) h
@@ -92,7 +93,7 @@ impl WorkerStore {
             .fetch_optional(&self.pool)
             .await?;
         let Some(row) = row else { return Ok(None) };
-        let config = row.try_get::<Option<Json<BTreeMap<String, String>>>, _>("config")?;
+        let config = row.try_get::<Option<Json<BTreeMap<String, Setting>>>, _>("config")?;
         Ok(Some(config.map(|json| json.0).unwrap_or_default()))
     }
 

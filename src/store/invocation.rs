@@ -143,6 +143,8 @@ pub enum InputKind {
         /// Environment; nothing else is in it.
         env: BTreeMap<String, String>,
     },
+    /// No guest: as the body of the request that the version describes.
+    Http,
 }
 
 /// Records as JSON lines; `None` for none.

@@ -1,5 +1,6 @@
 //! Key-value stores of tasks, for attempts that run: each call is one statement, which looks by itself whether the attempt
-//! is still this worker's and its task has the grant. The functions stand in `migrations/0022_capabilities.sql`.
+//! is still this worker's and its task has the grant. The functions stand in `migrations/0022_capabilities.sql` and
+//! `0034_sealed_values.sql`. Never opens what is sealed.
 
 use std::collections::HashMap;
 
@@ -39,6 +40,8 @@ pub enum Outcome<T> {
     NotANumber,
     /// The sum is too large or too small for a number.
     OutOfRange,
+    /// What is there is sealed: whoever asks has to open it, and to add by itself.
+    Sealed,
 }
 
 /// A value with its version.
@@ -48,6 +51,8 @@ pub struct Entry {
     pub value: Vec<u8>,
     /// The version, greater than 0.
     pub version: i64,
+    /// The data key that seals it, by its fingerprint; `None`: it is in the clear.
+    pub sealed: Option<String>,
 }
 
 /// What a swap came to.
@@ -68,6 +73,7 @@ fn outcome<T>(row: &PgRow, done: impl FnOnce() -> Result<T>) -> Result<Outcome<T
         "large" => Outcome::Large,
         "nan" => Outcome::NotANumber,
         "range" => Outcome::OutOfRange,
+        "sealed" => Outcome::Sealed,
         other => return Err(Error::Corrupt(format!("kv: {other}"))),
     })
 }
@@ -117,8 +123,8 @@ impl WorkerStore {
     ) -> Result<Outcome<HashMap<String, Entry>>> {
         let rows = attempt
             .bind(
-                "SELECT outcome, key, value, version
-                 FROM kv_read(ROW($1, $2, $3, $4, $5, $6, $7)::attempt_name, $8, $9, $10)",
+                "SELECT outcome, key, value, version, sealed
+                 FROM kv_values(ROW($1, $2, $3, $4, $5, $6, $7)::attempt_name, $8, $9, $10)",
             )
             .bind(keys)
             .bind(values)
@@ -131,7 +137,8 @@ impl WorkerStore {
                 .filter_map(|row| row.try_get::<Option<String>, _>("key").transpose().map(|key| (row, key)))
                 .map(|(row, key)| {
                     let value = row.try_get::<Option<Vec<u8>>, _>("value")?.unwrap_or_default();
-                    Ok((key?, Entry { value, version: row.try_get("version")? }))
+                    let (version, sealed) = (row.try_get("version")?, row.try_get("sealed")?);
+                    Ok((key?, Entry { value, version, sealed }))
                 })
                 .collect()
         })
@@ -157,6 +164,7 @@ impl WorkerStore {
     }
 
     /// Write pairs, all or none; `None` takes a key away. `quota`: what the tenant may store if nobody says otherwise.
+    /// `sealed`: the data key that seals the values, by its fingerprint.
     ///
     /// # Errors
     /// Postgres does not answer; whether something was written is not known then.
@@ -165,13 +173,15 @@ impl WorkerStore {
         attempt: AttemptName,
         quota: u64,
         keys: &[&str],
-        values: &[Option<&[u8]>],
+        values: &[Option<Vec<u8>>],
+        sealed: Option<&str>,
     ) -> Result<Outcome<()>> {
         let row = attempt
-            .bind("SELECT kv_put(ROW($1, $2, $3, $4, $5, $6, $7)::attempt_name, $8, $9, $10) AS outcome")
+            .bind("SELECT kv_put(ROW($1, $2, $3, $4, $5, $6, $7)::attempt_name, $8, $9, $10, $11) AS outcome")
             .bind(bigint(quota))
             .bind(keys)
             .bind(values)
+            .bind(sealed)
             .fetch_one(&self.pool)
             .await?;
         outcome(&row, || Ok(()))
@@ -187,17 +197,18 @@ impl WorkerStore {
         quota: u64,
         key: &str,
         version: i64,
-        value: &[u8],
+        (value, sealed): (&[u8], Option<&str>),
     ) -> Result<Outcome<Swapped>> {
         let row = attempt
             .bind(
                 "SELECT outcome, version
-                 FROM kv_swap(ROW($1, $2, $3, $4, $5, $6, $7)::attempt_name, $8, $9, $10, $11)",
+                 FROM kv_swap(ROW($1, $2, $3, $4, $5, $6, $7)::attempt_name, $8, $9, $10, $11, $12)",
             )
             .bind(bigint(quota))
             .bind(key)
             .bind(version)
             .bind(value)
+            .bind(sealed)
             .fetch_one(&self.pool)
             .await?;
         outcome(&row, || {

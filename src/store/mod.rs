@@ -20,6 +20,7 @@ pub mod pause;
 pub mod people;
 pub mod queue;
 pub mod quota;
+pub mod reset;
 pub mod retention;
 pub mod secret;
 pub mod spending;

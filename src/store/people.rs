@@ -92,8 +92,10 @@ pub enum Refreshed {
 pub struct IssuerKeyRow {
     /// Its name in tokens.
     pub kid: String,
-    /// The private half.
+    /// The private half; sealed, if a master key is named.
     pub seed: Vec<u8>,
+    /// Fingerprint of the master key that seals it.
+    pub master: Option<String>,
     /// The public half.
     pub public: Vec<u8>,
     /// When it was made.
@@ -105,7 +107,7 @@ fn role(row: &PgRow) -> Result<Role> {
     role.parse().map_err(|e: UnknownRole| Error::Corrupt(e.to_string()))
 }
 
-fn interval(duration: Duration) -> PgInterval {
+pub(super) fn interval(duration: Duration) -> PgInterval {
     let microseconds = i64::try_from(duration.as_micros()).unwrap_or(i64::MAX);
     PgInterval { months: 0, days: 0, microseconds }
 }
@@ -312,12 +314,13 @@ impl ApiStore {
     /// # Errors
     /// Postgres does not answer.
     pub async fn issuer_keys(&self) -> Result<Vec<IssuerKeyRow>> {
-        let rows = sqlx::query("SELECT * FROM issuer_keys_read()").fetch_all(&self.pool).await?;
+        let rows = sqlx::query("SELECT * FROM issuer_keys_list()").fetch_all(&self.pool).await?;
         rows.iter()
             .map(|row| {
                 Ok(IssuerKeyRow {
                     kid: row.try_get("kid")?,
                     seed: row.try_get("seed")?,
+                    master: row.try_get("master")?,
                     public: row.try_get("public")?,
                     created_at: row.try_get("created_at")?,
                 })
@@ -332,21 +335,42 @@ impl ApiStore {
     pub async fn issuer_key_add(
         &self,
         kid: &str,
-        seed: &[u8],
+        (seed, master): (&[u8], Option<&str>),
         public: &[u8],
         age: Duration,
         forget: Duration,
     ) -> Result<()> {
-        sqlx::query("SELECT issuer_key_add($1, $2, $3, $4, $5)")
+        sqlx::query("SELECT issuer_key_make($1, $2, $3, $4, $5, $6)")
             .bind(kid)
             .bind(seed)
             .bind(public)
+            .bind(master)
             .bind(interval(age))
             .bind(interval(forget))
             .execute(&self.pool)
             .await?;
         Ok(())
     }
+}
+
+impl ApiStore {
+    /// Replace a private half in the clear by the same sealed, if it is still what was read.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn issuer_key_seal(&self, kid: &str, old: &[u8], new: (&[u8], &str)) -> Result<bool> {
+        issuer_key_seal(&self.pool, kid, old, new).await
+    }
+}
+
+async fn issuer_key_seal(
+    pool: &sqlx::PgPool,
+    kid: &str,
+    old: &[u8],
+    (seed, master): (&[u8], &str),
+) -> Result<bool> {
+    let done = sqlx::query_scalar("SELECT issuer_key_seal($1, $2, $3, $4)");
+    Ok(done.bind(kid).bind(old).bind(seed).bind(master).fetch_one(pool).await?)
 }
 
 fn member(row: &PgRow) -> Result<MemberRow> {
@@ -469,6 +493,23 @@ impl TenantConn {
 }
 
 impl WorkerStore {
+    /// Signing keys that another master key than this one seals: name, what is stored, and its master key.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn issuer_keys_to_rewrap(&self, master: &str) -> Result<Vec<(String, Vec<u8>, String)>> {
+        let asked = sqlx::query_as("SELECT kid, seed, master FROM issuer_keys_sealed($1)").bind(master);
+        Ok(asked.fetch_all(&self.pool).await?)
+    }
+
+    /// Replace what is stored of a signing key, if it is still what was read. False: it is not.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn issuer_key_rewrap(&self, kid: &str, old: &[u8], new: (&[u8], &str)) -> Result<bool> {
+        issuer_key_seal(&self.pool, kid, old, new).await
+    }
+
     /// Forget sessions and failed logins that are over, at most `limit` of each. Returns how many.
     ///
     /// # Errors

@@ -261,17 +261,42 @@ impl WorkerStore {
             .collect()
     }
 
-    /// The data keys of these tenants, of those that have one.
+    /// Whether these tenants want their payloads sealed, and the data keys of those that have one.
     ///
     /// # Errors
     /// Postgres does not answer.
-    pub async fn data_keys(&self, tenants: &[TenantId]) -> Result<Vec<(TenantId, WrappedRow)>> {
-        let rows: Vec<(TenantId, String, Vec<u8>)> =
-            sqlx::query_as("SELECT tenant_id, master, wrapped FROM tenant_keys WHERE tenant_id = ANY ($1)")
-                .bind(tenants)
-                .fetch_all(&self.pool)
-                .await?;
-        Ok(rows.into_iter().map(|(tenant, master, wrapped)| (tenant, (master, wrapped))).collect())
+    pub async fn data_keys(
+        &self,
+        tenants: &[TenantId],
+    ) -> Result<Vec<(TenantId, (bool, Option<WrappedRow>))>> {
+        let rows = sqlx::query(
+            "SELECT t.tenant_id, t.seal_payloads, k.master, k.wrapped
+             FROM tenants t LEFT JOIN tenant_keys k USING (tenant_id) WHERE t.tenant_id = ANY ($1)",
+        )
+        .bind(tenants)
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                let master: Option<String> = row.try_get("master")?;
+                let key = master.zip(row.try_get("wrapped")?);
+                Ok((row.try_get("tenant_id")?, (row.try_get("seal_payloads")?, key)))
+            })
+            .collect()
+    }
+
+    /// Let this be the tenant's data key, unless somebody was quicker. False: it has none, for it is not active.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn data_key_make(&self, tenant: TenantId, (master, wrapped): &WrappedRow) -> Result<bool> {
+        let master: Option<String> = sqlx::query_scalar("SELECT master FROM tenant_key_make($1, $2, $3)")
+            .bind(tenant)
+            .bind(master)
+            .bind(wrapped)
+            .fetch_one(&self.pool)
+            .await?;
+        Ok(master.is_some())
     }
 
     /// Some data keys that another master key than this one wraps.

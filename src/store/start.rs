@@ -1,5 +1,5 @@
 //! Invocations that running attempts start: asked for here under their leases, and made by a server. What may be started,
-//! and how many, stands in `migrations/0024_starts.sql`.
+//! and how many, stands in `migrations/0024_starts.sql` and `0034_sealed_values.sql`.
 
 use std::time::Duration;
 
@@ -23,12 +23,18 @@ pub const MAX_DEPTH: u16 = 5;
 /// What an attempt wants to start.
 #[derive(Debug, Clone, Copy)]
 pub struct NewStart<'a> {
+    /// What it is called, unless it was asked for before.
+    pub id: StartId,
     /// Its place in its family.
     pub family: Family,
     /// Name of the task.
     pub task: &'a str,
     /// Input, or stdin.
     pub input: &'a [u8],
+    /// The data key that seals it, by its fingerprint.
+    pub sealed: Option<&'a str>,
+    /// Digests of the plain input: the one to keep, and the one that may have been kept before.
+    pub hashes: &'a [Vec<u8>],
     /// Under this key it is started once, whoever asks again.
     pub key: Option<&'a str>,
 }
@@ -57,12 +63,32 @@ pub struct OpenStart {
     pub tenant: TenantId,
     /// Which.
     pub id: StartId,
+    /// The invocation that asks.
+    pub parent: InvocationId,
+    /// The key that its guest gave it.
+    pub key: Option<String>,
     /// Its place in its family.
     pub family: Family,
     /// Name of the task.
     pub task: String,
     /// Input, or stdin.
     pub input: Vec<u8>,
+    /// The data key that seals it, by its fingerprint.
+    pub sealed: Option<String>,
+}
+
+/// What a start is to the invocation that asks for it, whichever attempt asks: what its input is bound to.
+#[must_use]
+pub fn name(key: Option<&str>, id: StartId) -> String {
+    key.map_or_else(|| format!("id:{id}"), |key| format!("key:{key}"))
+}
+
+impl OpenStart {
+    /// See [`name`].
+    #[must_use]
+    pub fn name(&self) -> String {
+        name(self.key.as_deref(), self.id)
+    }
 }
 
 /// What came of it.
@@ -79,9 +105,12 @@ fn open(row: &PgRow) -> Result<OpenStart> {
     Ok(OpenStart {
         tenant: row.try_get("tenant_id")?,
         id: row.try_get("start_id")?,
+        parent: row.try_get("parent_id")?,
+        key: row.try_get("key")?,
         family: Family { root: row.try_get("root_id")?, depth: u16::try_from(depth).unwrap_or(u16::MAX) },
         task: row.try_get("task")?,
         input: row.try_get("input")?,
+        sealed: row.try_get("sealed")?,
     })
 }
 
@@ -94,13 +123,15 @@ impl WorkerStore {
         let row = attempt
             .bind(
                 "SELECT outcome, start_id
-                 FROM start_ask(ROW($1, $2, $3, $4, $5, $6, $7)::attempt_name, $8, $9, $10, $11, $12, $13, $14, $15)",
+                 FROM start_ask(ROW($1, $2, $3, $4, $5, $6, $7)::attempt_name, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
             )
-            .bind(StartId::generate())
+            .bind(new.id)
             .bind(new.family.root)
             .bind(i16::try_from(new.family.depth).unwrap_or(i16::MAX))
             .bind(new.task)
             .bind(new.input)
+            .bind(new.sealed)
+            .bind(new.hashes)
             .bind(new.key)
             .bind(MAX_CHILDREN)
             .bind(MAX_FAMILY)
@@ -154,7 +185,7 @@ impl WorkerStore {
                      AND (taken_until IS NULL OR taken_until < clock_timestamp())
                    ORDER BY asked_at LIMIT $1 FOR UPDATE SKIP LOCKED) o
              WHERE s.tenant_id = o.tenant_id AND s.start_id = o.start_id
-             RETURNING s.tenant_id, s.start_id, s.root_id, s.depth, s.task, s.input",
+             RETURNING s.tenant_id, s.start_id, s.parent_id, s.key, s.root_id, s.depth, s.task, s.input, s.sealed",
         )
         .bind(limit)
         .bind(lease.as_secs_f64())

@@ -10,6 +10,7 @@ use sandbar_host::inspect::Rejection;
 use sandbar_host::limits::PartialLimits;
 use sandbar_host::manifest::Manifest;
 use sandbar_host::{ModuleHash, ModuleKind};
+use serde::{Deserialize, Serialize};
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 use sqlx::{Acquire, Row};
@@ -20,6 +21,38 @@ use crate::domain::retry::PartialRetry;
 use crate::store::grant::Grants;
 use crate::store::queue::CANCEL_CHANNEL;
 use crate::store::{Error, Result, TenantConn, WorkerStore};
+
+/// Bytes that sealing adds to a text of the configuration.
+pub const SEALED_BYTES: usize = 45;
+
+/// A text of a task's configuration, as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Setting {
+    /// In the clear.
+    Plain(String),
+    /// Sealed.
+    Sealed {
+        /// Fingerprint of the data key.
+        sealed: String,
+        /// What it is, as base64.
+        data: String,
+    },
+}
+
+impl Setting {
+    /// Bytes of the text in the clear.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        match self {
+            Self::Plain(text) => text.len(),
+            Self::Sealed { data, .. } => {
+                let padding = data.bytes().rev().take_while(|byte| *byte == b'=').count();
+                (data.len() / 4 * 3).saturating_sub(padding + SEALED_BYTES)
+            }
+        }
+    }
+}
 
 /// A task as its row has it.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,7 +76,7 @@ pub struct TaskRow {
     /// What it has been given.
     pub grants: Grants,
     /// Texts that people have set on it.
-    pub config: BTreeMap<String, String>,
+    pub config: BTreeMap<String, Setting>,
     /// First upload.
     pub created_at: DateTime<Utc>,
     /// Last change of this row.
@@ -73,6 +106,26 @@ impl VersionState {
     }
 }
 
+/// What a version is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// A module, by the door it comes through.
+    Module(ModuleKind),
+    /// No module: a request that the worker makes. Its bytes describe it (`app::http`).
+    Http,
+}
+
+impl Kind {
+    /// The word used in the API and in the database.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Module(kind) => kind.as_str(),
+            Self::Http => "http",
+        }
+    }
+}
+
 /// One uploaded module of a task.
 #[derive(Debug, Clone)]
 pub struct VersionRow {
@@ -82,8 +135,8 @@ pub struct VersionRow {
     pub hash: ModuleHash,
     /// Size of the uploaded bytes.
     pub size_bytes: i64,
-    /// Through which door it comes in.
-    pub kind: ModuleKind,
+    /// What it is.
+    pub kind: Kind,
     /// Where it stands.
     pub state: VersionState,
     /// What the module says about itself.
@@ -176,8 +229,8 @@ pub struct NewVersion<'a> {
     pub hash: ModuleHash,
     /// The module.
     pub bytes: &'a [u8],
-    /// Its door.
-    pub kind: ModuleKind,
+    /// What it is: only modules are compiled.
+    pub kind: Kind,
     /// Its own words.
     pub manifest: Option<&'a Manifest>,
 }
@@ -217,11 +270,13 @@ fn hash(bytes: Vec<u8>) -> Result<[u8; 32]> {
     bytes.try_into().map_err(|_| corrupt("a module hash is not 32 bytes"))
 }
 
-fn kind(word: &str) -> Result<ModuleKind> {
+fn kind(word: &str) -> Result<Kind> {
     [ModuleKind::Task, ModuleKind::CommandP1, ModuleKind::CommandP2]
         .into_iter()
+        .map(Kind::Module)
+        .chain([Kind::Http])
         .find(|kind| kind.as_str() == word)
-        .ok_or_else(|| corrupt("unknown kind of module"))
+        .ok_or_else(|| corrupt("unknown kind of version"))
 }
 
 fn version(row: &PgRow) -> Result<VersionRow> {
@@ -401,7 +456,8 @@ impl TenantConn {
     }
 
     /// Make a version of a module, its task too if it is the first, in one transaction. The same bytes give the
-    /// version they already have. True: the version is new, and waits for its compilation.
+    /// version they already have. True: the version is new; a module waits for its compilation then, and what is none is
+    /// ready, and current unless a newer one is.
     ///
     /// # Errors
     /// Postgres does not answer.
@@ -472,7 +528,7 @@ impl TenantConn {
         .await?;
         let row = sqlx::query(&format!(
             "INSERT INTO versions AS v (tenant_id, task_id, number, sha256, size_bytes, kind, state, manifest)
-             SELECT $1, $2, COALESCE(max(n.number), 0) + 1, $3, $4, $5, 'compiling', $6
+             SELECT $1, $2, COALESCE(max(n.number), 0) + 1, $3, $4, $5, $7, $6
              FROM versions n WHERE n.tenant_id = $1 AND n.task_id = $2
              RETURNING {VERSION_COLUMNS}"
         ))
@@ -482,18 +538,30 @@ impl TenantConn {
         .bind(i64::try_from(new.bytes.len()).unwrap_or(i64::MAX))
         .bind(new.kind.as_str())
         .bind(new.manifest.map(Json))
+        .bind(if new.kind == Kind::Http { "ready" } else { "compiling" })
         .fetch_one(&mut *tx)
         .await?;
         let created = version(&row)?;
+        if created.state == VersionState::Ready {
+            sqlx::query(
+                "UPDATE tasks SET current_version = GREATEST(current_version, $3), updated_at = clock_timestamp()
+                 WHERE tenant_id = $1 AND task_id = $2",
+            )
+            .bind(tenant)
+            .bind(task)
+            .bind(created.number)
+            .execute(&mut *tx)
+            .await?;
+        }
         tx.commit().await?;
         Ok((created, true))
     }
 
-    /// Change a task. `None`: no such task.
+    /// Change a task. `None`: no such task, or another by now.
     ///
     /// # Errors
     /// Postgres does not answer.
-    pub async fn task_change(&mut self, name: &TaskName, change: &TaskChange) -> Result<Option<TaskRow>> {
+    pub async fn task_change(&mut self, id: TaskId, change: &TaskChange) -> Result<Option<TaskRow>> {
         let tenant = self.tenant();
         let (describe, description) = change.description.parts();
         let (limit, limits) = change.limits.parts();
@@ -518,11 +586,11 @@ impl TenantConn {
                  THEN NULLIF(jsonb_strip_nulls(COALESCE(grants, '{{}}') || $14), '{{}}') END,
                config = CASE WHEN NOT $15 THEN config WHEN $16 IS NOT NULL
                  THEN NULLIF(jsonb_strip_nulls(COALESCE(config, '{{}}') || $16), '{{}}') END
-             WHERE t.tenant_id = $1 AND t.name = $2 AND t.deleted_at IS NULL
+             WHERE t.tenant_id = $1 AND t.task_id = $2 AND t.deleted_at IS NULL
              RETURNING {TASK_COLUMNS}"
         ))
         .bind(tenant)
-        .bind(name.as_str())
+        .bind(id)
         .bind(describe)
         .bind(description)
         .bind(limit)

@@ -51,6 +51,37 @@ pub struct NewPassword {
     pub new: String,
 }
 
+/// Somebody who lost the password.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewReset {
+    /// Address of the user.
+    pub email: String,
+}
+
+/// A token for a new password.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+pub struct MadeReset {
+    /// What the user needs for `POST /v1/auth/reset`. Not shown again.
+    pub token: String,
+    /// Id of the user.
+    pub user: Uuid,
+    /// The user's address.
+    pub email: String,
+    /// Until when it can be used, once.
+    pub expires_at: DateTime<Utc>,
+}
+
+/// A lost password to be replaced.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Reset {
+    /// What was made for the user.
+    pub token: String,
+    /// The new password: 10 to 256 bytes.
+    pub password: String,
+}
+
 /// A key for oneself.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -82,6 +82,55 @@ pub struct TaskPatch {
     pub version: Field<i32>,
 }
 
+/// A version without a module.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Definition {
+    /// A request that the worker makes itself, under the task's grants.
+    pub http: HttpTask,
+}
+
+/// A request that is made once in each attempt. Its answer is the output of the invocation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HttpTask {
+    /// For people; at most 4,096 bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// Such as `POST`: 1 to 16 of A-Z and `-`; not `CONNECT`.
+    #[schema(example = "POST")]
+    pub method: String,
+    /// `http://` or `https://`, host, port, path and query; no user, no fragment. The path and query have at most 8 KiB.
+    #[schema(example = "https://api.example.com/hooks/orders")]
+    pub url: String,
+    /// At most 90, and 32 KiB of names and values. A value may hold `{{secret:NAME}}`, as far as a grant allows it.
+    /// `content-type` is `application/json` where there is a body and nothing is said. Unless the method is GET, HEAD,
+    /// OPTIONS or TRACE, `idempotency-key` is the id of the invocation where nothing is said.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, String>,
+    /// What is sent; at most 64 KiB. Where it says `{{input}}`, once at most, the invocation's input is put as it is.
+    /// Absent: the input alone. An empty body is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = r#"{"text": {{input}}}"#)]
+    pub body: Option<String>,
+    /// The statuses of success, at most 16. Absent: `2xx`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub expect: Vec<Expected>,
+    /// Milliseconds until the answer must be complete, 1 to 3,600,000. Absent: the attempt's deadline, which holds anyway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+}
+
+/// A status, or several.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub enum Expected {
+    /// This one, 200 to 599.
+    One(u16),
+    /// `2xx`, `200-204` or `200`.
+    Some(String),
+}
+
 /// A change of limits; `null`: the module's own, or the installation's.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -228,7 +277,7 @@ pub enum VersionState {
     Rejected,
 }
 
-/// One uploaded module of a task.
+/// One uploaded module of a task, or what stands in its place.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Version {
     /// Name of the task.
@@ -240,7 +289,8 @@ pub struct Version {
     /// Why it was rejected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rejection: Option<Rejection>,
-    /// `task` (component of the world `sandbar:task`), `command-p1` (WASI preview 1) or `command-p2` (WASI 0.2).
+    /// `task` (component of the world `sandbar:task`), `command-p1` (WASI preview 1), `command-p2` (WASI 0.2), or `http` (a
+    /// request, and no module).
     #[schema(example = "task")]
     pub kind: String,
     /// SHA-256 of the uploaded bytes, in hexadecimal.

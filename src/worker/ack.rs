@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use sandbar_host::outcome::{Outcome, Termination};
+use sandbar_host::outcome::{LogRecord, Outcome, Termination};
 use tokio::sync::{Notify, mpsc};
 use tracing::{error, warn};
 
@@ -23,6 +23,8 @@ use crate::worker::lease::Lease;
 const MAX_ROWS: usize = 500;
 /// Bytes of output and log in one ack; one attempt may exceed it alone.
 const MAX_BYTES: usize = 16 << 20;
+/// Bytes of a record of a log besides its texts: names, numbers, quotes.
+const RECORD_BYTES: usize = 64;
 /// Ids waiting to be notified about; beyond that waiters find out by polling.
 const MAX_NOTIFY: usize = 4096;
 
@@ -64,8 +66,7 @@ pub async fn run(
         let fit = waiting
             .iter()
             .position(|end| {
-                bytes += end.outcome.output.len() + end.outcome.logs.len() * 128;
-                bytes += end.outcome.artifacts.iter().map(|file| file.bytes.len()).sum::<usize>();
+                bytes += size(&end.outcome);
                 bytes > MAX_BYTES
             })
             .unwrap_or(waiting.len())
@@ -91,6 +92,17 @@ pub async fn run(
     drop(notify);
     waker.abort();
     let _ = tokio::time::timeout(Duration::from_secs(2), notifier).await;
+}
+
+/// Bytes of an outcome on their way into the database, about. What a log says counts as it is: lines may be long.
+fn size(outcome: &Outcome) -> usize {
+    let record = |record: &LogRecord| {
+        let fields: usize = record.fields.iter().map(|(key, value)| key.len() + value.len()).sum();
+        RECORD_BYTES + record.target.len() + record.message.len() + fields
+    };
+    outcome.output.len()
+        + outcome.logs.iter().map(record).sum::<usize>()
+        + outcome.artifacts.iter().map(|file| file.bytes.len()).sum::<usize>()
 }
 
 /// One batch, repeated until the database has said yes or no, or the lease is gone. Returns the invocations that ended,
@@ -211,6 +223,34 @@ async fn notifier(store: WorkerStore, mut heard: mpsc::Receiver<Vec<InvocationId
         ids.truncate(MAX_NOTIFY);
         if let Err(error) = store.notify_done(&ids).await {
             warn!(%error, "could not notify; waiters will find out by polling");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use sandbar_host::outcome::LogLevel;
+
+    use super::*;
+    use crate::store::invocation::encode_logs;
+    use crate::worker::attempt::without_run;
+
+    #[test]
+    fn a_log_of_long_lines_counts_as_what_is_written_of_it() {
+        for (lines, bytes) in [(1, 8 << 10), (500, 8 << 10), (4_000, 0), (10, 100)] {
+            let record = LogRecord {
+                at_us: 12_345_678,
+                level: LogLevel::Info,
+                target: "stderr".to_owned(),
+                message: "x".repeat(bytes),
+                fields: vec![("key".to_owned(), "y".repeat(bytes))],
+            };
+            let mut outcome = without_run(Termination::Succeeded);
+            outcome.logs = vec![record; lines];
+            let written = encode_logs(&outcome.logs).unwrap().len();
+            let counted = size(&outcome);
+            assert!(counted * 2 >= written && counted <= written * 2, "{counted} for {written}");
         }
     }
 }

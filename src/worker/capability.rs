@@ -1,38 +1,39 @@
 //! Calls of guests that end in the database: cells have none. Owns how many are under way, at what rate, and how long one
 //! may take; the statement itself looks whether the attempt is still ours and its task has the grant, so a grant that
-//! is taken away, or a lease that is lost, is so at once. Believes no cell: every question is checked again.
+//! is taken away, or a lease that is lost, is so at once. Believes no cell: every question is checked again. A file below
+//! for each capability says how it is carried out.
+
+mod config;
+mod kv;
+mod seal;
+mod secrets;
+mod start;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use sandbar_host::capability::call::{
-    Answer, Ask, KvAnswer, KvAsk, MAX_AT_ONCE, MAX_BATCH_BYTES, MAX_LISTED, Pair, Refusal, Value,
-};
+use sandbar_host::capability::call::{Answer, Ask, MAX_AT_ONCE, Refusal};
 use sandbar_host::cell::Cell;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tracing::warn;
 
-use crate::app::secret;
+use crate::app::sealed::keys::Keys;
 use crate::app::vault::Vault;
-use crate::domain::ids::{StartId, TenantId};
+use crate::domain::ids::{TaskId, TenantId};
 use crate::store::WorkerStore;
 use crate::store::invocation::Family;
-use crate::store::kv::{AttemptName, Outcome, Swapped};
-use crate::store::start::{Asked, MAX_CHILDREN, MAX_DEPTH, MAX_FAMILY, NewStart, Started};
+use crate::store::kv::AttemptName;
+use crate::store::start::{MAX_DEPTH, NewStart};
 use crate::worker::lease::Lease;
+use seal::Seals;
 
 /// Longest wait for the database, the wait for a turn included.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// What a tenant that was quiet may do at once beyond its rate, as a time.
 const BURST: Duration = Duration::from_secs(1);
-
-/// First and longest pause between two looks whether a start has been seen to.
-const FIRST_LOOK: Duration = Duration::from_millis(5);
-/// See [`FIRST_LOOK`].
-const LAST_LOOK: Duration = Duration::from_millis(250);
 
 /// What an operator sets.
 #[derive(Debug, Clone)]
@@ -43,12 +44,15 @@ pub struct Settings {
     pub connections: usize,
     /// Bytes that a tenant's key-value stores may take when nobody says otherwise; 0: no bound. Follows the configuration.
     pub kv_bytes: Arc<AtomicU64>,
+    /// What tasks keep and start is sealed at rest, of every tenant.
+    pub seal: bool,
 }
 
 /// Everything guests of this worker ask of the database. Dropping it ends nothing that the database has begun.
 pub struct Capabilities {
     store: WorkerStore,
     vault: Arc<Vault>,
+    keys: Arc<Keys>,
     settings: Settings,
     turns: Arc<Semaphore>,
     attempts: HashMap<u64, Arc<Attempt>>,
@@ -95,16 +99,19 @@ pub struct Asker {
     pub attempt: AttemptName,
     /// The tenant.
     pub tenant: TenantId,
+    /// The task.
+    pub task: TaskId,
     /// The place of its invocation.
     pub family: Family,
 }
 
 impl Capabilities {
     /// Nothing under way.
-    pub fn new(settings: Settings, store: WorkerStore, vault: Arc<Vault>) -> Self {
+    pub fn new(settings: Settings, store: WorkerStore, vault: Arc<Vault>, keys: Arc<Keys>) -> Self {
         Self {
             store,
             vault,
+            keys,
             turns: Arc::new(Semaphore::new(settings.connections.max(1))),
             settings,
             attempts: HashMap::new(),
@@ -121,7 +128,6 @@ impl Capabilities {
         (token, call): (u64, u64),
         ask: Ask,
     ) {
-        let Asker { attempt, tenant, .. } = asker;
         let state = self.attempts.entry(token).or_default().clone();
         let refusal = if state.over.load(Ordering::Acquire) || !lease.is_held() {
             Some(lost())
@@ -137,63 +143,36 @@ impl Capabilities {
         state.asking.fetch_add(1, Ordering::AcqRel);
         let asking = Asking(state);
         let connections = self.settings.connections;
-        let of_tenant = self.tenants.entry(tenant).or_insert_with(|| {
+        let of_tenant = self.tenants.entry(asker.tenant).or_insert_with(|| {
             // Half of them, so that one tenant never has all.
             let turns = Semaphore::new(connections.div_ceil(2).max(1));
             Arc::new(Tenant { turns, due: Mutex::new(Instant::now()) })
         });
         let every = Duration::from_secs(1) / self.settings.calls_per_s.max(1);
         let wait = of_tenant.wait(every);
-        let (of_tenant, turns, cell) = (of_tenant.clone(), self.turns.clone(), cell.clone());
-        let (store, vault) = (self.store.clone(), self.vault.clone());
-        let quota = self.settings.kv_bytes.clone();
+        let question = Question {
+            asker,
+            asking,
+            of_tenant: of_tenant.clone(),
+            turns: self.turns.clone(),
+            store: self.store.clone(),
+            vault: self.vault.clone(),
+            kv_bytes: self.settings.kv_bytes.clone(),
+            seals: Seals { keys: Arc::clone(&self.keys), asker, all: self.settings.seal },
+        };
+        let cell = cell.clone();
         tokio::spawn(async move {
             if !wait.is_zero() {
                 tokio::time::sleep(wait).await;
             }
-            let answer = async {
-                let begun = {
-                    let turn = of_tenant.turns.acquire().await;
-                    let place = turns.acquire().await;
-                    if asking.0.over.load(Ordering::Acquire) || turn.is_err() || place.is_err() {
-                        return Err(lost());
-                    }
-                    let quota = match quota.load(Ordering::Acquire) {
-                        0 => u64::MAX,
-                        bytes => bytes,
-                    };
-                    match &ask {
-                        Ask::Kv(ask) => return kv(&store, attempt, quota, ask).await.map(Answer::Kv),
-                        Ask::Config => return config(&store, attempt).await,
-                        Ask::Secret { name } => return reveal(&store, &vault, (attempt, tenant), name).await,
-                        Ask::Start { task, input, key } => {
-                            let family =
-                                Family { depth: asker.family.depth.saturating_add(1), ..asker.family };
-                            let new = NewStart { family, task, input, key: key.as_deref() };
-                            begin(&store, attempt, &new).await?
-                        }
-                    }
-                };
-                // A server sees to it meanwhile; nobody's turn is taken by the waiting.
-                let mut pause = FIRST_LOOK;
-                loop {
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(LAST_LOOK);
-                    let place = turns.acquire().await;
-                    let found = store.start_outcome(tenant, begun).await;
-                    drop(place);
-                    match found.map_err(|error| unavailable(&error))? {
-                        None => {}
-                        Some(Started::Invocation(id)) => return Ok(Answer::Started(id.to_string())),
-                        Some(Started::Refused(why)) => return Err(Refusal::refused(why)),
-                    }
-                }
-            };
-            let answer = tokio::time::timeout(ANSWER_WITHIN, answer).await.unwrap_or_else(|_| {
-                Err(Refusal::failed("the database did not answer in time; whether it was done is not known"))
-            });
+            let answer =
+                tokio::time::timeout(ANSWER_WITHIN, question.answer(&ask)).await.unwrap_or_else(|_| {
+                    Err(Refusal::failed(
+                        "the database did not answer in time; whether it was done is not known",
+                    ))
+                });
             // Before the guest hears of it, who may ask again at once.
-            drop(asking);
+            drop(question);
             cell.answer(call, answer.unwrap_or_else(Answer::Refused));
         });
     }
@@ -225,136 +204,70 @@ impl Capabilities {
     }
 }
 
+/// One question on its way to the database.
+struct Question {
+    asker: Asker,
+    asking: Asking,
+    of_tenant: Arc<Tenant>,
+    turns: Arc<Semaphore>,
+    store: WorkerStore,
+    vault: Arc<Vault>,
+    kv_bytes: Arc<AtomicU64>,
+    seals: Seals,
+}
+
+impl Question {
+    async fn answer(&self, ask: &Ask) -> Result<Answer, Refusal> {
+        let Asker { attempt, tenant, family, .. } = self.asker;
+        let begun = {
+            let turn = self.of_tenant.turns.acquire().await;
+            let place = self.turns.acquire().await;
+            if self.asking.0.over.load(Ordering::Acquire) || turn.is_err() || place.is_err() {
+                return Err(lost());
+            }
+            match ask {
+                Ask::Kv(ask) => {
+                    let quota = match self.kv_bytes.load(Ordering::Acquire) {
+                        0 => u64::MAX,
+                        bytes => bytes,
+                    };
+                    let of_task = kv::Store { store: &self.store, seals: &self.seals, attempt, quota };
+                    return of_task.answer(ask).await.map(Answer::Kv);
+                }
+                Ask::Config => return config::read(&self.store, &self.seals, attempt).await,
+                Ask::Secret { name } => {
+                    return secrets::reveal(&self.store, &self.vault, (attempt, tenant), name).await;
+                }
+                Ask::Start { task, input, key } => {
+                    let family = Family { depth: family.depth.saturating_add(1), ..family };
+                    // Before anything is sealed for it.
+                    if family.depth > MAX_DEPTH {
+                        return Err(Refusal::refused(format!("a chain of starts is at most {MAX_DEPTH} long")));
+                    }
+                    let start = self.seals.start(input, key.as_deref()).await?;
+                    let new = NewStart {
+                        id: start.id,
+                        family,
+                        task,
+                        input: &start.input,
+                        sealed: start.sealed.as_deref(),
+                        hashes: &start.hashes,
+                        key: key.as_deref(),
+                    };
+                    start::begin(&self.store, attempt, &new).await?
+                }
+            }
+        };
+        // A server sees to it meanwhile; nobody's turn is taken by the waiting.
+        start::outcome(&self.store, &self.turns, tenant, begun).await
+    }
+}
+
 fn lost() -> Refusal {
     Refusal::failed("the attempt is to end: its worker may do nothing more for it")
-}
-
-fn done<T>(outcome: Outcome<T>) -> Result<T, Refusal> {
-    match outcome {
-        Outcome::Done(done) => Ok(done),
-        Outcome::Lost => Err(lost()),
-        Outcome::Denied => Err(Refusal::denied("the task has no grant `kv`")),
-        Outcome::Full => Err(Refusal::failed("the tenant's quota kv_bytes has no room for it")),
-        Outcome::Large => {
-            let words =
-                format!("the values have more than {MAX_BATCH_BYTES} bytes together: ask for fewer keys");
-            Err(Refusal::failed(words))
-        }
-        Outcome::NotANumber => Err(Refusal::failed("what is there is no whole number in decimal digits")),
-        Outcome::OutOfRange => Err(Refusal::failed("the sum does not fit 64 bits")),
-    }
-}
-
-async fn config(store: &WorkerStore, attempt: AttemptName) -> Result<Answer, Refusal> {
-    let config = store.attempt_config(attempt).await.map_err(|error| unavailable(&error))?;
-    Ok(Answer::Config(config.ok_or_else(lost)?.into_iter().collect()))
-}
-
-/// The value of a secret that the task may see.
-async fn reveal(
-    store: &WorkerStore,
-    vault: &Vault,
-    (attempt, tenant): (AttemptName, TenantId),
-    name: &str,
-) -> Result<Answer, Refusal> {
-    let held = store.attempt_secrets(attempt, &[name.to_owned()]).await;
-    let (grants, sealed) = held.map_err(|error| unavailable(&error))?.ok_or_else(lost)?;
-    if !grants.secrets.iter().any(|granted| granted == name) {
-        return Err(Refusal::denied(format!("the task has no grant to see the secret `{name}`")));
-    }
-    let opened = secret::open(vault, tenant, &sealed).map_err(|error| {
-        warn!(%error, "a secret does not open on this worker");
-        Refusal::failed("the secret does not open on this worker: see its log")
-    })?;
-    Ok(Answer::Secret(opened.into_iter().next().map(|(_, value)| Value(value.to_vec()))))
-}
-
-/// Asks for an invocation.
-async fn begin(store: &WorkerStore, attempt: AttemptName, new: &NewStart<'_>) -> Result<StartId, Refusal> {
-    if new.family.depth > MAX_DEPTH {
-        return Err(Refusal::refused(format!("a chain of starts is at most {MAX_DEPTH} long")));
-    }
-    match store.start_ask(attempt, new).await.map_err(|error| unavailable(&error))? {
-        Asked::Open(id) => {
-            if let Err(error) = store.start_notify().await {
-                warn!(%error, "servers find a start by looking");
-            }
-            Ok(id)
-        }
-        Asked::Lost => Err(lost()),
-        Asked::Denied => Err(Refusal::denied(format!("the task has no grant to start `{}`", new.task))),
-        Asked::Conflict => {
-            Err(Refusal::refused("the key was used for another task or another input by this invocation"))
-        }
-        Asked::TooMany => {
-            Err(Refusal::refused(format!("an invocation may start at most {MAX_CHILDREN} others")))
-        }
-        Asked::FamilyTooLarge => Err(Refusal::refused(format!(
-            "everything that goes back to one invocation may be at most {MAX_FAMILY} starts"
-        ))),
-    }
 }
 
 fn unavailable(error: &crate::store::Error) -> Refusal {
     warn!(%error, "a call of a guest failed");
     Refusal::failed("the database cannot answer now; whether it was done is not known")
-}
-
-async fn kv(store: &WorkerStore, attempt: AttemptName, quota: u64, ask: &KvAsk) -> Result<KvAnswer, Refusal> {
-    let failed = |error| unavailable(&error);
-    let one = |key: &String| [key.clone()];
-    Ok(match ask {
-        KvAsk::Open => {
-            done(store.kv_may(attempt).await.map_err(failed)?)?;
-            KvAnswer::Done
-        }
-        KvAsk::Get { key } => {
-            let found = store.kv_read(attempt, &one(key), true, u64::MAX).await.map_err(failed)?;
-            match done(found)?.remove(key) {
-                Some(entry) => KvAnswer::Value(Some(Value(entry.value)), entry.version),
-                None => KvAnswer::Value(None, 0),
-            }
-        }
-        KvAsk::Version { key } => {
-            let found = store.kv_read(attempt, &one(key), false, 0).await.map_err(failed)?;
-            KvAnswer::Version(done(found)?.get(key).map_or(0, |entry| entry.version))
-        }
-        KvAsk::GetMany { keys } => {
-            let found = store.kv_read(attempt, keys, true, MAX_BATCH_BYTES as u64).await.map_err(failed)?;
-            let found = done(found)?;
-            // A key that is asked for twice is answered twice, within the bytes of one call.
-            let values: Vec<_> =
-                keys.iter().map(|key| found.get(key).map(|entry| entry.value.as_slice())).collect();
-            let bytes = values.iter().flatten().map(|value| value.len()).sum();
-            sandbar_host::capability::call::check_batch_bytes(bytes)?;
-            KvAnswer::Values(values.into_iter().map(|value| value.map(|v| Value(v.to_vec()))).collect())
-        }
-        KvAsk::List { after } => {
-            let limit = i32::try_from(MAX_LISTED).unwrap_or(i32::MAX).saturating_add(1);
-            let after = after.as_deref().unwrap_or_default();
-            let mut keys = done(store.kv_list(attempt, after, limit).await.map_err(failed)?)?;
-            let more = keys.len() > MAX_LISTED;
-            keys.truncate(MAX_LISTED);
-            KvAnswer::Keys(keys, more)
-        }
-        KvAsk::Put { pairs } => {
-            let (keys, values): (Vec<&str>, Vec<Option<&[u8]>>) = pairs
-                .iter()
-                .map(|Pair { key, value }| (key.as_str(), value.as_ref().map(|value| value.0.as_slice())))
-                .unzip();
-            done(store.kv_put(attempt, quota, &keys, &values).await.map_err(failed)?)?;
-            KvAnswer::Done
-        }
-        KvAsk::Increment { key, delta } => {
-            let sum = store.kv_increment(attempt, quota, key, *delta).await.map_err(failed)?;
-            KvAnswer::Number(done(sum)?)
-        }
-        KvAsk::Swap { key, version, value } => {
-            let swapped = store.kv_swap(attempt, quota, key, *version, value).await.map_err(failed)?;
-            match done(swapped)? {
-                Swapped::Done => KvAnswer::Done,
-                Swapped::Changed(version) => KvAnswer::Changed(version),
-            }
-        }
-    })
 }

@@ -1,5 +1,8 @@
 //! The worker's one loop: claim what free slots can start, hand it to cells, take the ends. All its state is here and
-//! single-threaded; whatever waits (database, compiler, loading) happens in tasks that report back.
+//! single-threaded; whatever waits (database, compiler, loading) happens in tasks that report back. `start`: from the
+//! claim to the cell.
+
+mod start;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -7,12 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sandbar_host::ModuleHash;
-use sandbar_host::cell::{CancelReason, Cell, CellEvent, LoadError, SubmitError};
-use sandbar_host::files::scratch_bytes;
-use sandbar_host::limits::reserved_bytes;
-use sandbar_host::outcome::{Outcome, Receipt, Termination};
-use sandbar_host::run::{Attempt, Context, Input, Options};
+use sandbar_host::cell::{CancelReason, Cell, CellEvent, LoadError};
+use sandbar_host::outcome::{Outcome, Termination};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -24,18 +23,19 @@ use crate::domain::announced::Announced;
 use crate::domain::fairness::Charge;
 use crate::domain::ids::{InvocationId, TaskId};
 use crate::domain::lease::free_slots;
-use crate::domain::retry::{Ending, Verdict as Become, decide};
+use crate::domain::retry::{Verdict as Become, decide};
 use crate::domain::worker::Wanted;
-use crate::store::invocation::{Family, InputKind};
-use crate::store::kv::AttemptName;
+use crate::store::invocation::Family;
 use crate::store::queue::{Claimed, Finished, Withheld};
 use crate::store::{Error, WorkerStore};
 use crate::worker::ack;
-use crate::worker::admission::{Admission, Verdict};
+use crate::worker::admission::Admission;
+use crate::worker::attempt::{attempt_name, ending, host_fault, without_run};
 use crate::worker::capability::{Asker, Capabilities};
 use crate::worker::cells::{Cells, Event, Place};
 use crate::worker::claim::{self, Known, Turn};
 use crate::worker::egress::{Egress, Whose};
+use crate::worker::http::{self, Http};
 use crate::worker::journal::Journal;
 use crate::worker::lease::Lease;
 use crate::worker::live::{self, Live};
@@ -45,8 +45,6 @@ use crate::worker::{Settings, Stop};
 
 /// What an attempt of a module in quarantine is denied.
 const QUARANTINED: &str = "run: the module is in quarantine";
-/// What an attempt is denied whose tenant's key was erased.
-const ERASED: &str = "run: the key that sealed the input was erased";
 /// How long an invocation waits for a worker that has the key to its input.
 const WITHOUT_KEY_MS: u64 = 10_000;
 /// Cells that may die under an attempt before it has begun to run; then another host shall try.
@@ -117,6 +115,7 @@ pub async fn run(
     let room = Notify::new();
     let counts = ack::Counts { accepted: AtomicU64::new(0), late: AtomicU64::new(0), journal };
     let (reports, mut reported) = mpsc::unbounded_channel();
+    let (http, mut answered) = Http::new();
     let mut dispatch = Dispatch {
         settings,
         store,
@@ -126,7 +125,13 @@ pub async fn run(
         journal,
         cells,
         egress: Egress::new(settings.egress.clone(), store.clone(), settings.vault.clone())?,
-        capabilities: Capabilities::new(settings.capabilities.clone(), store.clone(), settings.vault.clone()),
+        capabilities: Capabilities::new(
+            settings.capabilities.clone(),
+            store.clone(),
+            settings.vault.clone(),
+            Arc::clone(keys),
+        ),
+        http,
         admission,
         ends: Some(ends),
         live,
@@ -152,7 +157,7 @@ pub async fn run(
         }
     };
     let ended = {
-        let looping = dispatch.run(signals, &mut events, &mut reported, stop);
+        let looping = dispatch.run(signals, (&mut events, &mut reported, &mut answered), stop);
         tokio::pin!(acking, looping);
         tokio::select! {
             ended = &mut looping => {
@@ -189,6 +194,8 @@ struct Dispatch<'a> {
     cells: Cells,
     egress: Egress,
     capabilities: Capabilities,
+    /// Attempts that no cell takes part in.
+    http: Http,
     admission: Admission,
     /// Unbounded, yet never longer than the bound in [`Dispatch::free_slots`].
     ends: Option<ack::Sender>,
@@ -217,8 +224,11 @@ impl Dispatch<'_> {
     async fn run(
         &mut self,
         signals: &Signals,
-        events: &mut mpsc::Receiver<Event>,
-        reported: &mut mpsc::UnboundedReceiver<Report>,
+        (events, reported, answered): (
+            &mut mpsc::Receiver<Event>,
+            &mut mpsc::UnboundedReceiver<Report>,
+            &mut mpsc::UnboundedReceiver<http::Ended>,
+        ),
         stop: &Stop,
     ) -> Ended {
         let mut cancels = signals.subscribe_cancelled();
@@ -285,6 +295,7 @@ impl Dispatch<'_> {
                     }
                 }
                 Some(report) = reported.recv() => self.report(report),
+                Some(ended) = answered.recv() => self.end(ended.token, *ended.outcome),
                 cancel = cancels.recv() => {
                     // A lagging receiver has missed some; the next heartbeat brings them.
                     if let Ok(id) = cancel {
@@ -401,21 +412,6 @@ impl Dispatch<'_> {
         }
     }
 
-    /// Take a claimed attempt in, and start it if it may.
-    fn start(&mut self, claimed: Claimed, charge: Option<Charge>) {
-        let key = (claimed.tenant, claimed.sha256);
-        let bytes = reserved_bytes(&claimed.spec.limits, claimed.input.len() as u64)
-            .saturating_add(claimed.spec.scratch.as_ref().map_or(0, |scratch| scratch_bytes(scratch.bytes)));
-        let withheld = claimed.withheld;
-        let token = self.register(claimed, charge);
-        if let Some(withheld) = withheld {
-            self.end(token, without_run(unreadable(withheld)));
-            return;
-        }
-        let verdict = self.admission.ask(token, key, bytes);
-        self.admitted(token, &verdict);
-    }
-
     /// Claim at once what was announced; but what no cell of ours has run yet, after a head start for others, which is
     /// shorter than loading its module takes.
     fn hear(&mut self, announced: &Announced) {
@@ -427,129 +423,6 @@ impl Dispatch<'_> {
             self.pace.ask_at(Instant::now() + self.settings.head_start);
         } else {
             self.pace.hear();
-        }
-    }
-
-    /// Give a claimed attempt a token.
-    fn register(&mut self, claimed: Claimed, charge: Option<Charge>) -> u64 {
-        if self.warm.len() >= MAX_WARM {
-            self.warm.clear();
-        }
-        self.warm.insert(claimed.task_id);
-        let token = self.next_token;
-        self.next_token += 1;
-        self.tokens.insert(claimed.invocation, token);
-        self.in_flight.insert(
-            token,
-            InFlight {
-                claimed,
-                charge,
-                place: None,
-                started_at: Utc::now(),
-                cancelled: false,
-                displaced: 0,
-                live: Live::default(),
-                announced: false,
-            },
-        );
-        token
-    }
-
-    /// Hand an attempt that may start to a cell, and end one that never will.
-    fn admitted(&mut self, token: u64, verdict: &Verdict) {
-        match verdict {
-            Verdict::Wait => {}
-            Verdict::Start => self.place(token),
-            Verdict::Quarantined => {
-                self.end(token, without_run(Termination::Denied { capability: QUARANTINED.to_owned() }));
-            }
-            Verdict::TooLarge => {
-                let bytes = self.admission.worker_bytes();
-                self.end(
-                    token,
-                    host_fault(&format!(
-                        "it declares more memory than this worker gives one attempt: it has {bytes} bytes for all, and one tenant may have {}",
-                        self.settings.tenant_memory_bytes
-                    )),
-                );
-            }
-        }
-    }
-
-    /// Start those that waited and may start now.
-    fn start_waiting(&mut self) {
-        while let Some((token, verdict)) = self.admission.next() {
-            self.admitted(token, &verdict);
-        }
-    }
-
-    /// Find a cell for an attempt that may start, or let it wait for one.
-    fn place(&mut self, token: u64) {
-        if let Some((place, cell)) = self.cells.take() {
-            self.submit(token, place, cell);
-            return;
-        }
-        if self.placeless.is_empty() {
-            self.placeless_since = Instant::now();
-        }
-        self.placeless.push(token);
-    }
-
-    /// The cell died before the attempt began to run there: it takes no part in that, and goes to another.
-    fn displace(&mut self, token: u64, place: Place, cell: &Arc<Cell>) {
-        self.cells.gone(place, cell);
-        let Some(flight) = self.in_flight.get_mut(&token) else {
-            return;
-        };
-        flight.displaced += 1;
-        if flight.displaced > MAX_PLACES {
-            self.end(token, host_fault("cells died before it could begin"));
-        } else {
-            self.place(token);
-        }
-    }
-
-    /// Submit to this cell; where it has not got the code, make that ready first and come back.
-    fn submit(&mut self, token: u64, place: Place, cell: Arc<Cell>) {
-        // By the clock, not by the watch: after a suspension this may run before the watch wakes, and by then somebody
-        // else may run this attempt.
-        if !self.lease.is_held() {
-            self.cells.give_back(place);
-            self.end(token, without_run(Termination::LeaseLost));
-            return;
-        }
-        let Some(flight) = self.in_flight.get_mut(&token) else {
-            return;
-        };
-        if !flight.announced {
-            self.journal.started(&flight.claimed);
-            flight.announced = true;
-        }
-        match cell.submit(token, &attempt(&flight.claimed)) {
-            Ok(()) => {
-                flight.place = Some(place);
-                flight.started_at = Utc::now();
-            }
-            Err(SubmitError::NotLoaded) => {
-                let (tenant, hash) = (flight.claimed.tenant, ModuleHash::from_bytes(flight.claimed.sha256));
-                let modules = self.modules.clone();
-                let reports = self.reports.clone();
-                tokio::spawn(async move {
-                    let result = async {
-                        let artifact = modules.artifact(tenant, hash).await?;
-                        cell.load(&artifact).await?;
-                        Ok(())
-                    }
-                    .await;
-                    // Refused only when the loop has ended.
-                    let _ = reports.send(Report::Loaded { token, place, cell, result });
-                });
-            }
-            Err(SubmitError::Gone) => self.displace(token, place, &cell),
-            Err(error) => {
-                self.cells.give_back(place);
-                self.end(token, host_fault(&error.to_string()));
-            }
         }
     }
 
@@ -580,9 +453,7 @@ impl Dispatch<'_> {
             Event::Cell(place, CellEvent::Http { token, call, message }) => {
                 let flight = self.in_flight.get(&token).filter(|flight| flight.place == Some(place));
                 if let (Some(flight), Some(cell)) = (flight, self.cells.get(place)) {
-                    let claimed = &flight.claimed;
-                    let attempt = attempt_name(self.lease, claimed);
-                    let whose = Whose { tenant: claimed.tenant, invocation: claimed.invocation, attempt };
+                    let whose = whose(self.lease, &flight.claimed);
                     self.egress.hear(self.lease, whose, cell, token, call, message);
                 }
             }
@@ -592,6 +463,7 @@ impl Dispatch<'_> {
                     let asker = Asker {
                         attempt: attempt_name(self.lease, &flight.claimed),
                         tenant: flight.claimed.tenant,
+                        task: flight.claimed.task_id,
                         family: flight
                             .claimed
                             .spec
@@ -627,6 +499,10 @@ impl Dispatch<'_> {
         let Some(flight) = self.in_flight.get_mut(&token) else {
             return;
         };
+        if self.http.cancel(token, reason) {
+            flight.cancelled = true;
+            return;
+        }
         match flight.place.and_then(|place| self.cells.get(place)) {
             Some(cell) if !flight.cancelled => {
                 flight.cancelled = true;
@@ -653,6 +529,7 @@ impl Dispatch<'_> {
     fn end(&mut self, token: u64, mut outcome: Outcome) {
         outcome.receipt.egress_bytes = self.egress.end(token);
         self.capabilities.end(token);
+        self.http.end(token);
         let Some(flight) = self.in_flight.remove(&token) else {
             return;
         };
@@ -691,6 +568,7 @@ impl Dispatch<'_> {
     /// Stop every guest now and forget everything: it is no longer ours, or is about to be handed on.
     fn abandon(&mut self) {
         self.egress.abandon();
+        self.http.abandon();
         self.capabilities.abandon();
         self.cells.kill();
         if !self.in_flight.is_empty() {
@@ -707,106 +585,9 @@ impl Dispatch<'_> {
     }
 }
 
-/// The attempt as the database knows it.
-fn attempt_name(lease: &Lease, claimed: &Claimed) -> AttemptName {
-    AttemptName { worker: lease.worker(), epoch: lease.epoch(), claim: claimed.claim() }
-}
-
-/// The message to the cell.
-fn attempt(claimed: &Claimed) -> Attempt {
-    let mut bytes = claimed.input.as_slice();
-    let mut scratch = None;
-    if let Some(spec) = &claimed.spec.scratch {
-        // A row that is too short was not written by this code; it runs without its files, and will miss them.
-        let (input, laid) = spec.unstow(bytes).unwrap_or_default();
-        bytes = input;
-        scratch = Some(laid);
-    }
-    let input = match &claimed.spec.input {
-        InputKind::Task => Input::Task { bytes: bytes.to_vec() },
-        InputKind::Command { args, env } => Input::Command {
-            args: args.clone(),
-            env: env.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
-            stdin: bytes.to_vec(),
-        },
-    };
-    let (high, low) = claimed.tenant.0.as_u64_pair();
-    Attempt {
-        module: ModuleHash::from_bytes(claimed.sha256),
-        tenant: high ^ low,
-        weight: claimed.weight.unsigned_abs(),
-        input,
-        limits: claimed.spec.limits,
-        context: Context {
-            invocation_id: claimed.invocation.to_string(),
-            task: claimed.task.clone(),
-            attempt: u32::from(claimed.attempt.unsigned_abs()),
-            max_attempts: u32::from(claimed.spec.retry.max_attempts),
-            tags: claimed.tags.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
-        },
-        options: Options { scratch, determinism: claimed.spec.determinism },
-    }
-}
-
-/// How an attempt ends whose input cannot be had.
-fn unreadable(why: Withheld) -> Termination {
-    let fault = |message: &str| Termination::HostFault { message: message.to_owned() };
-    match why {
-        Withheld::NoKey => {
-            warn!("a claimed input is sealed, and this worker has no master key that opens it: handed back");
-            fault("this worker has no master key that opens the input")
-        }
-        Withheld::Broken => {
-            warn!("a claimed input does not open: its row was changed or moved");
-            fault("the input does not open: it was changed or moved")
-        }
-        Withheld::Erased => Termination::Denied { capability: ERASED.to_owned() },
-    }
-}
-
-/// What retrying makes of each reason. What the same bytes on the same input under the same limits will do again is
-/// fatal; what time, the outside or chance had a part in is worth another attempt.
-#[must_use]
-pub fn ending(termination: &Termination) -> Ending {
-    match termination {
-        Termination::Succeeded => Ending::Success,
-        Termination::GuestError { retryable: true, retry_after_ms, .. } => {
-            Ending::Retryable { after_ms: *retry_after_ms }
-        }
-        Termination::GuestError { retryable: false, .. }
-        | Termination::OutOfFuel
-        | Termination::OutOfMemory
-        | Termination::StackOverflow
-        | Termination::OutputTooLarge
-        | Termination::QuotaExceeded { .. }
-        | Termination::Denied { .. } => Ending::Fatal,
-        Termination::ExitCode { .. } | Termination::Trap { .. } | Termination::Deadline => {
-            Ending::Retryable { after_ms: None }
-        }
-        Termination::Cancelled => Ending::Cancelled,
-        Termination::LeaseLost | Termination::HostFault { .. } => Ending::HostFault,
-    }
-}
-
-/// An outcome of an attempt that no guest took part in.
-fn without_run(termination: Termination) -> Outcome {
-    Outcome {
-        termination,
-        receipt: Receipt { fuel_exact: true, ..Receipt::default() },
-        output: Vec::new(),
-        content_type: String::new(),
-        logs: Vec::new(),
-        backtrace: Vec::new(),
-        artifacts: Vec::new(),
-    }
-}
-
-/// What the guest used before its cell died nobody can say: zero, and marked as inexact.
-fn host_fault(message: &str) -> Outcome {
-    Outcome {
-        receipt: Receipt::default(),
-        ..without_run(Termination::HostFault { message: message.chars().take(1024).collect() })
-    }
+/// Whose request it is.
+fn whose(lease: &Lease, claimed: &Claimed) -> Whose {
+    Whose { tenant: claimed.tenant, invocation: claimed.invocation, attempt: attempt_name(lease, claimed) }
 }
 
 async fn sleep_until(at: Option<Instant>) {

@@ -1,7 +1,10 @@
 //! HTTP requests of guests, carried out for them: cells have no network. Owns which attempt a call belongs to, its caps,
 //! and that nothing goes on once an attempt has ended, is cancelled or its lease is lost. The rules about destinations
 //! are the host crate's; grants are asked of the database for every request, so one that is taken away is gone at once.
-//! Believes no cell: bodies come in pieces, within the window, or the call ends.
+//! Believes no cell: bodies come in pieces, within the window, or the call ends. `own`: requests that the worker makes
+//! itself, by the same rules.
+
+mod own;
 
 use std::collections::HashMap;
 use std::io;
@@ -12,6 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::stream;
 use http_body_util::{BodyExt, Empty, StreamBody};
+use rustls::pki_types::CertificateDer;
 use sandbar_host::cell::Cell;
 use sandbar_host::egress::address::Networks;
 use sandbar_host::egress::call::{
@@ -23,6 +27,8 @@ use sandbar_host::egress::placeholder;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tracing::{debug, warn};
+
+pub use own::{Fetched, Own};
 
 use crate::app::secret;
 use crate::app::vault::Vault;
@@ -44,6 +50,8 @@ const BETWEEN_BYTES: Duration = Duration::from_secs(60);
 pub struct Settings {
     /// Networks that are opened besides public ones.
     pub private_networks: Networks,
+    /// Authorities that HTTPS trusts besides the system's.
+    pub roots: Vec<CertificateDer<'static>>,
     /// Bytes of bodies that one attempt may send.
     pub sent_bytes: u64,
     /// Bytes of bodies that one attempt may receive.
@@ -62,6 +70,7 @@ pub struct Egress {
     tenants: HashMap<TenantId, Arc<AtomicUsize>>,
 }
 
+#[derive(Default)]
 struct Attempt {
     calls: HashMap<u64, Call>,
     meter: Arc<Meter>,
@@ -135,9 +144,9 @@ impl Egress {
     /// Nothing under way.
     ///
     /// # Errors
-    /// TLS cannot be set up.
+    /// One of the roots cannot be trusted, or TLS cannot be set up.
     pub fn new(settings: Settings, store: WorkerStore, vault: Arc<Vault>) -> io::Result<Self> {
-        let client = Arc::new(Client::new(settings.private_networks.clone())?);
+        let client = Arc::new(Client::new(settings.private_networks.clone(), &settings.roots)?);
         Ok(Self {
             client,
             store,
@@ -159,11 +168,7 @@ impl Egress {
         number: u64,
         message: FromGuest,
     ) {
-        let attempt = self.attempts.entry(token).or_insert_with(|| Attempt {
-            calls: HashMap::new(),
-            meter: Arc::default(),
-            closed: false,
-        });
+        let attempt = self.attempts.entry(token).or_default();
         match message {
             FromGuest::Request(request) => self.begin(lease, whose, cell, token, number, *request),
             FromGuest::Closed => {
@@ -199,10 +204,8 @@ impl Egress {
             Some((Code::ConnectionTerminated, "the attempt is to end"))
         } else if attempt.calls.len() >= MAX_CALLS {
             Some((Code::ConnectionLimitReached, "the attempt has as many requests under way as it may"))
-        } else if tenant.load(Ordering::Acquire) >= MAX_CALLS_PER_TENANT
-            || self.live.load(Ordering::Acquire) >= MAX_CALLS_PER_WORKER
-        {
-            Some((Code::ConnectionLimitReached, "the worker has as many requests under way as it takes"))
+        } else if is_full(&self.live, &tenant) {
+            Some((Code::ConnectionLimitReached, FULL))
         } else if attempt.calls.contains_key(&number) {
             Some((Code::InternalError, "the call exists"))
         } else {
@@ -239,11 +242,7 @@ impl Egress {
 
     /// The attempt is to end: nothing of it goes on, and nothing more begins.
     pub fn close(&mut self, token: u64) {
-        let attempt = self.attempts.entry(token).or_insert_with(|| Attempt {
-            calls: HashMap::new(),
-            meter: Arc::default(),
-            closed: true,
-        });
+        let attempt = self.attempts.entry(token).or_default();
         attempt.closed = true;
         attempt.calls.clear();
     }
@@ -295,6 +294,15 @@ impl Call {
     }
 }
 
+/// Words for [`is_full`].
+const FULL: &str = "the worker has as many requests under way as it takes";
+
+/// Whether no more requests go, of anybody or of this tenant.
+fn is_full(live: &AtomicUsize, tenant: &AtomicUsize) -> bool {
+    tenant.load(Ordering::Acquire) >= MAX_CALLS_PER_TENANT
+        || live.load(Ordering::Acquire) >= MAX_CALLS_PER_WORKER
+}
+
 fn refused(code: Code, words: &str) -> ToGuest {
     ToGuest::Refused(Refusal::new(code, words))
 }
@@ -320,14 +328,8 @@ impl Line {
         mut request: Request,
         pieces: mpsc::Receiver<Option<Bytes>>,
     ) -> Result<(), Refusal> {
-        let wanted = placeholder::wanted(&request)?;
-        let grants = if wanted.is_empty() {
-            store.grants(whose.tenant, whose.invocation).await.map_err(|error| no_grants(whose, &error))?
-        } else {
-            with_secrets(store, vault, whose, &mut request, &wanted).await?
-        };
+        let grants = granted((store, vault), whose, &mut request).await?;
         let request = &request;
-        let grants = http_grants(&grants);
         let too_much = Arc::new(AtomicUsize::new(0));
         let body = if request.body { self.body(pieces, too_much.clone()) } else { nothing() };
         // Boxed: connecting is the largest part of a call, and most of its life is not that.
@@ -406,8 +408,19 @@ fn no_grants(whose: Whose, error: &crate::store::Error) -> Refusal {
     Refusal::new(Code::InternalError, "the grants of the task cannot be looked up now")
 }
 
-fn http_grants(grants: &Grants) -> Vec<HttpGrant> {
-    grants.http.iter().filter_map(|grant| HttpGrant::parse(grant).ok()).collect()
+/// Where the task may send requests, as it is now; the secrets that the headers of this one ask for are in their places.
+async fn granted(
+    (store, vault): (&WorkerStore, &Vault),
+    whose: Whose,
+    request: &mut Request,
+) -> Result<Vec<HttpGrant>, Refusal> {
+    let wanted = placeholder::wanted(request)?;
+    let grants = if wanted.is_empty() {
+        store.grants(whose.tenant, whose.invocation).await.map_err(|error| no_grants(whose, &error))?
+    } else {
+        with_secrets(store, vault, whose, request, &wanted).await?
+    };
+    Ok(grants.http.iter().filter_map(|grant| HttpGrant::parse(grant).ok()).collect())
 }
 
 /// Puts the secrets that the headers ask for where they are asked for, if all of them may go there. Says what the task has

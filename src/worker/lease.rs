@@ -32,15 +32,28 @@ fn boottime_ns() -> u64 {
     u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
 }
 
-/// The identity under which a worker claims, and its heartbeat.
-pub struct Lease {
-    worker: WorkerId,
-    epoch: i64,
+/// Whether the lease is held, for those who outlive a borrow of it.
+#[derive(Debug, Clone)]
+pub struct Held {
     /// When the last answered heartbeat was sent.
     sent_ns: Arc<AtomicU64>,
     /// How long after that guests may run.
     valid: Validity,
     lost: CancellationToken,
+}
+
+impl Held {
+    /// May guests still run, by our own clock?
+    pub fn is_held(&self) -> bool {
+        !self.lost.is_cancelled() && self.valid.holds(self.sent_ns.load(Ordering::Acquire), boottime_ns())
+    }
+}
+
+/// The identity under which a worker claims, and its heartbeat.
+pub struct Lease {
+    worker: WorkerId,
+    epoch: i64,
+    held: Held,
     stop: CancellationToken,
     /// Invocations that somebody wants cancelled, from heartbeats.
     pub cancels: tokio::sync::Mutex<mpsc::Receiver<Vec<InvocationId>>>,
@@ -64,7 +77,12 @@ impl Lease {
 
     /// May guests still run, by our own clock?
     pub fn is_held(&self) -> bool {
-        !self.lost.is_cancelled() && self.valid.holds(self.sent_ns.load(Ordering::Acquire), boottime_ns())
+        self.held.is_held()
+    }
+
+    /// The same question, to be asked later.
+    pub fn held(&self) -> Held {
+        self.held.clone()
     }
 
     /// Whether other workers claimed too when the last heartbeat was answered.
@@ -74,7 +92,7 @@ impl Lease {
 
     /// Resolves when the lease is lost.
     pub async fn lost(&self) {
-        self.lost.cancelled().await;
+        self.held.lost.cancelled().await;
     }
 
     /// End the heartbeat.
@@ -138,9 +156,11 @@ fn start(settings: &Settings, store: &WorkerStore, r: &Registration, sent: u64, 
     let lease = Lease {
         worker: r.worker,
         epoch: r.epoch,
-        sent_ns: Arc::new(AtomicU64::new(sent)),
-        valid: Validity::of(settings.dead_after),
-        lost: CancellationToken::new(),
+        held: Held {
+            sent_ns: Arc::new(AtomicU64::new(sent)),
+            valid: Validity::of(settings.dead_after),
+            lost: CancellationToken::new(),
+        },
         stop: CancellationToken::new(),
         cancels: tokio::sync::Mutex::new(receiver),
         gauge: Arc::default(),
@@ -152,9 +172,7 @@ fn start(settings: &Settings, store: &WorkerStore, r: &Registration, sent: u64, 
         worker: r.worker,
         epoch: r.epoch,
         every: settings.heartbeat,
-        sent_ns: lease.sent_ns.clone(),
-        valid: lease.valid,
-        lost: lease.lost.clone(),
+        held: lease.held(),
         stop: lease.stop.clone(),
         cancels,
         gauge: lease.gauge.clone(),
@@ -172,9 +190,7 @@ struct Beat {
     worker: WorkerId,
     epoch: i64,
     every: Duration,
-    sent_ns: Arc<AtomicU64>,
-    valid: Validity,
-    lost: CancellationToken,
+    held: Held,
     stop: CancellationToken,
     cancels: mpsc::Sender<Vec<InvocationId>>,
     gauge: Arc<Gauge>,
@@ -190,7 +206,7 @@ impl Beat {
             let load = self.gauge.read();
             let wait = match self.store.worker_heartbeat(self.worker, self.epoch, load).await {
                 Ok(orders) => {
-                    self.sent_ns.fetch_max(sent, Ordering::AcqRel);
+                    self.held.sent_ns.fetch_max(sent, Ordering::AcqRel);
                     self.has_peers.store(orders.has_peers, Ordering::Relaxed);
                     if !orders.cancels.is_empty() {
                         let _ = self.cancels.try_send(orders.cancels); // full: the next heartbeat brings them again
@@ -207,7 +223,7 @@ impl Beat {
                 }
                 Err(Error::WorkerGone) => {
                     error!(worker = %self.worker, "declared dead by the reaper");
-                    self.lost.cancel();
+                    self.held.lost.cancel();
                     return;
                 }
                 Err(error) => {
@@ -218,7 +234,7 @@ impl Beat {
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = self.stop.cancelled() => return,
-                () = self.lost.cancelled() => return,
+                () = self.held.lost.cancelled() => return,
             }
         }
     }
@@ -230,13 +246,13 @@ impl Beat {
             tokio::select! {
                 () = tokio::time::sleep(look) => {}
                 () = self.stop.cancelled() => return,
-                () = self.lost.cancelled() => return,
+                () = self.held.lost.cancelled() => return,
             }
-            let (sent, now) = (self.sent_ns.load(Ordering::Acquire), boottime_ns());
-            if !self.valid.holds(sent, now) {
+            let (sent, now) = (self.held.sent_ns.load(Ordering::Acquire), boottime_ns());
+            if !self.held.valid.holds(sent, now) {
                 let age_ms = now.saturating_sub(sent) / 1_000_000;
                 error!(worker = %self.worker, age_ms, "no heartbeat answered in time");
-                self.lost.cancel();
+                self.held.lost.cancel();
                 return;
             }
         }

@@ -3,19 +3,23 @@
 //!
 //! `egress` carries out HTTP requests of guests, `capability` what they ask of the database.
 //!
+//! `http` makes the requests of versions that have no module.
+//!
 //! Parts: `lease` (are we still who the database thinks we are), `cells` (the processes guests run in), `dispatch`
-//! (what runs where), `admission` (what may start), `claim` (whose work it takes), `pace` (when), `unanswered` (claims of which nobody
+//! (what runs where), `attempt` (what goes to a cell, and what an end means), `admission` (what may start), `claim` (whose work it takes), `pace` (when), `unanswered` (claims of which nobody
 //! knows whether they took any), `memory` (what a look at the queue found), `load` (what heartbeats say), `ack` (ends on
 //! their way to the database), `live` (logs and progress on theirs), `modules` (compiled code), `journal` (a witness in a
 //! file).
 
 mod ack;
 mod admission;
+mod attempt;
 pub mod capability;
 mod cells;
 mod claim;
 mod dispatch;
 pub mod egress;
+mod http;
 mod journal;
 mod lease;
 mod live;
@@ -43,7 +47,7 @@ use crate::domain::announced::Announced;
 use crate::domain::worker::Wanted;
 use crate::store::WorkerStore;
 use crate::store::queue::{CANCEL_CHANNEL, READY_CHANNEL};
-pub use dispatch::ending;
+pub use attempt::ending;
 use journal::Journal;
 
 /// What a worker needs to know, checked by `config`.

@@ -13,6 +13,7 @@ mod flush;
 mod follow;
 mod invocation_changes;
 mod invoke;
+mod issuer;
 mod keys;
 mod logs;
 mod oidc;
@@ -20,6 +21,7 @@ mod operate;
 mod people;
 mod quota;
 mod read;
+mod reset;
 mod retention;
 mod sealed;
 mod secret;
@@ -132,6 +134,16 @@ impl Api {
                 AbortOnDropHandle::new(tokio::spawn(listening)),
             ],
         }
+    }
+
+    /// Another server on the same database, until the handle is dropped.
+    async fn beside(&self, settings: Settings) -> (Client, AbortOnDropHandle<()>) {
+        let app = App::new(self.store.clone(), Signals::new(), settings).unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = Client::new(format!("http://{}", listener.local_addr().unwrap()));
+        let service = sandbar::api::router(app).into_make_service_with_connect_info::<SocketAddr>();
+        let serving = tokio::spawn(async move { axum::serve(listener, service).await.unwrap() });
+        (client, AbortOnDropHandle::new(serving))
     }
 
     /// A task whose version 1 is ready, put there past the API. `manifest` is what its module would say of itself.

@@ -5,6 +5,7 @@ mod config;
 mod invoke;
 mod kv;
 mod logging;
+mod sealed;
 mod secrets;
 
 use reqwest::Method;

@@ -2,6 +2,7 @@
 
 mod follow;
 mod operate;
+mod people;
 mod project;
 mod remote;
 mod settings;

@@ -19,14 +19,14 @@ use crate::support::{self, ADMIN_KEY, Client, Deployment, Process, data_dir, eve
 const SOON: Duration = Duration::from_secs(20);
 
 /// An authority and a certificate of it.
-struct Issued {
-    authority: String,
+pub struct Issued {
+    pub authority: String,
     chain: String,
-    key: KeyPair,
-    der: rustls::pki_types::CertificateDer<'static>,
+    pub key: KeyPair,
+    pub der: rustls::pki_types::CertificateDer<'static>,
 }
 
-fn issue(name: &str) -> Issued {
+pub fn issue(name: &str) -> Issued {
     let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();

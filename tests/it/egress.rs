@@ -1,20 +1,24 @@
 //! HTTP requests of guests, through real cells and a real worker to a server on this machine: what is granted arrives,
 //! and nothing else does, whatever it is called.
 
-use std::sync::Arc;
+mod http_tasks;
+mod tls;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpListener;
 
 use crate::support::{self, Answer, Client, Deployment};
 
-/// An HTTP server that counts who came.
+/// An HTTP server that counts who came, and keeps what they sent.
 struct Target {
     port: u16,
+    requests: Arc<Mutex<Vec<String>>>,
     connections: Arc<AtomicUsize>,
     open: Arc<AtomicUsize>,
 }
@@ -23,15 +27,17 @@ impl Target {
     async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let target = Self { port, connections: Arc::default(), open: Arc::default() };
+        let target =
+            Self { port, requests: Arc::default(), connections: Arc::default(), open: Arc::default() };
         let (connections, open) = (target.connections.clone(), target.open.clone());
+        let requests = target.requests.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let number = connections.fetch_add(1, Ordering::SeqCst) + 1;
                 open.fetch_add(1, Ordering::SeqCst);
-                let open = open.clone();
+                let (open, requests) = (open.clone(), requests.clone());
                 tokio::spawn(async move {
-                    serve(stream, number).await;
+                    serve(stream, number, &requests).await;
                     open.fetch_sub(1, Ordering::SeqCst);
                 });
             }
@@ -47,6 +53,11 @@ impl Target {
         json!({"http": [format!("http://127.0.0.1:{}", self.port)]})
     }
 
+    /// The latest request, as it came.
+    fn latest(&self) -> String {
+        self.requests.lock().unwrap().last().cloned().unwrap_or_default()
+    }
+
     fn seen(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
@@ -54,7 +65,11 @@ impl Target {
 
 /// One request: `/echo` says what came, `/bytes/N` sends N bytes, `/never` nothing, `/away` sends
 /// elsewhere, `/busy` is busy for the first connection.
-async fn serve(mut stream: TcpStream, number: usize) {
+async fn serve(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    number: usize,
+    requests: &Mutex<Vec<String>>,
+) {
     let mut head = Vec::new();
     let mut buffer = vec![0; 16 << 10];
     let end = loop {
@@ -75,9 +90,15 @@ async fn serve(mut stream: TcpStream, number: usize) {
     while received < length {
         match stream.read(&mut buffer).await {
             Ok(0) | Err(_) => return,
-            Ok(n) => received += n,
+            Ok(n) => {
+                received += n;
+                if head.len() < 64 << 10 {
+                    head.extend_from_slice(&buffer[..n]);
+                }
+            }
         }
     }
+    requests.lock().unwrap().push(String::from_utf8_lossy(&head).into_owned());
     let path = text.split(' ').nth(1).unwrap_or_default();
     let (status, extra, body) = match path.strip_prefix("/bytes/") {
         Some(bytes) => ("200 OK", String::new(), vec![b'y'; bytes.parse().unwrap()]),
@@ -92,7 +113,9 @@ async fn serve(mut stream: TcpStream, number: usize) {
         None if path == "/away" => {
             ("302 Found", "location: http://169.254.169.254/\r\n".to_owned(), Vec::new())
         }
-        None => ("200 OK", String::new(), format!("{received} {text}").into_bytes()),
+        None => {
+            ("200 OK", "content-type: text/plain\r\n".to_owned(), format!("{received} {text}").into_bytes())
+        }
     };
     let answer = format!("HTTP/1.1 {status}\r\n{extra}content-length: {}\r\n\r\n", body.len());
     if stream.write_all(answer.as_bytes()).await.is_ok() {

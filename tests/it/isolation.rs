@@ -20,6 +20,7 @@ const SHARED: &[&str] = &[
     "sessions",
     "refresh_tokens",
     "login_failures",
+    "password_resets",
     "issuer_keys",
 ];
 

@@ -17,7 +17,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
@@ -103,12 +103,12 @@ impl Drop for Connection {
 
 impl Client {
     /// With the system's resolver and its trusted certificates. `networks`: what the operator opens besides what is
-    /// public.
+    /// public; `roots`: authorities that are trusted besides.
     ///
     /// # Errors
-    /// TLS cannot be set up.
-    pub fn new(networks: Networks) -> io::Result<Self> {
-        Self::resolving_by(networks, |name| {
+    /// One of `roots` is no certificate that could be trusted, or TLS cannot be set up.
+    pub fn new(networks: Networks, roots: &[CertificateDer<'static>]) -> io::Result<Self> {
+        Self::resolving_by(networks, roots, |name| {
             Box::pin(async move {
                 // The port means nothing here; it comes from the destination.
                 Ok(tokio::net::lookup_host((name, 0)).await?.map(|address| address.ip()).collect())
@@ -118,11 +118,15 @@ impl Client {
 
     fn resolving_by(
         networks: Networks,
+        extra: &[CertificateDer<'static>],
         resolve: impl Fn(String) -> Addresses + Send + Sync + 'static,
     ) -> io::Result<Self> {
         let mut roots = rustls::RootCertStore::empty();
         // A store with broken certificates among good ones serves with the good ones; one without any trusts nobody.
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        for one in extra {
+            roots.add(one.clone()).map_err(io::Error::other)?;
+        }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut config = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -282,6 +286,16 @@ fn at_most(asked_ms: Option<u64>, most: Duration) -> Duration {
 
 fn connect_timeout() -> Refusal {
     Refusal::new(Code::ConnectionTimeout, "no connection in time")
+}
+
+/// Whether a request could be sent at all, wherever it is allowed to go: the same rules as when it is.
+///
+/// # Errors
+/// Its destination, method, path or headers are malformed, too long, or not the guest's to set.
+pub fn check(request: &Request) -> Result<(), Refusal> {
+    let to = Destination::parse(request.scheme, &request.authority)
+        .map_err(|error| Refusal::new(Code::HttpRequestUriInvalid, error.to_string()))?;
+    head(request, &to).map(drop)
 }
 
 /// Method, target and headers of a request, checked as if nobody had before.

@@ -23,10 +23,14 @@ const STALE_AFTER: Duration = Duration::from_secs(2);
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 /// Tenants remembered; beyond it all are forgotten, and asked for again when they are needed.
 const MAX_TENANTS: usize = 10_000;
+/// Keys that nobody has asked for so long are wiped when any is asked for.
+const IDLE: Duration = Duration::from_secs(5);
 
 /// What is known of a tenant's key.
 #[derive(Debug, Clone)]
 struct Known {
+    /// The tenant wants what it hands in sealed.
+    seals: bool,
     /// `None`: it has none.
     key: std::result::Result<Option<(String, DataKey)>, VaultError>,
     at: Instant,
@@ -38,13 +42,15 @@ pub struct Keys {
     store: WorkerStore,
     vault: Arc<Vault>,
     known: Mutex<HashMap<TenantId, Known>>,
+    /// When idle keys were wiped last.
+    wiped: Mutex<Option<Instant>>,
 }
 
 impl Keys {
     /// Keys in this database, wrapped by these master keys.
     #[must_use]
     pub fn new(store: WorkerStore, vault: Arc<Vault>) -> Self {
-        Self { store, vault, known: Mutex::default() }
+        Self { store, vault, known: Mutex::default(), wiped: Mutex::default() }
     }
 
     /// Make the keys of these tenants known, if they are not, or not freshly enough.
@@ -65,11 +71,18 @@ impl Keys {
         if known.len() + missing.len() > MAX_TENANTS {
             known.clear();
         }
+        let mut wiped = self.wiped.lock().unwrap_or_else(PoisonError::into_inner);
+        if wiped.is_none_or(|at| at.elapsed() >= IDLE) {
+            known.retain(|_, known| known.at.elapsed() < IDLE);
+            *wiped = Some(at);
+        }
+        drop(wiped);
         for tenant in missing {
-            let key = found.remove(&tenant).map(|(master, bytes)| {
+            let (seals, wrapped) = found.remove(&tenant).unwrap_or_default();
+            let key = wrapped.map(|(master, bytes)| {
                 self.vault.unwrap(tenant, &Wrapped { master, bytes }).map(|key| (key.id(), key))
             });
-            known.insert(tenant, Known { key: key.transpose(), at });
+            known.insert(tenant, Known { seals, key: key.transpose(), at });
         }
         Ok(())
     }
@@ -101,6 +114,73 @@ impl Keys {
     ) -> Result<std::result::Result<Sealer, Withheld>> {
         self.ready(&[(tenant, invocation, id.to_owned())]).await?;
         Ok(self.sealer(tenant, invocation, id))
+    }
+
+    /// Whether this tenant wants what its tasks leave behind sealed from now on.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn wants_sealed(&self, tenant: TenantId) -> Result<bool> {
+        self.fetch(std::iter::once(tenant), STALE_AFTER).await?;
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(known.get(&tenant).is_some_and(|known| known.seals))
+    }
+
+    /// The data key that a tenant has now, with its fingerprint; `None`: it has none.
+    fn held(&self, tenant: TenantId) -> std::result::Result<Option<(String, DataKey)>, Withheld> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        match known.get(&tenant).map(|known| &known.key) {
+            Some(Ok(key)) => Ok(key.clone()),
+            Some(Err(_)) | None => Err(Withheld::NoKey),
+        }
+    }
+
+    /// The data key that a tenant has now, as far as this process can open it.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn current(&self, tenant: TenantId) -> Result<Option<(String, DataKey)>> {
+        self.fetch(std::iter::once(tenant), STALE_AFTER).await?;
+        Ok(self.held(tenant).ok().flatten())
+    }
+
+    /// The data key for what a tenant's tasks leave behind; made when it has none.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn current_or_new(
+        &self,
+        tenant: TenantId,
+    ) -> Result<std::result::Result<(String, DataKey), Withheld>> {
+        self.fetch(std::iter::once(tenant), STALE_AFTER).await?;
+        match self.held(tenant) {
+            Ok(Some(found)) => return Ok(Ok(found)),
+            Ok(None) => {}
+            Err(why) => return Ok(Err(why)),
+        }
+        let Ok((_, made)) = self.vault.make(tenant) else { return Ok(Err(Withheld::NoKey)) };
+        if !self.store.data_key_make(tenant, &(made.master, made.bytes)).await? {
+            return Ok(Err(Withheld::Erased));
+        }
+        // Whoever was quicker has made the one that counts.
+        self.fetch(std::iter::once(tenant), Duration::ZERO).await?;
+        Ok(self.held(tenant).and_then(|found| found.ok_or(Withheld::Erased)))
+    }
+
+    /// The data key with this fingerprint.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn by_id(&self, tenant: TenantId, id: &str) -> Result<std::result::Result<DataKey, Withheld>> {
+        for age in [STALE_AFTER, ASK_AGAIN] {
+            self.fetch(std::iter::once(tenant), age).await?;
+            if let Ok(Some((found, key))) = self.held(tenant)
+                && found == id
+            {
+                return Ok(Ok(key));
+            }
+        }
+        Ok(Err(self.held(tenant).err().unwrap_or(Withheld::Erased)))
     }
 
     /// Make the keys of these invocations known. A key that does not fit may be an old one: it is asked for again.

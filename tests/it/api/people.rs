@@ -14,10 +14,10 @@ use super::access::insert_key;
 use super::{Api, SOON, pointers, problem};
 use crate::support::{Answer, eventually, send};
 
-const PASSWORD: &str = "correct horse battery";
+pub(super) const PASSWORD: &str = "correct horse battery";
 
 /// A user of the first tenant, put there past the API.
-async fn user(api: &Api, email: &str, role: Role) -> UserId {
+pub(super) async fn user(api: &Api, email: &str, role: Role) -> UserId {
     let (id, hash) = (UserId::generate(), sandbar::app::people::hash(PASSWORD).unwrap());
     sqlx::query("INSERT INTO sandbar.users (user_id, email, name, password_hash) VALUES ($1, $2, 'Ada', $3)")
         .bind(id)
@@ -30,7 +30,7 @@ async fn user(api: &Api, email: &str, role: Role) -> UserId {
     id
 }
 
-async fn join(api: &Api, tenant: TenantId, user: UserId, role: Role) {
+pub(super) async fn join(api: &Api, tenant: TenantId, user: UserId, role: Role) {
     sqlx::query("INSERT INTO sandbar.memberships (tenant_id, user_id, role) VALUES ($1, $2, $3)")
         .bind(tenant)
         .bind(user)
@@ -40,19 +40,19 @@ async fn join(api: &Api, tenant: TenantId, user: UserId, role: Role) {
         .unwrap();
 }
 
-async fn post(api: &Api, path: &str, body: &Value) -> Answer {
+pub(super) async fn post(api: &Api, path: &str, body: &Value) -> Answer {
     send(api.client.anonymous(Method::POST, path).json(body)).await
 }
 
-async fn login(api: &Api, email: &str) -> Value {
+pub(super) async fn login(api: &Api, email: &str) -> Value {
     post(api, "/v1/auth/login", &json!({"email": email, "password": PASSWORD})).await.expect(200).json()
 }
 
-async fn me(api: &Api, token: &str) -> Answer {
+pub(super) async fn me(api: &Api, token: &str) -> Answer {
     send(api.client.anonymous(Method::GET, "/v1/me").bearer_auth(token)).await
 }
 
-fn text<'a>(value: &'a Value, field: &str) -> &'a str {
+pub(super) fn text<'a>(value: &'a Value, field: &str) -> &'a str {
     value[field].as_str().unwrap_or_else(|| panic!("no {field} in {value}"))
 }
 
@@ -408,4 +408,34 @@ async fn a_deleted_tenant_goes_with_everything_and_no_other_loses_a_row() {
     api.client.get("/v1/tasks/echo").await.expect(200);
     let mine = api.client.get("/v1/invocations").await.expect(200).json();
     assert_eq!(mine["items"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn what_runs_in_a_suspended_tenant_goes_on_or_is_cancelled_as_was_asked() {
+    let mut api = Api::start().await;
+    api.tenant = sqlx::query_scalar("SELECT tenant_id FROM sandbar.tenants WHERE name = 'two'")
+        .fetch_one(&api.admin)
+        .await
+        .unwrap();
+    api.echo().await;
+    let submitted = api.as_other(Method::POST, "/v1/tasks/echo/invocations").json(&json!({"input": 1}));
+    let id = text(&send(submitted).await.expect(202).json(), "id").to_owned();
+    let me = api.register().await;
+    let claimed = api.claim(me).await;
+    for (cancel, cancelling) in [(false, 0), (true, 1)] {
+        let body = json!({"state": "suspended", "cancel": cancel});
+        let request = api.client.request(Method::PATCH, &format!("/v1/tenants/{}", api.tenant));
+        send(request.json(&body)).await.expect(200);
+        let asked: i64 =
+            sqlx::query_scalar("SELECT count(*) FROM sandbar.cancels WHERE invocation_id::text = $1")
+                .bind(&id)
+                .fetch_one(&api.admin)
+                .await
+                .unwrap();
+        assert_eq!(asked, cancelling, "cancel: {cancel}");
+    }
+    // Whatever it comes to, its end has somewhere to go, and its people can read it.
+    api.ack(me, super::success(claimed)).await;
+    let path = format!("/v1/invocations/{id}/result");
+    assert_eq!(send(api.as_other(Method::GET, &path)).await.expect(200).json(), 1);
 }

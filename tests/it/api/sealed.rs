@@ -4,8 +4,6 @@
 use std::io::Read as _;
 use std::sync::Arc;
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
 use chrono::Utc;
 use reqwest::Method;
 use sandbar::app::Settings;
@@ -24,7 +22,7 @@ use sandbar_host::outcome::{Frame, LogLevel, LogRecord, Termination, TrapKind};
 use serde_json::{Value, json};
 
 use super::{Api, problem, success};
-use crate::support::{self, Answer};
+use crate::support::{self, Answer, holds};
 
 type Worker = (WorkerId, i64);
 
@@ -158,38 +156,9 @@ impl Api {
         assert!(groups.text().contains(canary), "{}", groups.text());
     }
 
-    /// The tables in which a text stands, in any of the forms it may have there.
     async fn tables_with(&self, text: &str) -> Vec<String> {
-        let tables: Vec<String> = sqlx::query_scalar(
-            "SELECT c.relname::text FROM pg_class c WHERE c.relnamespace = 'sandbar'::regnamespace
-             AND c.relkind IN ('r', 'p') ORDER BY 1",
-        )
-        .fetch_all(&self.admin)
-        .await
-        .unwrap();
-        let mut found = Vec::new();
-        for table in tables {
-            let rows: Vec<String> = sqlx::query_scalar(&format!("SELECT t::text FROM sandbar.\"{table}\" t"))
-                .fetch_all(&self.admin)
-                .await
-                .unwrap();
-            if rows.iter().any(|row| holds(row, text)) {
-                found.push(table);
-            }
-        }
-        found
+        support::tables_with(&self.admin, text).await
     }
-}
-
-/// Whether a text stands in another: plain, in hexadecimal (as Postgres shows bytes), or in base64.
-fn holds(row: &str, text: &str) -> bool {
-    let hex: String = text.bytes().map(|byte| format!("{byte:02x}")).collect();
-    let shifted = (0..3).map(|shift| {
-        let encoded = BASE64_STANDARD.encode([&vec![0; shift], text.as_bytes()].concat());
-        // Without what its neighbours have a part in.
-        encoded[4..encoded.len() - 4].to_owned()
-    });
-    row.contains(text) || row.contains(&hex) || shifted.into_iter().any(|encoded| row.contains(&encoded))
 }
 
 async fn exported(dir: &std::path::Path) -> Vec<String> {
@@ -323,10 +292,22 @@ async fn a_payload_that_is_moved_to_another_invocation_opens_nowhere() {
     }
     for what in ["result", "logs"] {
         let moved = api.client.get(&format!("/v1/invocations/{}/{what}", ids[0])).await;
-        assert_eq!(problem(&moved, 500), "internal");
+        assert_eq!(problem(&moved, 500), "sealed-unreadable");
         assert!(!moved.text().contains("two"));
         api.client.get(&format!("/v1/invocations/{}/{what}", ids[1])).await.expect(200);
     }
+
+    // A server with another master key names the one that it lacks.
+    let other = Arc::new(Vault::new(Some([9; KEY_BYTES]), Vec::new()));
+    let (other, _serving) = api.beside(Settings { vault: other, ..Settings::default() }).await;
+    let path = format!("/v1/invocations/{}/result", ids[1]);
+    let lacking = other.get(&path).await;
+    assert_eq!(problem(&lacking, 500), "sealed-unreadable");
+    let mine = vault().current().unwrap().to_owned();
+    assert!(lacking.text().contains(&mine) && !lacking.text().contains("two"), "{}", lacking.text());
+    let (none, _serving) = api.beside(Settings::default()).await;
+    assert_eq!(problem(&none.get(&path).await, 503), "secrets-unavailable");
+    api.client.get(&path).await.expect(200);
 
     for text in ["three", "four"] {
         api.client.enqueue("echo", &json!({"input": text})).await.expect(202);

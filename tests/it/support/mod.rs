@@ -10,6 +10,7 @@ mod guests;
 mod http;
 mod postgres;
 mod process;
+mod search;
 
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ pub use guests::{guest, guest_p1, jaq};
 pub use http::{Answer, Client, send};
 pub use postgres::{Database, data_dir, database, fresh, own_postgres};
 pub use process::{Deployment, Process, kill, lasting_address};
+pub use search::{holds, tables_with};
 
 /// The admin key of every server that tests start.
 pub const ADMIN_KEY: &str = "sbk_the-key-of-integration-tests";

@@ -39,7 +39,7 @@ fn grant(text: &str) -> HttpGrant {
 
 /// A client for which every name has these addresses.
 fn client(networks: Networks, addresses: &'static [&'static str]) -> Client {
-    Client::resolving_by(networks, move |_| {
+    Client::resolving_by(networks, &[], move |_| {
         Box::pin(async move { Ok(addresses.iter().map(|text| text.parse().unwrap()).collect()) })
     })
     .unwrap()
@@ -116,7 +116,7 @@ async fn a_body_is_sent_in_pieces_and_one_shorter_than_it_says_is_refused() {
 async fn without_a_grant_nobody_is_even_resolved() {
     let asked = Arc::new(AtomicUsize::new(0));
     let count = asked.clone();
-    let client = Client::resolving_by(loopback(), move |_| {
+    let client = Client::resolving_by(loopback(), &[], move |_| {
         count.fetch_add(1, Ordering::SeqCst);
         Box::pin(async { Ok(vec!["127.0.0.1".parse().unwrap()]) })
     })
@@ -166,7 +166,7 @@ async fn a_name_that_changes_its_address_is_dialled_where_it_was_checked() {
     let asked = Arc::new(AtomicUsize::new(0));
     let count = asked.clone();
     // Good once, and bad from then on.
-    let client = Client::resolving_by(Networks::new(vec!["127.0.0.1".parse().unwrap()]), move |_| {
+    let client = Client::resolving_by(Networks::new(vec!["127.0.0.1".parse().unwrap()]), &[], move |_| {
         let first = count.fetch_add(1, Ordering::SeqCst) == 0;
         Box::pin(async move { Ok(vec![if first { "127.0.0.1" } else { "127.0.0.2" }.parse().unwrap()]) })
     })
