@@ -242,7 +242,9 @@ impl Question {
                     let family = Family { depth: family.depth.saturating_add(1), ..family };
                     // Before anything is sealed for it.
                     if family.depth > MAX_DEPTH {
-                        return Err(Refusal::refused(format!("a chain of starts is at most {MAX_DEPTH} long")));
+                        return Err(Refusal::refused(format!(
+                            "a chain of starts is at most {MAX_DEPTH} long"
+                        )));
                     }
                     let start = self.seals.start(input, key.as_deref()).await?;
                     let new = NewStart {

@@ -8,7 +8,11 @@ use crate::store::WorkerStore;
 use crate::store::kv::AttemptName;
 
 /// All of it.
-pub(super) async fn read(store: &WorkerStore, seals: &Seals, attempt: AttemptName) -> Result<Answer, Refusal> {
+pub(super) async fn read(
+    store: &WorkerStore,
+    seals: &Seals,
+    attempt: AttemptName,
+) -> Result<Answer, Refusal> {
     let config = store.attempt_config(attempt).await.map_err(|error| unavailable(&error))?;
     let mut texts = Vec::new();
     for (name, setting) in config.ok_or_else(lost)? {
