@@ -351,7 +351,8 @@ async fn host_calls_cost_fuel() {
     let limits = Limits { fuel: 500_000, ..Limits::default() };
     let outcome = run_with(&p1(&write_loop(1, 1_000)), command(b""), limits).await;
     assert_eq!(outcome.termination, Termination::OutOfFuel);
-    assert!(outcome.receipt.host_calls >= 500);
+    // 1,000 each; the instructions between them are the rest.
+    assert!(outcome.receipt.host_calls >= 480, "{}", outcome.receipt.host_calls);
 }
 
 #[tokio::test]
