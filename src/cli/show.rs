@@ -46,6 +46,8 @@ pub fn termination(termination: &Termination) -> String {
         Termination::Deadline => "deadline: it ran longer than its time limit".to_owned(),
         Termination::OutputTooLarge => "its result is larger than its limit".to_owned(),
         Termination::QuotaExceeded { quota } => format!("quota exceeded: {}", printable(quota)),
+        // Some say why: `http: the task has no grant for …`.
+        Termination::Denied { capability } if capability.contains(": ") => word("denied", capability),
         Termination::Denied { capability } => format!("denied: {} is not granted", printable(capability)),
         Termination::Cancelled => "cancelled".to_owned(),
         Termination::LeaseLost => "its worker was lost".to_owned(),
@@ -250,4 +252,17 @@ pub fn progress_line(done: u64, total: u64, message: &str) -> String {
         output::count(done)
     };
     format!("{counts} {message}").trim_end().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_denial_says_why_where_the_worker_does() {
+        let denied =
+            |capability: &str| termination(&Termination::Denied { capability: capability.to_owned() });
+        assert_eq!(denied("kv"), "denied: kv is not granted");
+        assert_eq!(denied("run: the module is in quarantine"), "denied: run: the module is in quarantine");
+    }
 }
