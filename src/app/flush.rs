@@ -168,6 +168,11 @@ struct Flush {
     key_ttl: Duration,
 }
 
+/// Whether rows that wait go now, with so many statements under way. `impatient`: they have waited for [`PATIENCE`].
+fn goes_now(under_way: usize, rows: usize, impatient: bool) -> bool {
+    under_way == 0 || impatient || rows >= WORTH_ANOTHER
+}
+
 async fn run(shared: Arc<Shared>, mut flush: Flush) {
     // When the rows seen waiting behind another's statement have waited for it long enough.
     let mut patient_until: Option<Instant> = None;
@@ -175,9 +180,8 @@ async fn run(shared: Arc<Shared>, mut flush: Flush) {
         let (batch, left, stopping) = {
             let mut backlog = shared.lock();
             let stopping = shared.stop.is_cancelled();
-            let alone = shared.flights.load(Ordering::Relaxed) == 0;
             let impatient = patient_until.is_some_and(|until| Instant::now() >= until);
-            let batch = if alone || impatient || backlog.rows >= WORTH_ANOTHER {
+            let batch = if goes_now(shared.flights.load(Ordering::Relaxed), backlog.rows, impatient) {
                 backlog.take(MAX_ROWS, MAX_BYTES)
             } else {
                 Vec::new()
@@ -403,6 +407,13 @@ mod tests {
         let batch = backlog.take(10, MAX_BYTES);
         assert_eq!(batch[..3], [(1, 0), (2, 0), (1, 1)]);
         assert_eq!(batch.len(), 10);
+    }
+
+    #[test]
+    fn few_rows_wait_for_the_statement_under_way_and_many_or_old_ones_do_not() {
+        assert!(goes_now(0, 1, false));
+        assert!(!goes_now(1, 1, false) && !goes_now(2, WORTH_ANOTHER - 1, false));
+        assert!(goes_now(1, WORTH_ANOTHER, false) && goes_now(1, 1, true));
     }
 
     #[test]

@@ -132,7 +132,7 @@ async fn a_claim_in_the_middle_of_an_enqueue_hands_over_whatever_it_takes() {
 }
 
 #[tokio::test]
-async fn while_a_statement_waits_for_a_lock_other_rows_go_and_go_together() {
+async fn while_a_statement_waits_for_a_lock_other_rows_go() {
     let api = Api::start().await;
     let locked = api.echo().await;
     let other = api.task("other", "task", &json!({})).await;
@@ -159,13 +159,6 @@ async fn while_a_statement_waits_for_a_lock_other_rows_go_and_go_together() {
     let outcomes = tokio::time::timeout(super::SOON, futures_util::future::join_all(calls)).await;
     assert!(outcomes.expect("rows of others wait for the lock too").iter().all(Result::is_ok));
     assert!(!held.is_finished());
-    let transactions: i64 =
-        sqlx::query_scalar("SELECT count(DISTINCT xmin::text) FROM sandbar.invocations WHERE task_id = $1")
-            .bind(other)
-            .fetch_one(&api.admin)
-            .await
-            .unwrap();
-    assert_eq!(transactions, 1, "20 rows at once beside a statement that was under way");
     holder.rollback().await.unwrap();
     held.await.unwrap().unwrap();
 }
