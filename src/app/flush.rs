@@ -4,7 +4,6 @@
 //! Owns the order of service (round robin over tenants) and the bounds of what waits. Never looks into a row.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -72,8 +71,6 @@ pub struct Flusher {
 struct Shared {
     store: ApiStore,
     backlog: Mutex<Backlog<Waiting>>,
-    /// Statements under way. Changed under the lock of `backlog`.
-    flights: AtomicUsize,
     more: Notify,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -92,7 +89,6 @@ impl Flusher {
         let shared = Arc::new(Shared {
             store: store.clone(),
             backlog: Mutex::default(),
-            flights: AtomicUsize::new(0),
             more: Notify::new(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -181,13 +177,13 @@ async fn run(shared: Arc<Shared>, mut flush: Flush) {
             let mut backlog = shared.lock();
             let stopping = shared.stop.is_cancelled();
             let impatient = patient_until.is_some_and(|until| Instant::now() >= until);
-            let batch = if goes_now(shared.flights.load(Ordering::Relaxed), backlog.rows, impatient) {
+            let batch = if goes_now(backlog.under_way, backlog.rows, impatient) {
                 backlog.take(MAX_ROWS, MAX_BYTES)
             } else {
                 Vec::new()
             };
             if !batch.is_empty() {
-                shared.flights.fetch_add(1, Ordering::Relaxed);
+                backlog.under_way += 1;
             }
             (batch, !backlog.is_empty(), stopping)
         };
@@ -197,8 +193,7 @@ async fn run(shared: Arc<Shared>, mut flush: Flush) {
                 shared.more.notify_one();
             }
             flush.batch(batch).await;
-            let _backlog = shared.lock();
-            shared.flights.fetch_sub(1, Ordering::Relaxed);
+            shared.lock().under_way -= 1;
         } else if left {
             // Whoever is under way takes them when it is done, and we if that takes too long.
             let until = *patient_until.get_or_insert_with(|| Instant::now() + PATIENCE);
@@ -319,11 +314,13 @@ struct Backlog<T> {
     turns: VecDeque<TenantId>,
     rows: usize,
     bytes: usize,
+    /// Statements that carry what was taken. The flushers' to count.
+    under_way: usize,
 }
 
 impl<T> Default for Backlog<T> {
     fn default() -> Self {
-        Self { queues: HashMap::new(), turns: VecDeque::new(), rows: 0, bytes: 0 }
+        Self { queues: HashMap::new(), turns: VecDeque::new(), rows: 0, bytes: 0, under_way: 0 }
     }
 }
 

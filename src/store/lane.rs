@@ -32,6 +32,11 @@ impl Lane {
         Ok(rows)
     }
 
+    /// Whether a connection is kept.
+    pub(super) fn is_held(&self) -> bool {
+        self.lock().is_some()
+    }
+
     /// Give the connection back.
     pub(super) fn release(&self) {
         self.lock().take();

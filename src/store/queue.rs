@@ -6,10 +6,9 @@ mod moves;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::pool::PoolConnection;
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
-use sqlx::{PgPool, Postgres, Row};
+use sqlx::{PgPool, Row};
 
 use crate::domain::admission::Admission;
 use crate::domain::ids::{InvocationId, LeaseId, TaskId, TenantId, WorkerId};
@@ -17,6 +16,7 @@ use crate::domain::invocation::State;
 use crate::domain::retry::Verdict;
 use crate::store::breaker::Guard;
 use crate::store::invocation::Spec;
+use crate::store::lane::Lane;
 use crate::store::{ApiStore, Error, Result, TenantConn, WorkerStore};
 
 pub use moves::{Reaped, Settled};
@@ -92,7 +92,7 @@ impl ApiStore {
     /// One who enqueues again and again.
     #[must_use]
     pub fn enqueuer(&self) -> Enqueuer {
-        Enqueuer { pool: self.pool.clone(), guard: self.guard.clone(), connection: None }
+        Enqueuer { pool: self.pool.clone(), guard: self.guard.clone(), lane: Lane::default() }
     }
 
     /// Tell the workers of other processes that there may be work: an [`Announced`](crate::domain::announced::Announced), and who says so. Outside any
@@ -106,13 +106,12 @@ impl ApiStore {
     }
 }
 
-/// Enqueues on a connection that it keeps from one statement to the next: giving it back and taking it again would
-/// cost three round trips each time.
+/// Enqueues on a connection that it keeps from one statement to the next.
 #[derive(Debug)]
 pub struct Enqueuer {
     pool: PgPool,
     guard: Guard,
-    connection: Option<PoolConnection<Postgres>>,
+    lane: Lane,
 }
 
 impl Enqueuer {
@@ -121,40 +120,29 @@ impl Enqueuer {
     /// # Errors
     /// [`Error::Constraint`] when a row refers to something that is gone; then no row was queued.
     pub async fn enqueue(&mut self, rows: &[NewInvocation], key_ttl: Duration) -> Result<Vec<Enqueued>> {
-        // Taken out: a connection whose statement failed or was given up is not used again.
-        let kept = self.connection.take();
-        let work = async {
-            let mut connection = match kept {
-                Some(connection) => connection,
-                None => self.pool.acquire().await?,
-            };
-            let answers = enqueue(&mut connection, rows, key_ttl).await?;
-            Ok((connection, answers))
-        };
-        let (connection, answers) = self.guard.call(work).await?;
-        self.connection = Some(connection);
-        Ok(answers)
+        self.guard.call(enqueue(&self.lane, &self.pool, rows, key_ttl)).await
     }
 
     /// Whether it keeps a connection.
     #[must_use]
     pub fn is_held(&self) -> bool {
-        self.connection.is_some()
+        self.lane.is_held()
     }
 
     /// Give the connection back.
     pub fn release(&mut self) {
-        self.connection = None;
+        self.lane.release();
     }
 }
 
 async fn enqueue(
-    connection: &mut PoolConnection<Postgres>,
+    lane: &Lane,
+    pool: &PgPool,
     rows: &[NewInvocation],
     key_ttl: Duration,
 ) -> Result<Vec<Enqueued>> {
     let column = |f: fn(&NewInvocation) -> uuid::Uuid| rows.iter().map(f).collect::<Vec<_>>();
-    let answers = sqlx::query(
+    let query = sqlx::query(
             "SELECT outcome, invocation_id FROM enqueue($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12, make_interval(secs => $13), $14) ORDER BY ord",
         )
         .bind(column(|r| r.tenant.0))
@@ -170,9 +158,8 @@ async fn enqueue(
         .bind(rows.iter().map(|r| r.idempotency.as_ref().map(|i| i.0.as_str())).collect::<Vec<_>>())
         .bind(rows.iter().map(|r| r.idempotency.as_ref().map(|i| i.1.as_slice())).collect::<Vec<_>>())
         .bind(key_ttl.as_secs_f64())
-        .bind(rows.iter().map(|r| (!r.admission.is_plain()).then_some(Json(&r.admission))).collect::<Vec<_>>())
-        .fetch_all(&mut **connection)
-        .await?;
+        .bind(rows.iter().map(|r| (!r.admission.is_plain()).then_some(Json(&r.admission))).collect::<Vec<_>>());
+    let answers = lane.fetch_all(pool, query).await?;
     if answers.len() != rows.len() {
         return Err(Error::Corrupt(format!("enqueue answered {} of {} rows", answers.len(), rows.len())));
     }

@@ -209,8 +209,8 @@ async fn other_origins_are_kept_out_unless_they_are_named() {
     assert_eq!(plain(&open.client(), other).await, None);
 }
 
-/// Speaks TLS as Postgres does, in front of one that listens on a socket in a directory only.
-async fn tls_in_front_of(socket: String, issued: &Issued) -> (u16, AbortOnDropHandle<()>) {
+/// Takes TLS connections with this certificate.
+pub fn acceptor(issued: &Issued) -> tokio_rustls::TlsAcceptor {
     let key = PrivatePkcs8KeyDer::from(issued.key.serialize_der());
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ServerConfig::builder_with_provider(provider)
@@ -219,7 +219,12 @@ async fn tls_in_front_of(socket: String, issued: &Issued) -> (u16, AbortOnDropHa
         .with_no_client_auth()
         .with_single_cert(vec![issued.der.clone()], key.into())
         .unwrap();
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    tokio_rustls::TlsAcceptor::from(Arc::new(config))
+}
+
+/// Speaks TLS as Postgres does, in front of one that listens on a socket in a directory only.
+async fn tls_in_front_of(socket: String, issued: &Issued) -> (u16, AbortOnDropHandle<()>) {
+    let acceptor = acceptor(issued);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let serving = tokio::spawn(async move {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{Tenant, count};
 use crate::support::{self, Deployment, eventually};
 
-fn step(what: &str, key: &str, value: &str, count: usize) -> Value {
+pub fn step(what: &str, key: &str, value: &str, count: usize) -> Value {
     json!({"what": what, "key": key, "value": value, "count": count})
 }
 
@@ -108,14 +108,10 @@ async fn a_store_keeps_what_is_written_for_its_task_alone_and_only_while_there_i
     assert_eq!(first.run("store", &look).await.0, json!(["none", ""]), "a new task begins with nothing");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_many_attempts_write_at_once_on_several_workers_adds_up_and_is_counted_to_the_byte() {
-    let deployment = Deployment::start(2).await;
-    let tenant = Tenant::first(&deployment);
-    tenant.upload("store", "store").await;
-    tenant.grant("store", &json!({"kv": true})).await;
-    let work = json!([step("increment", "n", "3", 40), step("append", "log", "x", 10)]);
-    let runs = (0..8).map(|_| {
+/// That many attempts at once lose no addition of 3 and no append, of which each makes so many.
+pub async fn adds_up(tenant: &Tenant, attempts: usize, (additions, appends): (usize, usize)) {
+    let work = json!([step("increment", "n", "3", additions), step("append", "log", "x", appends)]);
+    let runs = (0..attempts).map(|_| {
         let (tenant, work) = (tenant.clone(), work.clone());
         tokio::spawn(async move { tenant.run("store", &work).await })
     });
@@ -124,7 +120,17 @@ async fn what_many_attempts_write_at_once_on_several_workers_adds_up_and_is_coun
         assert!(out[0].as_str().is_some_and(|sum| sum.parse::<i64>().is_ok()), "{out} {ended:#}");
     }
     let (out, _) = tenant.run("store", &json!([step("get", "n", "", 0), step("get", "log", "", 0)])).await;
-    assert_eq!(out, json!(["960", "x".repeat(80)]), "no addition and no append was lost");
+    let wanted = [(attempts * additions * 3).to_string(), "x".repeat(attempts * appends)];
+    assert_eq!(out, json!(wanted), "no addition and no append was lost");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_many_attempts_write_at_once_on_several_workers_adds_up_and_is_counted_to_the_byte() {
+    let deployment = Deployment::start(2).await;
+    let tenant = Tenant::first(&deployment);
+    tenant.upload("store", "store").await;
+    tenant.grant("store", &json!({"kv": true})).await;
+    adds_up(&tenant, 8, (40, 10)).await;
     let counted = "SELECT (SELECT bytes FROM sandbar.kv_usage) - (SELECT sum(octet_length(key) + octet_length(value) + 64) FROM sandbar.kv)::bigint";
     assert_eq!(count(&deployment.database, counted).await, 0);
 

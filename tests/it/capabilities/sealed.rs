@@ -8,6 +8,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::PgPool;
 
+use super::kv::{adds_up, step};
 use super::{Tenant, count};
 use crate::support::{self, Deployment, eventually};
 
@@ -15,10 +16,6 @@ const SOON: Duration = Duration::from_secs(60);
 const CANARY: &str = "canary-that-nobody-may-see-in-postgres";
 /// One that can be a number: it is counted in a store, and is the input of a start.
 const NUMBER: i64 = 771_188_229_933_447;
-
-fn step(what: &str, key: &str, value: &str, count: usize) -> Value {
-    json!({"what": what, "key": key, "value": value, "count": count})
-}
 
 /// A deployment with a master key. What is asked to be started is also written down where nobody empties it.
 async fn deployment(seal: bool, workers: usize) -> (Deployment, PgPool, tempfile::TempDir) {
@@ -268,17 +265,7 @@ async fn what_many_attempts_add_to_one_sealed_number_on_several_workers_adds_up(
     let tenant = Tenant::first(&deployment);
     tenant.upload("store", "store").await;
     tenant.grant("store", &json!({"kv": true})).await;
-    let work = json!([step("increment", "n", "3", 20), step("append", "log", "x", 5)]);
-    let runs = (0..6).map(|_| {
-        let (tenant, work) = (tenant.clone(), work.clone());
-        tokio::spawn(async move { tenant.run("store", &work).await })
-    });
-    for run in runs.collect::<Vec<_>>() {
-        let (out, ended) = run.await.unwrap();
-        assert!(out[0].as_str().is_some_and(|sum| sum.parse::<i64>().is_ok()), "{out} {ended:#}");
-    }
-    let (out, _) = tenant.run("store", &json!([step("get", "n", "", 0), step("get", "log", "", 0)])).await;
-    assert_eq!(out, json!(["360", "x".repeat(30)]), "no addition and no append was lost");
+    adds_up(&tenant, 6, (20, 5)).await;
     let plain = "SELECT count(*) FROM sandbar.kv WHERE sealed IS NULL";
     assert_eq!(count(&deployment.database, plain).await, 0);
 }

@@ -1,28 +1,17 @@
 //! HTTPS out: a guest and a request without a guest believe the operator's own authority, and nobody else.
 
-use std::sync::Arc;
-
 use reqwest::Method;
-use rustls::pki_types::PrivatePkcs8KeyDer;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{deployment, fetch, grant, log, serve};
-use crate::edge::{Issued, issue};
+use crate::edge::{Issued, acceptor, issue};
 use crate::support::{self, Client, Process, data_dir};
 
 /// An HTTPS server that answers `/echo`.
 async fn target(issued: &Issued) -> (u16, AbortOnDropHandle<()>) {
-    let key = PrivatePkcs8KeyDer::from(issued.key.serialize_der());
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![issued.der.clone()], key.into())
-        .unwrap();
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let acceptor = acceptor(issued);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let serving = tokio::spawn(async move {
