@@ -199,6 +199,7 @@ fn worker_settings(
         require_walls: config.worker.walls(),
         memory_bytes: config.worker.memory_bytes,
         tenant_memory_bytes: config.worker.tenant_memory_bytes,
+        memory_overcommit: config.worker.memory_overcommit,
         max_handovers: i32::try_from(config.scheduler.max_handovers)?,
         egress: worker::egress::Settings {
             private_networks: config.egress.networks(),

@@ -1,16 +1,30 @@
 //! Memory accounting of one attempt: one sum over all linear memories and tables of all its
-//! instances. Wasmtime asks before each growth; the answer is yes or no, never a trap.
+//! instances. Wasmtime asks before each growth; the answer is yes or no, never a trap. Where the worker has lent less than
+//! the limit, a growth beyond that waits until it has lent more.
 
-use wasmtime::ResourceLimiter;
+use std::sync::Arc;
+
+use wasmtime::{ResourceLimiter, ResourceLimiterAsync};
+
+use crate::capability::call::{Answer, Ask};
+use crate::capability::guest::question;
+use crate::state::LiveSink;
 
 use crate::engine::{INSTANCES_PER_ATTEMPT, MEMORIES_PER_ATTEMPT, TABLES_PER_ATTEMPT};
 
 /// Bytes of one table element in the engine.
 const TABLE_ELEMENT_BYTES: u64 = 8;
 
+/// What the worker has lent of the limit.
+struct Loan {
+    bytes: u64,
+    token: u64,
+    sink: Arc<dyn LiveSink>,
+}
+
 /// Sums, caps and remembers the peak.
-#[derive(Debug)]
 pub struct Limiter {
+    loan: Option<Loan>,
     limit: u64,
     used: u64,
     peak: u64,
@@ -23,7 +37,17 @@ impl Limiter {
     /// Allows `limit` bytes in all.
     #[must_use]
     pub const fn new(limit: u64) -> Self {
-        Self { limit, used: 0, peak: 0, peak_before: 0, last: 0, refused: false }
+        Self { loan: None, limit, used: 0, peak: 0, peak_before: 0, last: 0, refused: false }
+    }
+
+    /// The same, of which the attempt `token` has `bytes` from the start and asks for more by `sink`.
+    pub(crate) fn lent(limit: u64, bytes: u64, token: u64, sink: Arc<dyn LiveSink>) -> Self {
+        Self { loan: Some(Loan { bytes, token, sink }), ..Self::new(limit) }
+    }
+
+    /// Whether growth may have to wait.
+    pub(crate) const fn is_lent(&self) -> bool {
+        self.loan.is_some()
     }
 
     /// The highest sum so far, in bytes.
@@ -56,7 +80,22 @@ impl Limiter {
         }
     }
 
-    /// Counts memory of this process that is held for the guest until its end; false if there is no room.
+    /// Waits until so much more is lent. What the limit refuses anyway is not asked for.
+    async fn borrow(&mut self, by: u64) {
+        let needed = self.used.saturating_add(by);
+        let Some(loan) = &mut self.loan else { return };
+        if needed <= loan.bytes || needed > self.limit {
+            return;
+        }
+        let Some(answer) = question(&loan.sink, loan.token, Ask::Memory { bytes: needed }) else { return };
+        // An end without an answer is the end of this cell or of the attempt.
+        if let Some(Answer::Memory(bytes)) = answer.await {
+            loan.bytes = bytes.max(loan.bytes);
+        }
+    }
+
+    /// Counts memory of this process that is held for the guest until its end; false if there is no room. Looks at the
+    /// limit alone: whoever lends counts [`crate::limits::HELD_BYTES`] for it.
     pub(crate) fn hold(&mut self, bytes: u64) -> bool {
         self.grow(bytes)
     }
@@ -112,10 +151,55 @@ impl ResourceLimiter for Limiter {
     }
 }
 
+/// The same, after what is lacking was lent.
+#[async_trait::async_trait]
+impl ResourceLimiterAsync for Limiter {
+    async fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        self.borrow(desired.saturating_sub(current) as u64).await;
+        ResourceLimiter::memory_growing(self, current, desired, maximum)
+    }
+
+    fn memory_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
+        ResourceLimiter::memory_grow_failed(self, error)
+    }
+
+    async fn table_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        let elements = desired.saturating_sub(current) as u64;
+        self.borrow(elements.saturating_mul(TABLE_ELEMENT_BYTES)).await;
+        ResourceLimiter::table_growing(self, current, desired, maximum)
+    }
+
+    fn table_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
+        ResourceLimiter::table_grow_failed(self, error)
+    }
+
+    fn instances(&self) -> usize {
+        ResourceLimiter::instances(self)
+    }
+
+    fn tables(&self) -> usize {
+        ResourceLimiter::tables(self)
+    }
+
+    fn memories(&self) -> usize {
+        ResourceLimiter::memories(self)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-    use super::*;
+    use super::{Limiter, ResourceLimiter};
 
     #[test]
     fn memories_and_tables_share_one_limit() {

@@ -3,6 +3,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::capability::call::{MAX_BATCH, MAX_BATCH_BYTES, MAX_KEY};
+use crate::egress::call::MAX_CALLS;
+use crate::egress::guest::CALL_BYTES;
+
 /// What one attempt may use. Every field is enforced by the host, none by the guest's good will.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -73,16 +77,20 @@ const LOG_FACTOR: u64 = 5;
 /// What a byte of input costs: in the frame it came in, and as the guest reads it.
 const INPUT_FACTOR: u64 = 2;
 
-/// Bytes that an attempt under these limits, with an input of so many bytes, may make its cell hold at the most.
+/// Bytes that an attempt under these limits, with an input of so many bytes, may make its cell hold at the most besides
+/// its memory.
 #[must_use]
-pub fn reserved_bytes(limits: &Limits, input: u64) -> u64 {
+pub fn fixed_bytes(limits: &Limits, input: u64) -> u64 {
     FIXED_BYTES
-        .saturating_add(limits.memory_bytes)
         .saturating_add(input.saturating_mul(INPUT_FACTOR))
         .saturating_add(limits.output_bytes)
         .saturating_add(limits.log_bytes.saturating_mul(LOG_FACTOR))
         .saturating_add(hostcall_bytes(limits))
 }
+
+/// Bytes that an attempt may hold in buffers of its calls at the most: they count against its memory limit, and are taken
+/// without asking where memory is lent.
+pub const HELD_BYTES: u64 = MAX_CALLS as u64 * CALL_BYTES + (MAX_BATCH_BYTES + MAX_BATCH * MAX_KEY) as u64;
 
 /// Bytes that one call into the host may carry.
 pub(crate) fn hostcall_bytes(limits: &Limits) -> u64 {

@@ -71,6 +71,8 @@ pub struct Options {
     pub scratch: Option<Scratch>,
     /// Fixed clocks and random values.
     pub determinism: Option<Determinism>,
+    /// Bytes of memory that are lent from the start; for more it asks its parent and waits. None: all of its limit.
+    pub memory_lent: Option<u64>,
 }
 
 /// Input by door. Handing the wrong kind to a module is a host fault.
@@ -308,6 +310,7 @@ impl Runtime {
                 started,
                 deadline: started + timeout,
                 determinism: attempt.options.determinism,
+                memory_lent: attempt.options.memory_lent,
             };
             let scratch = attempt.options.scratch;
             let input_bytes = attempt.input.len() + scratch.as_ref().map_or(0, Scratch::len);
@@ -389,6 +392,7 @@ struct Run<'a> {
     started: Instant,
     deadline: Instant,
     determinism: Option<Determinism>,
+    memory_lent: Option<u64>,
 }
 
 /// What a guest gave back, before accounting.
@@ -423,8 +427,13 @@ impl Run<'_> {
         if let Some(sink) = &self.progress {
             self.control.listen(capture.clone(), sink.clone());
         }
+        let limit = self.limits.memory_bytes;
+        let limiter = match (self.memory_lent, &self.progress) {
+            (Some(lent), Some(sink)) => Limiter::lent(limit, lent, self.control.token, sink.clone()),
+            _ => Limiter::new(limit),
+        };
         Common {
-            limiter: Limiter::new(self.limits.memory_bytes),
+            limiter,
             capture,
             control: self.control.clone(),
             calls: 0,
@@ -436,7 +445,11 @@ impl Run<'_> {
     /// A store under all limits.
     fn store<T: Accounted>(&self, data: T) -> wasmtime::Result<Store<T>> {
         let mut store = Store::new(self.engine, data);
-        store.limiter(|data| &mut data.common_mut().limiter);
+        if store.data().common().limiter.is_lent() {
+            store.limiter_async(|data| &mut data.common_mut().limiter);
+        } else {
+            store.limiter(|data| &mut data.common_mut().limiter);
+        }
         store.set_fuel(self.limits.fuel)?;
         store.fuel_async_yield_interval(Some(FUEL_YIELD_INTERVAL))?;
         store.set_epoch_deadline(1);

@@ -362,6 +362,10 @@ pub struct Worker {
     /// Of this memory, what the attempts of one tenant may have at once, in bytes. Default 16 TiB: no less than the
     /// worker has. 64 MiB to 16 TiB.
     pub tenant_memory_bytes: u64,
+    /// Let attempts in by what the last of their module have used instead of what they declare, so that more of them run at
+    /// once. What is declared is still what each may use; when all want it at the same time the youngest are handed back and
+    /// begin anew elsewhere or later, which costs them no retry. Default false.
+    pub memory_overcommit: bool,
     /// Walls of the kernel without which no cell and no compilation is started: `no_new_privileges`, `seccomp`,
     /// `landlock`, `pagemap_scan`. Default none: each goes up where the kernel grants it. As a variable: `[seccomp,landlock]`.
     pub require_walls: Vec<Wall>,
@@ -383,6 +387,7 @@ impl Default for Worker {
             head_start_ms: 2,
             memory_bytes: three_quarters_of_memory(),
             tenant_memory_bytes: 16 * TIB,
+            memory_overcommit: false,
             require_walls: Vec::new(),
             journal: None,
         }

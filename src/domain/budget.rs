@@ -1,8 +1,8 @@
 //! Which attempts fit into a worker's memory: attempt ≤ tenant ≤ worker. Owns the sums; never measures memory and
 //! never waits.
 //!
-//! What is admitted is what the attempt may make the host hold at the most, as it declared it; so whatever guests do,
-//! the sum stays below what the operator gave.
+//! What is admitted is what the attempt may make the host hold at the most: as it declared it, or what it was lent of that,
+//! and more only after [`Budget::raise`]. So whatever guests do, the sum stays below what the operator gave.
 
 use std::collections::HashMap;
 
@@ -66,12 +66,18 @@ impl Budget {
         }
     }
 
+    /// Whether so many could be taken for one attempt if there were no other.
+    #[must_use]
+    pub const fn could_admit(&self, bytes: u64) -> bool {
+        bytes <= self.tenant
+    }
+
     /// Take `bytes` for an attempt of this tenant.
     ///
     /// # Errors
     /// The level that has not so many left; nothing was taken.
     pub fn admit(&mut self, tenant: TenantId, bytes: u64) -> Result<Grant, Level> {
-        if bytes > self.tenant {
+        if !self.could_admit(bytes) {
             return Err(Level::Never);
         }
         let own = self.tenants.get(&tenant).copied().unwrap_or(0);
@@ -85,6 +91,25 @@ impl Budget {
         *self.tenants.entry(tenant).or_default() += bytes;
         self.typical += (bytes as f64 - self.typical) * LEARNING;
         Ok(Grant { tenant, bytes })
+    }
+
+    /// Take more for an attempt, until it has `bytes`; it never gets fewer than it has.
+    ///
+    /// # Errors
+    /// The level that has not so many left; the grant is as it was.
+    pub fn raise(&mut self, grant: &mut Grant, bytes: u64) -> Result<(), Level> {
+        let Some(more) = bytes.checked_sub(grant.bytes) else { return Ok(()) };
+        let own = self.tenants.get(&grant.tenant).copied().unwrap_or(0);
+        if self.tenant.saturating_sub(own) < more {
+            return Err(Level::Tenant);
+        }
+        if self.worker - self.used < more {
+            return Err(Level::Worker);
+        }
+        self.used += more;
+        *self.tenants.entry(grant.tenant).or_default() += more;
+        grant.bytes = bytes;
+        Ok(())
     }
 
     /// Give back what an attempt had.
@@ -149,13 +174,21 @@ mod tests {
         #[test]
         fn no_level_is_ever_passed_and_everything_comes_back(
             worker in 1u64..1_000_000, share in 1u64..1_000_000,
-            steps in prop::collection::vec((0u8..5, 0u64..400_000, any::<bool>(), any::<prop::sample::Index>()), 1..200),
+            steps in prop::collection::vec((0u8..5, 0u64..400_000, 0u8..3, any::<prop::sample::Index>()), 1..200),
         ) {
             let mut budget = Budget::new(worker, share, 1_000);
             let mut held: Vec<Grant> = Vec::new();
-            for (who, bytes, take, which) in steps {
-                if take || held.is_empty() {
+            for (who, bytes, what, which) in steps {
+                if what == 0 || held.is_empty() {
                     held.extend(budget.admit(tenant(who), bytes));
+                } else if what == 1 {
+                    let grant = which.index(held.len());
+                    let grant = &mut held[grant];
+                    let before = grant.bytes;
+                    match budget.raise(grant, bytes) {
+                        Ok(()) => prop_assert_eq!(grant.bytes, before.max(bytes)),
+                        Err(_) => prop_assert_eq!(grant.bytes, before),
+                    }
                 } else {
                     let grant = held.swap_remove(which.index(held.len()));
                     budget.give_back(grant);

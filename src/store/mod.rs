@@ -23,6 +23,7 @@ pub mod quota;
 pub mod reset;
 pub mod retention;
 pub mod secret;
+mod shelf;
 pub mod spending;
 pub mod start;
 pub mod task;
@@ -42,6 +43,7 @@ use sqlx::{Connection, PgConnection, PgPool, Postgres};
 
 use crate::domain::ids::TenantId;
 use crate::store::lane::Lane;
+use crate::store::shelf::Shelf;
 
 /// What can go wrong between us and Postgres, as far as callers decide on it.
 #[derive(Debug, thiserror::Error)]
@@ -224,6 +226,7 @@ async fn pool(connect: &Connect, role: &'static str) -> Result<PgPool> {
 #[derive(Debug, Clone)]
 pub struct ApiStore {
     pool: PgPool,
+    shelf: Shelf,
     guard: breaker::Guard,
 }
 
@@ -233,7 +236,8 @@ impl ApiStore {
     /// # Errors
     /// The URL is not one, or Postgres does not answer in time.
     pub async fn connect(connect: &Connect) -> Result<Self> {
-        Ok(Self { pool: pool(connect, API_ROLE).await?, guard: breaker::Guard::new(connect) })
+        let pool = pool(connect, API_ROLE).await?;
+        Ok(Self { shelf: Shelf::of(&pool), pool, guard: breaker::Guard::new(connect) })
     }
 
     /// A connection that sees this tenant and nobody else. The only way to tenant data.
@@ -241,6 +245,12 @@ impl ApiStore {
     /// # Errors
     /// No connection in time.
     pub async fn tenant(&self, tenant: TenantId) -> Result<TenantConn> {
+        // It has answered a moment ago; only while Postgres is away nobody gets past the breaker.
+        if self.guard.away_for().is_zero()
+            && let Some(connection) = self.shelf.set_to(tenant)
+        {
+            return Ok(TenantConn { connection: Some(connection), shelf: self.shelf.clone(), tenant });
+        }
         let work = async {
             let mut tries = Tries::of(&self.pool);
             loop {
@@ -253,12 +263,12 @@ impl ApiStore {
     }
 
     async fn try_tenant(&self, tenant: TenantId) -> std::result::Result<TenantConn, sqlx::Error> {
-        let mut connection = self.pool.acquire().await?;
+        let mut connection = self.shelf.any().await?;
         sqlx::query("SELECT set_config('sandbar.tenant', $1, false)")
             .bind(tenant.to_string())
             .execute(&mut *connection)
             .await?;
-        Ok(TenantConn { connection, tenant })
+        Ok(TenantConn { connection: Some(connection), shelf: self.shelf.clone(), tenant })
     }
 
     /// One round trip, for readiness.
@@ -293,14 +303,18 @@ impl ApiStore {
 
     /// Give all connections back; waits for those in use.
     pub async fn close(&self) {
+        self.shelf.clear();
         self.pool.close().await;
     }
 }
 
-/// A connection set to one tenant. Reset when it goes back to the pool.
+/// A connection set to one tenant. Afterwards it waits for the same tenant's next use, or is reset and goes back to the
+/// pool.
 #[derive(Debug)]
 pub struct TenantConn {
-    connection: PoolConnection<Postgres>,
+    /// There until the drop.
+    connection: Option<PoolConnection<Postgres>>,
+    shelf: Shelf,
     tenant: TenantId,
 }
 
@@ -315,13 +329,23 @@ impl TenantConn {
 impl Deref for TenantConn {
     type Target = PgConnection;
     fn deref(&self) -> &PgConnection {
-        &self.connection
+        let Some(connection) = &self.connection else { unreachable!("taken only by the drop") };
+        connection
     }
 }
 
 impl DerefMut for TenantConn {
     fn deref_mut(&mut self) -> &mut PgConnection {
-        &mut self.connection
+        let Some(connection) = &mut self.connection else { unreachable!("taken only by the drop") };
+        connection
+    }
+}
+
+impl Drop for TenantConn {
+    fn drop(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            self.shelf.put(connection, self.tenant);
+        }
     }
 }
 

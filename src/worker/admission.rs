@@ -1,15 +1,16 @@
-//! Which claimed attempts may start: memory ([`Budget`]), suspicion after the death of a cell ([`Suspicion`]), and
+//! Which claimed attempts may start: memory ([`Lending`]), suspicion after the death of a cell ([`Suspicion`]), and
 //! modules in quarantine. Owns the queue of those that may not yet; never talks to cells, and writes only what it
 //! has found out about modules.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use sandbar_host::cell::CellConfig;
 use tokio::sync::mpsc;
 use tracing::{error, warn};
 
-use crate::domain::budget::{Budget, Grant, Level};
+use crate::domain::budget::{Budget, Level};
+use crate::domain::lending::{Lending, Need};
 use crate::domain::suspicion::{Key, Suspicion};
 use crate::store::WorkerStore;
 use crate::worker::Settings;
@@ -42,7 +43,6 @@ fn cells_bytes(cell: &CellConfig, cells: u32) -> u64 {
 /// The doorkeeper of one dispatch loop.
 pub struct Admission {
     store: WorkerStore,
-    budget: Budget,
     worker_bytes: u64,
     suspicion: Suspicion,
     /// As Postgres had it at the last look.
@@ -56,7 +56,8 @@ pub struct Admission {
     finds: mpsc::UnboundedReceiver<Look>,
     /// Found out here and not yet seen in Postgres.
     own: HashSet<Key>,
-    started: HashMap<u64, (Key, Grant)>,
+    /// Those that run.
+    memory: Lending,
     waiting: VecDeque<Waiting>,
     /// The first of those that wait, waits for memory of the worker: nothing behind it may overtake it, and no more
     /// is claimed.
@@ -66,7 +67,7 @@ pub struct Admission {
 struct Waiting {
     token: u64,
     key: Key,
-    bytes: u64,
+    need: Need,
     since: Instant,
 }
 
@@ -84,10 +85,10 @@ impl Admission {
              bytes would ever fit. Raise it, or lower worker.slots or worker.cells",
             settings.memory_bytes
         );
+        let budget = Budget::new(worker_bytes, settings.tenant_memory_bytes, TYPICAL_BYTES);
         let (found, finds) = mpsc::unbounded_channel();
         Ok(Self {
             store: store.clone(),
-            budget: Budget::new(worker_bytes, settings.tenant_memory_bytes, TYPICAL_BYTES),
             worker_bytes,
             suspicion: Suspicion::default(),
             quarantined: HashSet::new(),
@@ -97,7 +98,7 @@ impl Admission {
             found,
             finds,
             own: HashSet::new(),
-            started: HashMap::new(),
+            memory: Lending::new(budget, settings.memory_overcommit),
             waiting: VecDeque::new(),
             full: false,
         })
@@ -110,17 +111,12 @@ impl Admission {
 
     /// How many more attempts it makes sense to claim, as far as memory goes.
     pub fn room(&self) -> u32 {
-        match (self.full, self.started.is_empty()) {
-            (true, _) => 0,
-            // The usual attempt may be larger than what is there; one at a time always gets its chance.
-            (false, true) => self.budget.room().max(1),
-            (false, false) => self.budget.room(),
-        }
+        if self.full { 0 } else { self.memory.room() }
     }
 
-    /// An attempt wants to start that declares so many bytes.
-    pub fn ask(&mut self, token: u64, key: Key, bytes: u64) -> Verdict {
-        let one = Waiting { token, key, bytes, since: Instant::now() };
+    /// An attempt wants to start.
+    pub fn ask(&mut self, token: u64, key: Key, need: Need) -> Verdict {
+        let one = Waiting { token, key, need, since: Instant::now() };
         if self.full {
             // Behind the others: nobody overtakes.
             self.waiting.push_back(one);
@@ -148,17 +144,13 @@ impl Admission {
             self.hurry = true;
             return (Verdict::Wait, None);
         }
-        if !self.suspicion.is_empty() {
-            let running = self.started.values().map(|(key, _)| key);
-            if !self.suspicion.may_start(&one.key, running, one.since.elapsed()) {
-                return (Verdict::Wait, None);
-            }
+        if !self.suspicion.is_empty()
+            && !self.suspicion.may_start(&one.key, self.memory.running(), one.since.elapsed())
+        {
+            return (Verdict::Wait, None);
         }
-        match self.budget.admit(one.key.0, one.bytes) {
-            Ok(grant) => {
-                self.started.insert(one.token, (one.key, grant));
-                (Verdict::Start, None)
-            }
+        match self.memory.start(one.token, one.key, one.need) {
+            Ok(()) => (Verdict::Start, None),
             Err(Level::Never) => (Verdict::TooLarge, Some(Level::Never)),
             Err(level) => (Verdict::Wait, Some(level)),
         }
@@ -185,23 +177,23 @@ impl Admission {
         None
     }
 
+    /// The memory of those that run.
+    pub fn memory(&mut self) -> &mut Lending {
+        &mut self.memory
+    }
+
     /// An attempt is over, or will not start; `lived`: its cell is still there.
     pub fn ended(&mut self, token: u64, lived: bool) {
-        match self.started.remove(&token) {
-            Some((key, grant)) => {
-                self.budget.give_back(grant);
-                if lived {
-                    self.suspicion.ended(&key);
-                }
-            }
+        match self.memory.ended(token) {
+            Some(key) if lived => self.suspicion.ended(&key),
+            Some(_) => {}
             None => self.waiting.retain(|one| one.token != token),
         }
     }
 
     /// A cell died with these attempts in it.
     pub fn died(&mut self, lost: &[u64], reason: &str) {
-        let running: HashSet<Key> =
-            lost.iter().filter_map(|token| self.started.get(token)).map(|(key, _)| *key).collect();
+        let running: HashSet<Key> = lost.iter().filter_map(|token| self.memory.key(*token)).collect();
         if let Some(key) = self.suspicion.died(&running, Instant::now()) {
             let hash = sandbar_host::ModuleHash::from_bytes(key.1);
             error!(tenant = %key.0, module = %hash, reason, "quarantine: this module was running when two cells died");

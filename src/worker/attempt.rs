@@ -52,7 +52,7 @@ pub fn attempt(claimed: &Claimed) -> Attempt {
             max_attempts: u32::from(claimed.spec.retry.max_attempts),
             tags: claimed.tags.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
         },
-        options: Options { scratch, determinism: claimed.spec.determinism },
+        options: Options { scratch, determinism: claimed.spec.determinism, memory_lent: None },
     }
 }
 

@@ -234,6 +234,8 @@ impl Question {
                     let of_task = kv::Store { store: &self.store, seals: &self.seals, attempt, quota };
                     return of_task.answer(ask).await.map(Answer::Kv);
                 }
+                // The dispatcher answers it.
+                Ask::Memory { .. } => return Err(Refusal::refused("memory is not asked for here")),
                 Ask::Config => return config::read(&self.store, &self.seals, attempt).await,
                 Ask::Secret { name } => {
                     return secrets::reveal(&self.store, &self.vault, (attempt, tenant), name).await;

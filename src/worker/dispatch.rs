@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use sandbar_host::capability::call::Ask;
 use sandbar_host::cell::{CancelReason, Cell, CellEvent, LoadError};
 use sandbar_host::outcome::{Outcome, Termination};
 use tokio::sync::{Notify, mpsc};
@@ -45,6 +46,10 @@ use crate::worker::{Settings, Stop};
 
 /// What an attempt of a module in quarantine is denied.
 const QUARANTINED: &str = "run: the module is in quarantine";
+/// How an attempt ends that was handed back for want of memory, and how long its invocation then waits.
+const HANDED_BACK: &str =
+    "handed back: this worker had lent more memory than it has, and an older attempt needed it";
+const HANDED_BACK_MS: u64 = 100;
 /// How long an invocation waits for a worker that has the key to its input.
 const WITHOUT_KEY_MS: u64 = 10_000;
 /// Cells that may die under an attempt before it has begun to run; then another host shall try.
@@ -76,6 +81,8 @@ struct InFlight {
     live: Live,
     /// Its start is in the journal.
     announced: bool,
+    /// For want of memory.
+    handed_back: bool,
 }
 
 /// A report of a task that waited on the loop's behalf.
@@ -241,6 +248,7 @@ impl Dispatch<'_> {
         let mut drain_said = false;
         loop {
             self.admission.refresh();
+            self.relieve();
             self.start_waiting();
             if !self.placeless.is_empty() && self.placeless_since.elapsed() > PLACELESS {
                 for token in std::mem::take(&mut self.placeless) {
@@ -457,6 +465,11 @@ impl Dispatch<'_> {
                     self.egress.hear(self.lease, whose, cell, token, call, message);
                 }
             }
+            Event::Cell(place, CellEvent::Ask { token, call, ask: Ask::Memory { bytes } }) => {
+                if self.in_flight.get(&token).is_some_and(|flight| flight.place == Some(place)) {
+                    self.admission.memory().ask(token, call, bytes);
+                }
+            }
             Event::Cell(place, CellEvent::Ask { token, call, ask }) => {
                 let flight = self.in_flight.get(&token).filter(|flight| flight.place == Some(place));
                 if let (Some(flight), Some(cell)) = (flight, self.cells.get(place)) {
@@ -533,6 +546,12 @@ impl Dispatch<'_> {
         let Some(flight) = self.in_flight.remove(&token) else {
             return;
         };
+        let handed_back = flight.handed_back && outcome.termination == Termination::LeaseLost;
+        if handed_back {
+            outcome.termination = Termination::HostFault { message: HANDED_BACK.to_owned() };
+        } else {
+            self.admission.memory().used(token, outcome.receipt.peak_memory_bytes);
+        }
         self.journal.ended(&flight.claimed, &outcome);
         self.tokens.remove(&flight.claimed.invocation);
         self.admission.ended(token, true);
@@ -547,6 +566,8 @@ impl Dispatch<'_> {
         let verdict = match flight.claimed.withheld {
             // A mistake in this worker's configuration costs the invocation nothing, however often it happens.
             Some(Withheld::NoKey) => Become::Release { delay_ms: WITHOUT_KEY_MS },
+            // No doing of its own, however often: it is ended by those that are older, and some day it is the oldest.
+            _ if handed_back => Become::Release { delay_ms: HANDED_BACK_MS },
             _ => {
                 let ending = ending(&outcome.termination);
                 decide(ending, &flight.claimed.spec.retry, attempt, spent, rand::random())

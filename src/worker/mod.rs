@@ -77,6 +77,8 @@ pub struct Settings {
     pub memory_bytes: u64,
     /// Of these, bytes for the attempts of one tenant.
     pub tenant_memory_bytes: u64,
+    /// Admit attempts by what their module has used, not by what they declare.
+    pub memory_overcommit: bool,
     /// Handovers after which an invocation is given up.
     pub max_handovers: i32,
     /// What guests may do by HTTP.

@@ -280,3 +280,76 @@ async fn a_tenant_connection_forgets_its_tenant_when_it_is_released() {
         assert!(set.is_none_or(|s| s.is_empty()));
     }
 }
+
+/// Of few connections, so that uses meet.
+async fn small_pool() -> sandbar::store::ApiStore {
+    let connect = sandbar::store::Connect {
+        url: support::database().await.api_url(),
+        max_connections: 4,
+        acquire_timeout: Duration::from_secs(20),
+        statement_timeout: Duration::from_secs(5),
+    };
+    sandbar::store::ApiStore::connect(&connect).await.unwrap()
+}
+
+#[tokio::test]
+async fn connections_between_uses_never_carry_a_tenant_or_a_transaction_over_to_another() {
+    use sandbar::domain::ids::TenantId;
+    let api = small_pool().await;
+    let tenants = [TenantId::generate(), TenantId::generate(), TenantId::generate()];
+    let uses = (0..400usize).map(|n| {
+        let (api, tenant) = (api.clone(), tenants[n * 7 % 3]);
+        tokio::spawn(async move {
+            let mut conn = api.tenant(tenant).await.unwrap();
+            let read = "SELECT current_setting('sandbar.tenant', true), current_setting('application_name')";
+            let (set, name): (String, String) = sqlx::query_as(read).fetch_one(&mut *conn).await.unwrap();
+            assert_eq!(set, tenant.to_string());
+            assert_eq!(name, "sandbar", "what an earlier transaction set is still set");
+            match n % 4 {
+                // A request that is given up in the middle of a statement.
+                0 => {
+                    let sleep = sqlx::query("SELECT pg_sleep(0.02)").execute(&mut *conn);
+                    let _ = tokio::time::timeout(Duration::from_millis(2), sleep).await;
+                }
+                // One that leaves a transaction open.
+                1 => {
+                    let mut left = conn.begin().await.unwrap();
+                    sqlx::query("SET LOCAL application_name = 'left'").execute(&mut *left).await.unwrap();
+                }
+                _ => {}
+            }
+        })
+    });
+    for one in uses.collect::<Vec<_>>() {
+        one.await.unwrap();
+    }
+    // Whatever was left behind, everything can be had again.
+    let all = futures_util::future::join_all((0..4).map(|_| api.tenant(tenants[0]))).await;
+    assert!(all.iter().all(Result::is_ok));
+}
+
+#[tokio::test]
+async fn a_tenants_next_use_finds_a_connection_as_it_left_it_and_another_tenants_does_not() {
+    use sandbar::domain::ids::TenantId;
+    let api = small_pool().await;
+    let (tenant, other) = (TenantId::generate(), TenantId::generate());
+    let read = "SELECT current_setting('sandbar.tenant', true)";
+    // Whatever sets the tenant anew takes this away; in earnest nobody but the store sets it.
+    let mark = format!("{tenant}-kept");
+    support::eventually(Duration::from_secs(20), "a use without setting the tenant anew", async || {
+        let mut conn = api.tenant(tenant).await.unwrap();
+        let set: String = sqlx::query_scalar(read).fetch_one(&mut *conn).await.unwrap();
+        sqlx::query("SELECT set_config('sandbar.tenant', $1, false)")
+            .bind(&mark)
+            .execute(&mut *conn)
+            .await
+            .unwrap();
+        (set == mark).then_some(())
+    })
+    .await;
+    for _ in 0..20 {
+        let mut conn = api.tenant(other).await.unwrap();
+        let set: String = sqlx::query_scalar(read).fetch_one(&mut *conn).await.unwrap();
+        assert_eq!(set, other.to_string());
+    }
+}

@@ -161,6 +161,102 @@ async fn attempts_that_declare_more_memory_than_is_left_wait_for_each_other() {
     assert!(words.contains("more memory than this worker gives"), "{tried:#}");
 }
 
+/// Grows its memory by as many 64 MiB as the first byte of its input says, and sleeps a second.
+const GROW: &str = r#"(module
+  (import "wasi_snapshot_preview1" "fd_read" (func $fd_read (param i32 i32 i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (func (export "_start")
+    (i32.store (i32.const 0) (i32.const 64)) (i32.store (i32.const 4) (i32.const 1))
+    (drop (call $fd_read (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 72)))
+    (if (i32.eq (i32.const -1) (memory.grow (i32.mul (i32.const 1024) (i32.load8_u (i32.const 64)))))
+      (then (unreachable)))
+    (i32.store (i32.const 16) (i32.const 1))
+    (i64.store (i32.const 24) (i64.const 1000000000))
+    (drop (call $poll (i32.const 0) (i32.const 128) (i32.const 1) (i32.const 512)))))"#;
+
+/// A worker with memory for one GiB of attempts and not for two, whose operator allows overcommit, after eight runs of
+/// GROW that used little.
+async fn overcommitting() -> Deployment {
+    let mut settings = quick_settings();
+    settings.push(("SANDBAR_WORKER__MEMORY_BYTES", (1_700_u64 << 20).to_string()));
+    settings.push(("SANDBAR_WORKER__MEMORY_OVERCOMMIT", "true".to_owned()));
+    let deployment = Deployment::on(support::database().await, 1, &settings).await;
+    let client = deployment.client();
+    upload(&client, "grow", GROW).await;
+    for round in 0..2 {
+        let mut ids = Vec::new();
+        for _ in 0..4 {
+            ids.push(enqueue_grow(&client, "\u{0}", 64 << 20).await);
+        }
+        for id in ids {
+            assert_eq!(reasons(&ended(&client, &id).await), ["succeeded"], "round {round}");
+        }
+    }
+    deployment
+}
+
+async fn enqueue_grow(client: &Client, units: &str, limit: u64) -> String {
+    let body = json!({
+        "stdin": units,
+        "limits": {"memory_bytes": limit, "timeout_ms": 50_000},
+        "retry": {"max_attempts": 1},
+    });
+    client.enqueue("grow", &body).await.expect(202).json()["id"].as_str().unwrap().to_owned()
+}
+
+/// When the last attempt ran.
+fn ran(invocation: &Value) -> (chrono::DateTime<chrono::Utc>, chrono::DateTime<chrono::Utc>) {
+    let attempt = invocation["attempts"].as_array().unwrap().last().unwrap();
+    let start: chrono::DateTime<chrono::Utc> = attempt["started_at"].as_str().unwrap().parse().unwrap();
+    (start, start + chrono::TimeDelta::nanoseconds(attempt["receipt"]["wall_ns"].as_i64().unwrap()))
+}
+
+#[tokio::test]
+async fn with_overcommit_attempts_start_by_what_their_module_has_used() {
+    let deployment = overcommitting().await;
+    let client = deployment.client();
+    let mut ids = Vec::new();
+    for _ in 0..4 {
+        // Each may use a GiB, and the worker has no second one.
+        ids.push(enqueue_grow(&client, "\u{0}", 1 << 30).await);
+    }
+    let mut times = Vec::new();
+    for id in &ids {
+        let done = ended(&client, id).await;
+        assert_eq!(reasons(&done), ["succeeded"], "{done:#}");
+        times.push(ran(&done));
+    }
+    times.sort_unstable();
+    assert!(times.windows(2).any(|pair| pair[1].0 < pair[0].1), "no two ran at once: {times:?}");
+}
+
+#[tokio::test]
+async fn under_pressure_the_youngest_is_handed_back_without_using_up_a_retry_and_all_get_their_memory() {
+    let deployment = overcommitting().await;
+    let client = deployment.client();
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        // 768 MiB of the GiB it may have: there is room for one.
+        ids.push(enqueue_grow(&client, "\u{c}", 1 << 30).await);
+    }
+    let mut handed_back = 0;
+    let mut times = Vec::new();
+    for id in &ids {
+        let done = ended(&client, id).await;
+        assert_eq!(done["state"], "succeeded", "{done:#}");
+        for attempt in done["attempts"].as_array().unwrap().iter().rev().skip(1) {
+            let words = attempt["termination"]["message"].as_str().unwrap_or_default();
+            assert!(words.contains("handed back"), "{done:#}");
+            handed_back += 1;
+        }
+        let last = done["attempts"].as_array().unwrap().last().unwrap();
+        assert!(last["receipt"]["peak_memory_bytes"].as_u64().unwrap() >= 768 << 20, "{done:#}");
+        times.push(ran(&done));
+    }
+    assert!(handed_back > 0, "nobody was in the way: {times:?}");
+}
+
 /// Copies `in.txt` to `out/copy.txt` and writes what stdin says to stdout.
 const COPY: &str = r#"(module
   (import "wasi_snapshot_preview1" "path_open" (func $path_open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))

@@ -36,7 +36,7 @@ pub const MAX_START_KEY: usize = 128;
 /// Bytes of a task's name.
 const MAX_TASK_NAME: usize = 63;
 
-/// What a guest asks for.
+/// What a guest asks for, or its memory for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ask {
     /// About the store of its task.
@@ -57,6 +57,11 @@ pub enum Ask {
         input: Vec<u8>,
         /// Under this key once.
         key: Option<String>,
+    },
+    /// That it may hold so much memory in all, within its limit.
+    Memory {
+        /// Bytes.
+        bytes: u64,
     },
 }
 
@@ -118,6 +123,8 @@ pub enum Answer {
     Secret(Option<Value>),
     /// The id of what was started.
     Started(String),
+    /// It may hold so many bytes of memory, no fewer than it asked for.
+    Memory(u64),
     /// It was not done.
     Refused(Refusal),
 }
@@ -188,6 +195,7 @@ impl Ask {
             Self::Config => "config",
             Self::Secret { .. } => "secrets",
             Self::Start { .. } => "invoke",
+            Self::Memory { .. } => "memory",
         }
     }
 
@@ -198,7 +206,7 @@ impl Ask {
     pub fn check(&self) -> Result<(), Refusal> {
         match self {
             Self::Kv(ask) => ask.check(),
-            Self::Config => Ok(()),
+            Self::Config | Self::Memory { .. } => Ok(()),
             Self::Secret { name } => check_secret(name),
             Self::Start { task, input, key } => check_start(task, input, key.as_deref()),
         }
@@ -212,6 +220,7 @@ impl Ask {
             Self::Config => 2 * MAX_CONFIG_BYTES,
             Self::Secret { .. } => MAX_SECRET_BYTES,
             Self::Start { input, .. } => input.len(),
+            Self::Memory { .. } => 0,
         };
         bytes as u64
     }

@@ -3,14 +3,14 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
 use super::call::{Answer, Ask, Refusal, RefusalKind};
 use crate::outcome::LogLevel;
 use crate::output::lock;
-use crate::state::Host;
+use crate::state::{Host, LiveSink};
 
 /// Questions that wait for their answers.
 #[derive(Default)]
@@ -45,6 +45,24 @@ impl Drop for Waiting<'_> {
     }
 }
 
+/// Puts a question; the answer is none when there comes none any more. `None`: nobody here answers questions.
+pub(crate) fn question(
+    sink: &Arc<dyn LiveSink>,
+    token: u64,
+    ask: Ask,
+) -> Option<impl Future<Output = Option<Answer>> + Send + use<'_>> {
+    let asks = sink.asks()?;
+    let call = asks.next.fetch_add(1, Ordering::Relaxed);
+    let (sender, answer) = oneshot::channel();
+    asks.open().insert(call, sender);
+    let waiting = Waiting { asks, call };
+    sink.ask(token, call, ask);
+    Some(async move {
+        let _waiting = waiting;
+        answer.await.ok()
+    })
+}
+
 impl Host {
     /// Asks, and waits. Refusals stand in the attempt's log.
     pub(crate) async fn ask(&mut self, ask: Ask) -> Result<Answer, Refusal> {
@@ -69,12 +87,6 @@ impl Host {
 
     async fn carry(&mut self, ask: Ask) -> Result<Answer, Refusal> {
         ask.check()?;
-        let Some(sink) = self.asker.clone() else {
-            return Err(Refusal::denied("nobody here answers calls of capabilities"));
-        };
-        let Some(asks) = sink.asks() else {
-            return Err(Refusal::denied("nobody here answers calls of capabilities"));
-        };
         // A guest has one question at a time: the largest so far is what it holds.
         let bytes = ask.held_bytes();
         if bytes > self.asking_bytes {
@@ -86,11 +98,11 @@ impl Host {
             }
             self.asking_bytes = bytes;
         }
-        let call = asks.next.fetch_add(1, Ordering::Relaxed);
-        let (sender, answer) = oneshot::channel();
-        asks.open().insert(call, sender);
-        let _waiting = Waiting { asks, call };
-        sink.ask(self.common.control.token, call, ask);
-        answer.await.map_err(|_| Refusal::failed("the worker ended the call"))
+        let Some(answer) =
+            self.asker.as_ref().and_then(|sink| question(sink, self.common.control.token, ask))
+        else {
+            return Err(Refusal::denied("nobody here answers calls of capabilities"));
+        };
+        answer.await.ok_or_else(|| Refusal::failed("the worker ended the call"))
     }
 }

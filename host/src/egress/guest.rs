@@ -38,7 +38,7 @@ use crate::state::{Host, LiveSink};
 const WRITE_BYTES: usize = 64 << 10;
 /// What one call keeps in this process at the most: both windows, two writes of the guest on their way, and headers
 /// both ways. Counted against the attempt's memory when the call begins.
-const CALL_BYTES: u64 = (2 * WINDOW + 2 * WRITE_BYTES + 2 * MAX_HEADER_BYTES) as u64;
+pub(crate) const CALL_BYTES: u64 = (2 * WINDOW + 2 * WRITE_BYTES + 2 * MAX_HEADER_BYTES) as u64;
 /// Where refusals stand in the log of an attempt.
 const LOG_TARGET: &str = "sandbar.http";
 

@@ -4,14 +4,17 @@ use std::sync::Arc;
 
 use chrono::Utc;
 use sandbar_host::ModuleHash;
-use sandbar_host::cell::{Cell, SubmitError};
+use sandbar_host::capability::call::Answer;
+use sandbar_host::cell::{CancelReason, Cell, SubmitError};
 use sandbar_host::files::scratch_bytes;
-use sandbar_host::limits::reserved_bytes;
+use sandbar_host::limits::fixed_bytes;
 use sandbar_host::outcome::Termination;
 use tokio::time::Instant;
+use tracing::info;
 
 use super::{Dispatch, InFlight, MAX_PLACES, MAX_WARM, QUARANTINED, Report, whose};
 use crate::domain::fairness::Charge;
+use crate::domain::lending::{Need, Relief};
 use crate::store::invocation::InputKind;
 use crate::store::queue::Claimed;
 use crate::worker::admission::Verdict;
@@ -25,11 +28,15 @@ impl Dispatch<'_> {
     pub(super) fn start(&mut self, claimed: Claimed, charge: Option<Charge>) {
         let key = (claimed.tenant, claimed.sha256);
         let (limits, input) = (&claimed.spec.limits, claimed.input.len() as u64);
-        let bytes = match claimed.spec.input {
-            InputKind::Http => http::reserved_bytes(limits, input),
-            InputKind::Task | InputKind::Command { .. } => reserved_bytes(limits, input).saturating_add(
-                claimed.spec.scratch.as_ref().map_or(0, |scratch| scratch_bytes(scratch.bytes)),
-            ),
+        let need = match claimed.spec.input {
+            InputKind::Http => Need { fixed: http::reserved_bytes(limits, input), memory: 0 },
+            InputKind::Task | InputKind::Command { .. } => {
+                let scratch = claimed.spec.scratch.as_ref().map_or(0, |scratch| scratch_bytes(scratch.bytes));
+                Need {
+                    fixed: fixed_bytes(limits, input).saturating_add(scratch),
+                    memory: limits.memory_bytes,
+                }
+            }
         };
         let withheld = claimed.withheld;
         let token = self.register(claimed, charge);
@@ -37,7 +44,7 @@ impl Dispatch<'_> {
             self.end(token, without_run(unreadable(withheld)));
             return;
         }
-        let verdict = self.admission.ask(token, key, bytes);
+        let verdict = self.admission.ask(token, key, need);
         self.admitted(token, &verdict);
     }
 
@@ -61,6 +68,7 @@ impl Dispatch<'_> {
                 displaced: 0,
                 live: Live::default(),
                 announced: false,
+                handed_back: false,
             },
         );
         token
@@ -83,6 +91,30 @@ impl Dispatch<'_> {
                         self.settings.tenant_memory_bytes
                     )),
                 );
+            }
+        }
+    }
+
+    /// Lend to those that ask for memory, and hand back who is in their way.
+    pub(super) fn relieve(&mut self) {
+        while let Some(relief) = self.admission.memory().relieve() {
+            match relief {
+                Relief::Lend { token, call, bytes } => {
+                    let place = self.in_flight.get(&token).and_then(|flight| flight.place);
+                    if let Some(cell) = place.and_then(|place| self.cells.get(place)) {
+                        cell.answer(call, Answer::Memory(bytes));
+                    }
+                }
+                Relief::HandBack(token) => {
+                    let Some(flight) = self.in_flight.get_mut(&token) else { continue };
+                    info!(
+                        invocation = %flight.claimed.invocation,
+                        "memory is short: the youngest attempt is handed back"
+                    );
+                    flight.handed_back = true;
+                    let id = flight.claimed.invocation;
+                    self.cancel(id, CancelReason::LeaseLost);
+                }
             }
         }
     }
@@ -154,7 +186,9 @@ impl Dispatch<'_> {
             self.journal.started(&flight.claimed);
             flight.announced = true;
         }
-        match cell.submit(token, &attempt(&flight.claimed)) {
+        let mut sent = attempt(&flight.claimed);
+        sent.options.memory_lent = self.admission.memory().lent(token);
+        match cell.submit(token, &sent) {
             Ok(()) => {
                 flight.place = Some(place);
                 flight.started_at = Utc::now();
