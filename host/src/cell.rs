@@ -26,6 +26,9 @@ pub const MIN_FRAME_BYTES: usize = 32 << 20;
 /// memories it may.
 pub const MAX_SLOTS: u32 = 1_000;
 
+/// Most slots that stay warm while unused.
+pub const MAX_WARM_SLOTS: u32 = crate::engine::WARM_SLOTS;
+
 /// How a cell is started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CellConfig {
@@ -35,6 +38,8 @@ pub struct CellConfig {
     pub threads: usize,
     /// Attempts at the same time, 1 to [`MAX_SLOTS`]; sizes the pool.
     pub slots: u32,
+    /// Slots that keep memory resident while nothing runs in them, at most [`MAX_WARM_SLOTS`].
+    pub warm_slots: u32,
     /// Bytes of one frame, [`MIN_FRAME_BYTES`] to [`MAX_FRAME_BYTES`].
     pub max_frame_bytes: usize,
     /// Bytes of compiled code a cell keeps loaded while it does not run.
@@ -53,7 +58,7 @@ impl CellConfig {
     pub fn own_bytes(&self) -> u64 {
         PROCESS_BYTES
             .saturating_add(self.code_cache_bytes)
-            .saturating_add(crate::engine::warm_bytes(self.slots))
+            .saturating_add(crate::engine::warm_bytes(self.slots.min(self.warm_slots)))
     }
 
     /// One thread, 256 slots, 64 MiB frames, 256 MiB of code, no walls insisted on.
@@ -63,6 +68,7 @@ impl CellConfig {
             program,
             threads: 1,
             slots: 256,
+            warm_slots: MAX_WARM_SLOTS,
             max_frame_bytes: 64 << 20,
             code_cache_bytes: 256 << 20,
             require_walls: Walls::default(),

@@ -75,7 +75,8 @@ fn serve() -> anyhow::Result<()> {
     let outbox = Arc::new(Outbox::new(max));
     // In this order: the engine asks the kernel about itself by a file, threads inherit what their parent has given
     // up, and the last wall allows no further threads.
-    let (engine, pagemap_scan) = engine::running(config.slots).map_err(|err| anyhow::anyhow!("{err:#}"))?;
+    let (engine, pagemap_scan) =
+        engine::running(config.slots, config.warm_slots).map_err(|err| anyhow::anyhow!("{err:#}"))?;
     let mut walls = walls::before_threads();
     walls.pagemap_scan = pagemap_scan;
     let mut cell = CellState::new(engine, &config, outbox.clone())?;

@@ -224,6 +224,7 @@ impl Cell {
                     version: VERSION,
                     threads: u32::try_from(config.threads.clamp(1, 256)).unwrap_or(1),
                     slots,
+                    warm_slots: config.warm_slots.min(slots),
                     max_frame_bytes: max_frame as u64,
                 }))
                 .map_err(protocol)?;

@@ -14,7 +14,7 @@ use crate::run::Attempt;
 use crate::walls::Walls;
 
 /// Version of the protocol; the child refuses another.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 /// Bytes of a frame's length.
 pub const HEADER_BYTES: usize = 4;
 /// A frame that has reached this size is closed and a new one begun.
@@ -94,6 +94,8 @@ pub struct Configure {
     pub threads: u32,
     /// Attempts at the same time.
     pub slots: u32,
+    /// Slots that stay warm while unused.
+    pub warm_slots: u32,
     /// Bytes of one frame, both ways.
     pub max_frame_bytes: u64,
 }
