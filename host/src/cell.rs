@@ -5,6 +5,7 @@ mod child;
 mod client;
 mod executor;
 mod outbox;
+mod present;
 pub mod protocol;
 
 use std::path::PathBuf;
@@ -14,6 +15,8 @@ use crate::walls::Walls;
 pub use crate::control::{CancelReason, Progress};
 pub use child::child_main;
 pub use client::{Cell, CellEvent, CellEvents, CellGone, LoadError, SubmitError};
+pub use present::Use;
+pub use protocol::Limit;
 
 /// The hidden subcommand of the program that is a cell.
 pub const SUBCOMMAND: &str = "__cell";
@@ -40,6 +43,8 @@ pub struct CellConfig {
     pub slots: u32,
     /// Slots that keep memory resident while nothing runs in them, at most [`MAX_WARM_SLOTS`].
     pub warm_slots: u32,
+    /// Report what tenants use, so that somebody who knows of other cells can say who may go on.
+    pub report_use: bool,
     /// Bytes of one frame, [`MIN_FRAME_BYTES`] to [`MAX_FRAME_BYTES`].
     pub max_frame_bytes: usize,
     /// Bytes of compiled code a cell keeps loaded while it does not run.
@@ -61,7 +66,7 @@ impl CellConfig {
             .saturating_add(crate::engine::warm_bytes(self.slots.min(self.warm_slots)))
     }
 
-    /// One thread, 256 slots, 64 MiB frames, 256 MiB of code, no walls insisted on.
+    /// One thread, 256 slots, 64 MiB frames, 256 MiB of code, no walls insisted on, no reports of use.
     #[must_use]
     pub fn new(program: PathBuf) -> Self {
         Self {
@@ -69,6 +74,7 @@ impl CellConfig {
             threads: 1,
             slots: 256,
             warm_slots: MAX_WARM_SLOTS,
+            report_use: false,
             max_frame_bytes: 64 << 20,
             code_cache_bytes: 256 << 20,
             require_walls: Walls::default(),

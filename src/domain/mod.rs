@@ -8,6 +8,7 @@ pub mod budget;
 pub mod bulk;
 pub mod fairness;
 pub mod fingerprint;
+pub mod grants;
 pub mod ids;
 pub mod invocation;
 pub mod isolation;

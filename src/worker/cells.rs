@@ -1,18 +1,20 @@
 //! The processes guests run in: started, watched, started again when they die, and ended when nobody needs them. Owns the
-//! processes; which attempt goes to which, and when one is begun or ended, is decided in [`rooms`](crate::domain::rooms).
-//! Never decides what an attempt's end means.
+//! processes; which attempt goes to which, and when one is begun or ended, is decided in [`rooms`](crate::domain::rooms),
+//! and who may run on how many threads while they compete for the cores in [`grants`](crate::domain::grants). Never
+//! decides what an attempt's end means.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use sandbar_host::cell::{Cell, CellConfig, CellEvent, CellEvents};
+use sandbar_host::cell::{Cell, CellConfig, CellEvent, CellEvents, Limit, Use};
 use sandbar_host::walls::{Wall, Walls};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::domain::grants::{self, Grants};
 use crate::domain::ids::TenantId;
 use crate::domain::isolation::{Owner, Rules};
 use crate::domain::rooms::{Reach, Room, Rooms, Step};
@@ -25,6 +27,8 @@ const RESTART_MIN: Duration = Duration::from_millis(50);
 const RESTART_MAX: Duration = Duration::from_secs(5);
 /// A cell that lived this long has not died young.
 const HEALTHY_AFTER: Duration = Duration::from_secs(10);
+/// Shortest time between two decisions about the cores, however often cells report.
+const DECIDE_EVERY: Duration = Duration::from_millis(5);
 
 /// A place for a cell; the cell in it may change.
 pub type Place = Room;
@@ -49,6 +53,12 @@ pub struct Cells {
     up: HashMap<Place, Arc<Cell>>,
     keepers: HashMap<Place, Keeper>,
     events: mpsc::Sender<Event>,
+    grants: Grants,
+    /// Guest threads of each cell.
+    threads: u32,
+    /// Cells that some limit holds in, since the last decision.
+    limited: BTreeSet<Place>,
+    decided: Option<Instant>,
 }
 
 /// The task that looks after one place.
@@ -72,6 +82,10 @@ impl Cells {
             up: HashMap::new(),
             keepers: HashMap::new(),
             events,
+            grants: Grants::new(cores()),
+            threads: u32::try_from(settings.threads_per_cell).unwrap_or(u32::MAX),
+            limited: BTreeSet::new(),
+            decided: None,
         };
         let first = match settings.shared_cells() {
             // It shows that cells can be started, and which walls stand.
@@ -106,11 +120,13 @@ impl Cells {
     pub fn down(&mut self, place: Place) {
         self.rooms.down(place);
         self.up.remove(&place);
+        self.grants.gone(place);
     }
 
     /// The cell in this place was ended and is gone.
     pub fn left(&mut self, place: Place) {
         self.rooms.left(place);
+        self.grants.gone(place);
         self.up.remove(&place);
         self.keepers.remove(&place);
     }
@@ -176,6 +192,39 @@ impl Cells {
         }
     }
 
+    /// A cell says what tenants used in it: decide anew who may go on where.
+    pub fn used(&mut self, place: Place, uses: &[Use]) {
+        if !self.up.contains_key(&place) {
+            return;
+        }
+        let uses: Vec<grants::Use> = uses
+            .iter()
+            .map(|one| grants::Use {
+                tenant: one.tenant,
+                weight: one.weight,
+                cpu_ns: one.cpu_ns,
+                runnable: one.runnable,
+            })
+            .collect();
+        self.grants.used(place, self.threads, &uses);
+        let now = Instant::now();
+        if self.decided.is_some_and(|at| now.saturating_duration_since(at) < DECIDE_EVERY) {
+            return;
+        }
+        self.decided = Some(now);
+        let mut limits: BTreeMap<Place, Vec<Limit>> = BTreeMap::new();
+        for limit in self.grants.limits(now) {
+            let one = Limit { tenant: limit.tenant, threads: limit.threads };
+            limits.entry(limit.room).or_default().push(one);
+        }
+        let before = std::mem::replace(&mut self.limited, limits.keys().copied().collect());
+        for place in before.union(&self.limited) {
+            if let Some(cell) = self.up.get(place) {
+                cell.limit(limits.remove(place).unwrap_or_default());
+            }
+        }
+    }
+
     /// The next attempt that waited for a cell and has one.
     pub fn next_placed(&mut self) -> Option<u64> {
         self.rooms.next_placed()
@@ -226,6 +275,11 @@ impl Drop for Cells {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Cores this process may use; 1 when the system does not say.
+fn cores() -> u32 {
+    std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX))
 }
 
 fn started(cell: &Cell) {

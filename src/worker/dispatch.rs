@@ -466,6 +466,7 @@ impl Dispatch<'_> {
                     self.capabilities.hear(self.lease, asker, cell, (token, call), ask);
                 }
             }
+            Event::Cell(place, CellEvent::Used(uses)) => self.cells.used(place, &uses),
             Event::Cell(place, CellEvent::Gone { reason }) => {
                 self.cells.down(place);
                 let lost: Vec<u64> = self

@@ -110,6 +110,8 @@ impl Settings {
         CellConfig {
             threads: self.threads_per_cell,
             slots: self.slots.div_ceil(self.cells.max(1)),
+            // One cell alone shares its threads by itself.
+            report_use: self.shared_cells() > 1 || self.isolation.has_own(),
             require_walls: self.require_walls,
             ..CellConfig::new(self.program.clone())
         }

@@ -1,5 +1,5 @@
 //! Cells of single tenants and of groups, by real workers: who shares a process, how many there are, when they end, and
-//! that waiting for one keeps nobody else from running.
+//! that waiting for one keeps nobody else from running; and that weights hold between cells.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -318,4 +318,56 @@ async fn attempts_without_a_cell_are_handed_back_for_free_and_keep_nobody_else_f
     }
     assert!((1..=4).contains(&handed_back), "few wait for ten seconds at the worker: {handed_back}");
     assert_eq!(holds.ended(&long).await["reason"], "deadline");
+}
+
+/// CPU that all cells of a worker have used, in hundredths of a second.
+fn ticks(worker: &Process) -> u64 {
+    let of = |pid: u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let after = stat.rsplit(')').next().unwrap_or_default().to_owned();
+        after.split_whitespace().nth(11).and_then(|user| user.parse::<u64>().ok()).unwrap_or(0)
+    };
+    cells(worker).into_iter().map(of).sum()
+}
+
+#[tokio::test]
+async fn weights_hold_between_tenants_in_cells_of_their_own() {
+    let settings = settings(&[
+        ("SANDBAR_WORKER__ISOLATION", "tenant".to_owned()),
+        ("SANDBAR_WORKER__SLOTS", "64".to_owned()),
+    ]);
+    let deployment = Deployment::on(support::database().await, 0, &settings).await;
+    let worker = deployment.spawn_worker();
+    // Each alone could keep every core busy.
+    let each = std::thread::available_parallelism().unwrap().get() + 1;
+    let mut spinning = Vec::new();
+    for (name, weight) in [("light", 100), ("heavy", 300)] {
+        let tenant = Tenant::new(&deployment, Uuid::now_v7(), name, weight).await;
+        tenant.upload("spin", SPIN).await;
+        spinning.push((tenant, Vec::new()));
+    }
+    for (tenant, ids) in &mut spinning {
+        for _ in 0..each {
+            ids.push(tenant.enqueue("spin", &spin()).await);
+        }
+    }
+    support::eventually(PATIENCE, "enough CPU to be used", async || (ticks(&worker) > 800).then_some(()))
+        .await;
+    let mut cpu = Vec::new();
+    for (tenant, ids) in &spinning {
+        for id in ids {
+            tenant.ask(Method::POST, &format!("/v1/invocations/{id}/cancel"), &json!({})).await;
+        }
+    }
+    for (tenant, ids) in &spinning {
+        let mut sum = 0;
+        for id in ids {
+            let done = tenant.ended(id).await;
+            assert_eq!(done["state"], "cancelled", "{done:#}");
+            sum += done["attempts"][0]["receipt"]["cpu_ns"].as_u64().unwrap();
+        }
+        cpu.push(sum as f64 / 1e9);
+    }
+    let ratio = cpu[1] / cpu[0];
+    assert!((1.9..4.5).contains(&ratio), "three times the weight got {ratio:.2} times the CPU: {cpu:?} s");
 }
