@@ -29,6 +29,7 @@ use tracing::{info, warn};
 use crate::app::sealed::keys::Keys;
 use crate::app::signals::Signals;
 use crate::config::{Config, Secret};
+use crate::domain::isolation::Rules;
 use crate::store::{Connect, WorkerStore, patiently};
 use crate::worker::Stop;
 use crate::{app, scheduler, worker};
@@ -190,6 +191,12 @@ fn worker_settings(
         program: std::env::current_exe().context("cannot find this program's own file")?,
         slots: config.worker.slots,
         cells: config.worker.cells,
+        isolation: Arc::new(
+            Rules::new(config.worker.isolation, &config.worker.trust_groups)
+                .context("worker.trust_groups")?,
+        ),
+        max_cells: config.worker.max_cells,
+        cell_idle: config.worker.cell_idle(),
         threads_per_cell: config.worker.threads_per_cell as usize,
         heartbeat: config.worker.heartbeat(),
         dead_after: config.worker.dead_after(),

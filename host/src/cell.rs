@@ -5,6 +5,7 @@ mod child;
 mod client;
 mod executor;
 mod outbox;
+mod present;
 pub mod protocol;
 
 use std::path::PathBuf;
@@ -14,6 +15,8 @@ use crate::walls::Walls;
 pub use crate::control::{CancelReason, Progress};
 pub use child::child_main;
 pub use client::{Cell, CellEvent, CellEvents, CellGone, LoadError, SubmitError};
+pub use present::Use;
+pub use protocol::Limit;
 
 /// The hidden subcommand of the program that is a cell.
 pub const SUBCOMMAND: &str = "__cell";
@@ -26,6 +29,9 @@ pub const MIN_FRAME_BYTES: usize = 32 << 20;
 /// memories it may.
 pub const MAX_SLOTS: u32 = 1_000;
 
+/// Most slots that stay warm while unused.
+pub const MAX_WARM_SLOTS: u32 = crate::engine::WARM_SLOTS;
+
 /// How a cell is started.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CellConfig {
@@ -35,6 +41,10 @@ pub struct CellConfig {
     pub threads: usize,
     /// Attempts at the same time, 1 to [`MAX_SLOTS`]; sizes the pool.
     pub slots: u32,
+    /// Slots that keep memory resident while nothing runs in them, at most [`MAX_WARM_SLOTS`].
+    pub warm_slots: u32,
+    /// Report what tenants use, so that somebody who knows of other cells can say who may go on.
+    pub report_use: bool,
     /// Bytes of one frame, [`MIN_FRAME_BYTES`] to [`MAX_FRAME_BYTES`].
     pub max_frame_bytes: usize,
     /// Bytes of compiled code a cell keeps loaded while it does not run.
@@ -53,16 +63,18 @@ impl CellConfig {
     pub fn own_bytes(&self) -> u64 {
         PROCESS_BYTES
             .saturating_add(self.code_cache_bytes)
-            .saturating_add(crate::engine::warm_bytes(self.slots))
+            .saturating_add(crate::engine::warm_bytes(self.slots.min(self.warm_slots)))
     }
 
-    /// One thread, 256 slots, 64 MiB frames, 256 MiB of code, no walls insisted on.
+    /// One thread, 256 slots, 64 MiB frames, 256 MiB of code, no walls insisted on, no reports of use.
     #[must_use]
     pub fn new(program: PathBuf) -> Self {
         Self {
             program,
             threads: 1,
             slots: 256,
+            warm_slots: MAX_WARM_SLOTS,
+            report_use: false,
             max_frame_bytes: 64 << 20,
             code_cache_bytes: 256 << 20,
             require_walls: Walls::default(),

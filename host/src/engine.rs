@@ -34,7 +34,7 @@ const KEEP_RESIDENT_NO_SCAN: usize = 64 << 10;
 /// Bytes of a table kept resident between instances.
 const TABLE_KEEP_RESIDENT: usize = 64 << 10;
 /// Slots that stay warm while unused; bounds what an idle cell keeps resident.
-const WARM_SLOTS: u32 = 100;
+pub(crate) const WARM_SLOTS: u32 = 100;
 /// Stack of the guest.
 const WASM_STACK: usize = 512 << 10;
 /// Stack of a fiber: the guest's and that of the host calls it makes.
@@ -81,22 +81,22 @@ pub(crate) fn compiling() -> wasmtime::Result<Engine> {
     Engine::new(&config())
 }
 
-/// Bytes that the unused slots of a pool for `slots` attempts may keep resident.
-pub(crate) fn warm_bytes(slots: u32) -> u64 {
-    u64::from(slots.clamp(1, WARM_SLOTS)).saturating_mul((KEEP_RESIDENT + TABLE_KEEP_RESIDENT) as u64)
+/// Bytes that so many unused slots of a pool may keep resident.
+pub(crate) fn warm_bytes(warm: u32) -> u64 {
+    u64::from(warm.min(WARM_SLOTS)).saturating_mul((KEEP_RESIDENT + TABLE_KEEP_RESIDENT) as u64)
 }
 
-/// An engine that runs up to `slots` attempts at the same time, and whether it asks the kernel which pages a guest
-/// touched.
-pub(crate) fn running(slots: u32) -> wasmtime::Result<(Engine, bool)> {
-    match pooled(slots, Enabled::Yes, KEEP_RESIDENT) {
+/// An engine that runs up to `slots` attempts at the same time and keeps up to `warm` of them warm between attempts, and
+/// whether it asks the kernel which pages a guest touched.
+pub(crate) fn running(slots: u32, warm: u32) -> wasmtime::Result<(Engine, bool)> {
+    match pooled(slots, warm, Enabled::Yes, KEEP_RESIDENT) {
         Ok(engine) => Ok((engine, true)),
         // Kernels before 6.7 lack PAGEMAP_SCAN, or a sandbox withholds it.
-        Err(_) => pooled(slots, Enabled::No, KEEP_RESIDENT_NO_SCAN).map(|engine| (engine, false)),
+        Err(_) => pooled(slots, warm, Enabled::No, KEEP_RESIDENT_NO_SCAN).map(|engine| (engine, false)),
     }
 }
 
-fn pooled(slots: u32, scan: Enabled, keep_resident: usize) -> wasmtime::Result<Engine> {
+fn pooled(slots: u32, warm: u32, scan: Enabled, keep_resident: usize) -> wasmtime::Result<Engine> {
     let slots = slots.max(1);
     let mut pool = PoolingAllocationConfig::new();
     pool.total_stacks(slots)
@@ -110,7 +110,7 @@ fn pooled(slots: u32, scan: Enabled, keep_resident: usize) -> wasmtime::Result<E
         .max_core_instance_size(CORE_INSTANCE_BYTES)
         .max_component_instance_size(CORE_INSTANCE_BYTES)
         .max_memory_size(usize::try_from(MEMORY_RESERVATION)?)
-        .max_unused_warm_slots(slots.min(WARM_SLOTS))
+        .max_unused_warm_slots(slots.min(warm).min(WARM_SLOTS))
         .linear_memory_keep_resident(keep_resident)
         .table_keep_resident(TABLE_KEEP_RESIDENT.min(keep_resident))
         .pagemap_scan(scan);

@@ -207,7 +207,8 @@ impl Runtime {
     /// # Errors
     /// The pool cannot be reserved or the ticker thread not be started.
     pub fn new(slots: u32) -> Result<Self, RunError> {
-        let (engine, _) = engine::running(slots).map_err(|err| RunError::Engine(format!("{err:#}")))?;
+        let (engine, _) =
+            engine::running(slots, slots).map_err(|err| RunError::Engine(format!("{err:#}")))?;
         Self::with(engine)
     }
 

@@ -337,7 +337,7 @@ async fn progress_arrives_and_its_latest_report_comes_before_the_end() {
                 assert_eq!(outcome.termination, Termination::Succeeded);
                 break;
             }
-            CellEvent::Log { .. } | CellEvent::Http { .. } | CellEvent::Ask { .. } => {}
+            CellEvent::Log { .. } | CellEvent::Http { .. } | CellEvent::Ask { .. } | CellEvent::Used(_) => {}
             CellEvent::Gone { reason } => panic!("{reason}"),
         }
     }
@@ -370,7 +370,10 @@ async fn what_a_running_attempt_logs_is_told_once_while_it_runs_and_again_with_i
                 told.push((first, records));
             }
             CellEvent::Finished { outcome, .. } => break outcome,
-            CellEvent::Progress { .. } | CellEvent::Http { .. } | CellEvent::Ask { .. } => {}
+            CellEvent::Progress { .. }
+            | CellEvent::Http { .. }
+            | CellEvent::Ask { .. }
+            | CellEvent::Used(_) => {}
             CellEvent::Gone { reason } => panic!("{reason}"),
         }
     };

@@ -116,8 +116,8 @@ pub async fn run(command: &Run) -> Result<ExitCode, Failure> {
             event = events.recv() => match event {
                 Some(CellEvent::Finished { outcome, .. }) => break *outcome,
                 Some(CellEvent::Progress { progress, .. }) => report(&progress),
-                // The outcome has all of it.
-                Some(CellEvent::Log { .. }) => {}
+                // The outcome has all of it, and there is no other cell.
+                Some(CellEvent::Log { .. } | CellEvent::Used(_)) => {}
                 Some(CellEvent::Http { call, message: FromGuest::Request(_), .. }) => {
                     cell.http(call, ToGuest::Refused(Refusal::new(Code::HttpRequestDenied, NO_GRANTS)));
                 }

@@ -25,6 +25,7 @@ use sandbar_host::egress::address::{Network, Networks};
 use sandbar_host::walls::{Wall, Walls};
 use serde::{Deserialize, Serialize};
 
+use crate::domain::isolation::{Groups, Isolation};
 use crate::domain::issuer::Issuer;
 
 pub use load::{ConfigError, Overrides};
@@ -339,8 +340,21 @@ pub struct Secrets {
 pub struct Worker {
     /// Attempts that run at once in this worker, over all of its cells. Default 64, 1 to 4,096.
     pub slots: u32,
-    /// Sandbox processes. Default 1, 1 to 64.
+    /// Sandbox processes that all tenants share. Default 1, 1 to 64. With `isolation = "tenant"` there are none.
     pub cells: u32,
+    /// Who shares a sandbox process with whom: `shared` (default), all tenants those of `cells`; or `tenant`, each tenant has
+    /// one of its own, started when it has something to run.
+    pub isolation: Isolation,
+    /// Tenants (by id) that share a sandbox process with each other and with nobody else, whatever `isolation` says; each
+    /// group under a name. Default none. In the file a table: `[worker.trust_groups]` with
+    /// `partners = ["<tenant id>", "<tenant id>"]`; as a variable: `{partners=["<tenant id>","<tenant id>"]}`. At most 256
+    /// groups of 10,000 tenants in all.
+    pub trust_groups: Groups,
+    /// Sandbox processes of single tenants and of groups at once, besides those of `cells`; who finds none free waits.
+    /// Default 8, 1 to 64.
+    pub max_cells: u32,
+    /// How long the process of a tenant or a group stays without work, in milliseconds. Default 60,000; 100 to 3,600,000.
+    pub cell_idle_ms: u64,
     /// Guest threads per cell. Default: the cores this process may use. 1 to 256.
     pub threads_per_cell: u32,
     /// Time between heartbeats, in milliseconds. Default 2,000; 100 to 60,000.
@@ -379,6 +393,10 @@ impl Default for Worker {
         Self {
             slots: 64,
             cells: 1,
+            isolation: Isolation::Shared,
+            trust_groups: Groups::new(),
+            max_cells: 8,
+            cell_idle_ms: 60_000,
             threads_per_cell: available_cores(),
             heartbeat_ms: 2_000,
             dead_after_ms: 6_000,
@@ -408,6 +426,11 @@ impl Worker {
     /// How long a stopping worker lets running attempts finish.
     pub fn drain_grace(&self) -> Duration {
         Duration::from_millis(self.drain_grace_ms)
+    }
+
+    /// How long the cell of a tenant or a group stays without work.
+    pub fn cell_idle(&self) -> Duration {
+        Duration::from_millis(self.cell_idle_ms)
     }
 
     /// Walls without which no cell and no compilation is started.

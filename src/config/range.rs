@@ -3,6 +3,7 @@
 
 use sandbar_host::egress::address::MAX_NETWORKS;
 
+use crate::domain::isolation::Rules;
 use crate::domain::issuer::{Issuer, MAX_ISSUERS};
 
 use super::{Config, ConfigError, GIB, MIB, TIB};
@@ -51,6 +52,8 @@ pub const RANGES: &[Range] = &[
     range("quotas.kv_bytes", 0, 1_000_000_000_000_000, |c| c.quotas.kv_bytes),
     range("worker.slots", 1, 4_096, |c| c.worker.slots.into()),
     range("worker.cells", 1, 64, |c| c.worker.cells.into()),
+    range("worker.max_cells", 1, 64, |c| c.worker.max_cells.into()),
+    range("worker.cell_idle_ms", 100, 3_600_000, |c| c.worker.cell_idle_ms),
     range("worker.threads_per_cell", 1, 256, |c| c.worker.threads_per_cell.into()),
     range("worker.heartbeat_ms", 100, 60_000, |c| c.worker.heartbeat_ms),
     range("worker.dead_after_ms", 300, 600_000, |c| c.worker.dead_after_ms),
@@ -111,6 +114,9 @@ pub(super) fn validate(config: &Config) -> Result<(), ConfigError> {
             "worker.cells is {}, more than worker.slots ({}): some cells could never run anything",
             worker.cells, worker.slots
         ));
+    }
+    if let Err(problem) = Rules::new(worker.isolation, &worker.trust_groups) {
+        problems.push(format!("worker.trust_groups: {problem}"));
     }
     if config.server.tls_cert.is_some() != config.server.tls_key.is_some() {
         problems.push("server.tls_cert and server.tls_key are set together or not at all".to_owned());

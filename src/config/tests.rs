@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Config, ConfigError, LogFormat, Overrides, RANGES, Secret};
+use super::{Config, ConfigError, Isolation, LogFormat, Overrides, RANGES, Secret};
 
 /// Loads from a file's text and variables, away from the machine's own environment.
 fn load(
@@ -181,4 +181,24 @@ fn a_weak_admin_key_is_refused_without_being_shown() {
         let error = load_env(&[("SANDBAR_SERVER__ADMIN_KEY", key)]).unwrap_err().to_string();
         assert!(error.contains("server.admin_key") && !error.contains(key), "{error}");
     }
+}
+
+#[test]
+fn groups_of_tenants_are_read_from_file_and_environment_and_nobody_is_in_two() {
+    let (one, two) = ("019a0000-0000-7000-8000-000000000001", "019a0000-0000-7000-8000-000000000002");
+    let file =
+        format!("[worker]\nisolation = \"tenant\"\n[worker.trust_groups]\na = [\"{one}\", \"{two}\"]\n");
+    let config = load_file(&file).unwrap();
+    assert_eq!(config.worker.isolation, Isolation::Tenant);
+    assert_eq!(config.worker.trust_groups["a"].len(), 2);
+    let same = load_env(&[
+        ("SANDBAR_WORKER__ISOLATION", "tenant"),
+        ("SANDBAR_WORKER__TRUST_GROUPS", &format!(r#"{{a=["{one}","{two}"]}}"#)),
+    ]);
+    assert_eq!(same.unwrap().worker, config.worker);
+    let twice = format!("[worker.trust_groups]\na = [\"{one}\"]\nb = [\"{one}\"]\n");
+    let error = load_file(&twice).unwrap_err().to_string();
+    assert!(error.contains("worker.trust_groups") && error.contains(one), "{error}");
+    let error = load_file("[worker.trust_groups]\na = [\"acme\"]\n").unwrap_err().to_string();
+    assert!(error.contains("trust_groups"), "{error}");
 }

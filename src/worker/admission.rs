@@ -5,7 +5,6 @@
 use std::collections::{HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use sandbar_host::cell::CellConfig;
 use tokio::sync::mpsc;
 use tracing::{error, warn};
 
@@ -33,11 +32,6 @@ pub enum Verdict {
     Quarantined,
     /// It declares more memory than this worker gives.
     TooLarge,
-}
-
-/// The memory that cells take by themselves: code they keep loaded, slots they keep warm, the processes.
-fn cells_bytes(cell: &CellConfig, cells: u32) -> u64 {
-    u64::from(cells).saturating_mul(cell.own_bytes())
 }
 
 /// The doorkeeper of one dispatch loop.
@@ -77,12 +71,12 @@ impl Admission {
     /// # Errors
     /// Its cells alone take so much that not one ordinary attempt would ever fit.
     pub fn new(settings: &Settings, store: &WorkerStore) -> anyhow::Result<Self> {
-        let own = cells_bytes(&settings.cell(), settings.cells);
+        let own = settings.cells_bytes();
         let worker_bytes = settings.memory_bytes.saturating_sub(own);
         anyhow::ensure!(
             worker_bytes >= TYPICAL_BYTES,
             "worker.memory_bytes is {}, of which the cells may take {own} by themselves: no attempt of {TYPICAL_BYTES} \
-             bytes would ever fit. Raise it, or lower worker.slots or worker.cells",
+             bytes would ever fit. Raise it, or lower worker.slots, worker.cells or worker.max_cells",
             settings.memory_bytes
         );
         let budget = Budget::new(worker_bytes, settings.tenant_memory_bytes, TYPICAL_BYTES);

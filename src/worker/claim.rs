@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use crate::domain::fairness::{Candidate, Charge, FairShare};
 use crate::domain::ids::{LeaseId, TaskId, TenantId, WorkerId};
+use crate::domain::rooms::Reach;
 use crate::store::queue::{Claimed, Want};
 use crate::store::{Error, WorkerStore};
 use crate::worker::memory::Memory;
@@ -37,20 +38,26 @@ pub struct Turn {
     pub next: Option<Instant>,
 }
 
-/// Claim up to `free` attempts. `idle`: nothing runs, so a look costs nobody anything.
+/// Claim up to `free` attempts, of those that a cell is in reach for. `idle`: nothing runs, so a look costs nobody anything.
 ///
 /// # Errors
 /// As a claim's.
 pub async fn turn(
     store: &WorkerStore,
     known: &mut Known,
-    free: u32,
+    (free, reach): (u32, Option<&Reach>),
     idle: bool,
     who: (WorkerId, i64),
 ) -> Result<Turn, Error> {
-    let guess = known.memory.guess(idle).to_vec();
+    let limit = |candidates: &mut Vec<Candidate>| {
+        if let Some(reach) = reach {
+            reach.limit(candidates, rand::random_range(0..MAX_CANDIDATES as usize));
+        }
+    };
+    let mut guess = known.memory.guess(idle).to_vec();
     let by_memory = !known.memory.is_due();
     if !guess.is_empty() {
+        limit(&mut guess);
         let (taken, asked) = take(store, known, &guess, free, who, by_memory).await?;
         if !taken.is_empty() {
             known.memory.claimed(taken.iter().map(|(claimed, _)| claimed));
@@ -74,8 +81,11 @@ pub async fn turn(
             free: t.free.map(|free| u32::try_from(free).unwrap_or(0)),
         })
         .collect();
-    let (taken, asked) = take(store, known, &candidates, free, who, false).await?;
-    let empty = candidates.is_empty();
+    let mut within = candidates.clone();
+    limit(&mut within);
+    let (taken, asked) = take(store, known, &within, free, who, false).await?;
+    // Of those out of reach more is claimed when a cell comes up.
+    let empty = within.is_empty();
     known.memory.looked(candidates, began.elapsed());
     known.memory.claimed(taken.iter().map(|(claimed, _)| claimed));
     let next = match taken.len() {

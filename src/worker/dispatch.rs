@@ -56,8 +56,8 @@ const WITHOUT_KEY_MS: u64 = 10_000;
 const MAX_PLACES: u8 = 3;
 /// Tasks that are remembered as run before; beyond, memory starts anew.
 const MAX_WARM: usize = 10_000;
-/// Longest wait of attempts for a cell to come up; a start takes a fraction of a second.
-const PLACELESS: Duration = Duration::from_secs(10);
+/// How long an invocation stays away that has waited for a cell in vain.
+const WITHOUT_CELL_MS: u64 = 1_000;
 
 /// Why the loop ended.
 pub enum Ended {
@@ -78,6 +78,8 @@ struct InFlight {
     cancelled: bool,
     /// Cells that died before it began to run.
     displaced: u8,
+    /// No cell was there for it.
+    placeless: bool,
     live: Live,
     /// Its start is in the journal.
     announced: bool,
@@ -112,7 +114,7 @@ pub async fn run(
     stop: &Stop,
 ) -> anyhow::Result<Ended> {
     let admission = Admission::new(settings, store)?;
-    let (cells, mut events) = Cells::start(&settings.cell(), settings.cells).await?;
+    let (cells, mut events) = Cells::start(settings).await?;
     if let Err(error) = store.worker_walls(lease.worker(), lease.epoch(), cells.walls()).await {
         warn!(%error, "could not say which walls stand; only this log does");
     }
@@ -148,8 +150,6 @@ pub async fn run(
         in_flight: HashMap::new(),
         tokens: HashMap::new(),
         warm: BTreeSet::new(),
-        placeless: Vec::new(),
-        placeless_since: Instant::now(),
         next_token: 0,
         known: Some(Known::default()),
         settled: Vec::new(),
@@ -215,9 +215,6 @@ struct Dispatch<'a> {
     tokens: HashMap<InvocationId, u64>,
     /// Tasks of which something was claimed: their modules are most likely in the cells.
     warm: BTreeSet<TaskId>,
-    /// May start, and no cell is up; since when.
-    placeless: Vec<u64>,
-    placeless_since: Instant,
     next_token: u64,
     /// Away while a claim is under way.
     known: Option<Known>,
@@ -250,11 +247,7 @@ impl Dispatch<'_> {
             self.admission.refresh();
             self.relieve();
             self.start_waiting();
-            if !self.placeless.is_empty() && self.placeless_since.elapsed() > PLACELESS {
-                for token in std::mem::take(&mut self.placeless) {
-                    self.end(token, host_fault("no cell is up"));
-                }
-            }
+            self.place_waiting();
             let draining = stop.drain.is_cancelled();
             let wish = *wanted.borrow_and_update();
             self.lease.gauge.running(self.in_flight.len());
@@ -284,7 +277,7 @@ impl Dispatch<'_> {
             } else if wish == Wanted::Active {
                 self.claim();
             }
-            let wake_at = self.pace.wake_at(Instant::now());
+            let wake_at = self.pace.wake_at(Instant::now()).into_iter().chain(self.cells.wake_at()).min();
             tokio::select! {
                 biased;
                 () = self.lease.lost() => {
@@ -336,7 +329,7 @@ impl Dispatch<'_> {
 
     /// Slots a claim could fill now, as far as memory goes too.
     fn free_slots(&self) -> u32 {
-        if !self.cells.any_up() {
+        if !self.cells.can_place() {
             return 0;
         }
         free_slots(self.settings.slots, self.in_flight.len(), self.unacked.load(Ordering::Acquire))
@@ -360,9 +353,11 @@ impl Dispatch<'_> {
         let (worker, epoch) = (self.lease.worker(), self.lease.epoch());
         let reports = self.reports.clone();
         let idle = self.in_flight.is_empty();
+        let reach = self.cells.reach();
         self.claiming = Some(tokio::spawn(async move {
             let stranded = known.unanswered.find(&store, (worker, epoch)).await;
-            let mut turn = claim::turn(&store, &mut known, free, idle, (worker, epoch)).await;
+            let mut turn =
+                claim::turn(&store, &mut known, (free, reach.as_ref()), idle, (worker, epoch)).await;
             if let Ok(turn) = &mut turn {
                 keys.open_claimed(turn.taken.iter_mut().map(|(one, _)| one)).await;
             }
@@ -440,12 +435,10 @@ impl Dispatch<'_> {
                 self.cells.up(place, cell);
                 self.lease.gauge.cells(self.cells.pids());
                 self.pace.hear();
-                for token in std::mem::take(&mut self.placeless) {
-                    // Some may have been cancelled meanwhile.
-                    if self.in_flight.contains_key(&token) {
-                        self.place(token);
-                    }
-                }
+            }
+            Event::Left(place) => {
+                self.cells.left(place);
+                self.lease.gauge.cells(self.cells.pids());
             }
             Event::Cell(_, CellEvent::Finished { token, outcome }) => self.end(token, *outcome),
             Event::Cell(_, CellEvent::Progress { token, progress }) => {
@@ -486,6 +479,7 @@ impl Dispatch<'_> {
                     self.capabilities.hear(self.lease, asker, cell, (token, call), ask);
                 }
             }
+            Event::Cell(place, CellEvent::Used(uses)) => self.cells.used(place, &uses),
             Event::Cell(place, CellEvent::Gone { reason }) => {
                 self.cells.down(place);
                 let lost: Vec<u64> = self
@@ -555,8 +549,9 @@ impl Dispatch<'_> {
         self.journal.ended(&flight.claimed, &outcome);
         self.tokens.remove(&flight.claimed.invocation);
         self.admission.ended(token, true);
-        if let Some(place) = flight.place {
-            self.cells.give_back(place);
+        match flight.place {
+            Some(place) => self.cells.give_back(place),
+            None => self.cells.forget(flight.claimed.tenant, token),
         }
         if let Some(charge) = flight.charge {
             self.settled.push((charge, Duration::from_nanos(outcome.receipt.cpu_ns)));
@@ -566,6 +561,8 @@ impl Dispatch<'_> {
         let verdict = match flight.claimed.withheld {
             // A mistake in this worker's configuration costs the invocation nothing, however often it happens.
             Some(Withheld::NoKey) => Become::Release { delay_ms: WITHOUT_KEY_MS },
+            // Nor does the crowd that it met here.
+            None if flight.placeless => Become::Release { delay_ms: WITHOUT_CELL_MS },
             // No doing of its own, however often: it is ended by those that are older, and some day it is the oldest.
             _ if handed_back => Become::Release { delay_ms: HANDED_BACK_MS },
             _ => {
@@ -597,7 +594,6 @@ impl Dispatch<'_> {
         }
         self.in_flight.clear();
         self.tokens.clear();
-        self.placeless.clear();
         self.ends = None;
         self.journal.abandoned();
         if let Some(claiming) = self.claiming.take() {

@@ -35,7 +35,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use sandbar_host::Compiler;
-use sandbar_host::cell::CellConfig;
+use sandbar_host::cell::{CellConfig, MAX_SLOTS};
 use sandbar_host::walls::Walls;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -44,6 +44,7 @@ use crate::app::sealed::keys::Keys;
 use crate::app::signals::Signals;
 use crate::app::vault::Vault;
 use crate::domain::announced::Announced;
+use crate::domain::isolation::Rules;
 use crate::domain::worker::Wanted;
 use crate::store::WorkerStore;
 use crate::store::queue::{CANCEL_CHANNEL, READY_CHANNEL};
@@ -57,8 +58,14 @@ pub struct Settings {
     pub program: PathBuf,
     /// Attempts at once, over all cells.
     pub slots: u32,
-    /// Cell processes.
+    /// Cell processes that everybody shares, if tenants share cells at all.
     pub cells: u32,
+    /// Who shares a cell with whom.
+    pub isolation: Arc<Rules>,
+    /// Most cells of single tenants and groups at once.
+    pub max_cells: u32,
+    /// How long such a cell stays without work.
+    pub cell_idle: Duration,
     /// Threads of each cell that run guests.
     pub threads_per_cell: usize,
     /// Time between heartbeats.
@@ -93,14 +100,46 @@ pub struct Settings {
     pub journal: Option<PathBuf>,
 }
 
+/// Slots that stay warm in the cell of one tenant or group. Such cells are many and mostly idle: what each of them keeps
+/// resident is memory that no attempt can have.
+const OWN_WARM_SLOTS: u32 = 8;
+/// Bytes of compiled code kept loaded in such a cell: of few tasks.
+const OWN_CODE_BYTES: u64 = 64 << 20;
+
 impl Settings {
+    /// A cell that everybody shares.
     fn cell(&self) -> CellConfig {
         CellConfig {
             threads: self.threads_per_cell,
             slots: self.slots.div_ceil(self.cells.max(1)),
+            // One cell alone shares its threads by itself.
+            report_use: self.shared_cells() > 1 || self.isolation.has_own(),
             require_walls: self.require_walls,
             ..CellConfig::new(self.program.clone())
         }
+    }
+
+    /// A cell of one tenant or group. It may have the whole worker for itself, so it has as many slots.
+    fn own_cell(&self) -> CellConfig {
+        CellConfig {
+            slots: self.slots.min(MAX_SLOTS),
+            warm_slots: OWN_WARM_SLOTS,
+            code_cache_bytes: OWN_CODE_BYTES,
+            ..self.cell()
+        }
+    }
+
+    /// Cells that everybody shares.
+    fn shared_cells(&self) -> u32 {
+        if self.isolation.has_shared() { self.cells.max(1) } else { 0 }
+    }
+
+    /// The memory that cells take by themselves when there are as many as there may be: code they keep loaded, slots they
+    /// keep warm, the processes.
+    fn cells_bytes(&self) -> u64 {
+        let own = if self.isolation.has_own() { self.max_cells } else { 0 };
+        let all = |cells: u32, cell: &CellConfig| u64::from(cells).saturating_mul(cell.own_bytes());
+        all(self.shared_cells(), &self.cell()).saturating_add(all(own, &self.own_cell()))
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod api;
 mod capabilities;
+mod cells;
 mod cli;
 mod dev_command;
 mod dev_postgres;

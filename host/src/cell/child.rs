@@ -72,10 +72,11 @@ fn serve() -> anyhow::Result<()> {
     let max = usize::try_from(config.max_frame_bytes)?;
     anyhow::ensure!((MIN_FRAME_BYTES..=MAX_FRAME_BYTES).contains(&max), "a frame size out of range");
 
-    let outbox = Arc::new(Outbox::new(max));
+    let outbox = Arc::new(Outbox::new(max, config.report_use));
     // In this order: the engine asks the kernel about itself by a file, threads inherit what their parent has given
     // up, and the last wall allows no further threads.
-    let (engine, pagemap_scan) = engine::running(config.slots).map_err(|err| anyhow::anyhow!("{err:#}"))?;
+    let (engine, pagemap_scan) =
+        engine::running(config.slots, config.warm_slots).map_err(|err| anyhow::anyhow!("{err:#}"))?;
     let mut walls = walls::before_threads();
     walls.pagemap_scan = pagemap_scan;
     let mut cell = CellState::new(engine, &config, outbox.clone())?;
@@ -168,6 +169,7 @@ impl CellState {
             ToCell::Cancel { token, why } => self.executor.cancel(token, why),
             ToCell::Http { call, message } => self.outbox.calls.deliver(call, message),
             ToCell::Answer { call, answer } => self.outbox.asks.deliver(call, answer),
+            ToCell::Limits(limits) => self.executor.limit(&limits),
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -16,9 +16,10 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::{Child, Command};
 use tokio::sync::{Notify, mpsc, oneshot};
 
+use super::present::{Present, Use};
 use super::protocol::{
-    CODE_CHUNK_BYTES, Configure, FromCell, HEADER_BYTES, MAX_CODE_BYTES, Packer, ProtocolError, ToCell,
-    VERSION, frame_len, unpack,
+    CODE_CHUNK_BYTES, Configure, FromCell, HEADER_BYTES, Limit, MAX_CODE_BYTES, MAX_TENANTS, Packer,
+    ProtocolError, ToCell, VERSION, frame_len, unpack,
 };
 use super::{CellConfig, MAX_FRAME_BYTES, MAX_SLOTS, MIN_FRAME_BYTES, SUBCOMMAND};
 use crate::artifact::Artifact;
@@ -88,6 +89,8 @@ pub enum CellEvent {
         /// What.
         ask: Ask,
     },
+    /// What tenants used since the last such event, as far as it is believed.
+    Used(Vec<Use>),
     /// The process ended or broke the protocol. The last event. Attempts without an outcome are
     /// lost.
     Gone {
@@ -169,10 +172,18 @@ struct Shared {
 /// What is in the cell, and what is on its way there.
 struct Book {
     out: Packer,
-    attempts: HashMap<u64, (ModuleHash, Sent)>,
+    attempts: HashMap<u64, Out>,
+    tenants: Present,
     modules: HashMap<ModuleHash, Module>,
     code_bytes: u64,
     clock: u64,
+}
+
+/// An attempt in the cell.
+struct Out {
+    module: ModuleHash,
+    tenant: u64,
+    sent: Sent,
 }
 
 struct Module {
@@ -217,13 +228,16 @@ impl Cell {
         let (reader, mut writer) = UnixStream::from_std(ours)?.into_split();
         let mut input = Input { reader, max_frame, frame: Vec::new() };
         let slots = config.slots.clamp(1, MAX_SLOTS);
+        let threads = u32::try_from(config.threads.clamp(1, 256)).unwrap_or(1);
         let hello = async {
             let mut packer = Packer::new(max_frame);
             packer
                 .push(&ToCell::Configure(Configure {
                     version: VERSION,
-                    threads: u32::try_from(config.threads.clamp(1, 256)).unwrap_or(1),
+                    threads,
                     slots,
+                    warm_slots: config.warm_slots.min(slots),
+                    report_use: config.report_use,
                     max_frame_bytes: max_frame as u64,
                 }))
                 .map_err(protocol)?;
@@ -264,6 +278,7 @@ impl Cell {
             book: Mutex::new(Book {
                 out: Packer::new(max_frame),
                 attempts: HashMap::new(),
+                tenants: Present::new(threads, Instant::now()),
                 modules: HashMap::new(),
                 code_bytes: 0,
                 clock: 0,
@@ -346,6 +361,20 @@ impl Cell {
                 return;
             }
             let _ = book.out.push(&ToCell::Answer { call, answer });
+        }
+        self.shared.filled.notify_one();
+    }
+
+    /// Says on how many threads at once tenants may run for the next 50 ms; who is not named, on all. At most
+    /// [`MAX_TENANTS`] are heard.
+    pub fn limit(&self, mut limits: Vec<Limit>) {
+        limits.truncate(MAX_TENANTS);
+        {
+            let mut book = self.shared.book();
+            if self.shared.is_gone() {
+                return;
+            }
+            let _ = book.out.push(&ToCell::Limits(limits));
         }
         self.shared.filled.notify_one();
     }
@@ -459,17 +488,20 @@ impl Book {
         self.out.push_attempt(token, attempt).map_err(|_| SubmitError::TooLarge)?;
         module.attempts += 1;
         module.used = clock;
-        self.attempts.insert(token, (attempt.module, Sent::new(attempt)));
+        self.tenants.came(attempt.tenant, attempt.weight, Instant::now());
+        let out = Out { module: attempt.module, tenant: attempt.tenant, sent: Sent::new(attempt) };
+        self.attempts.insert(token, out);
         Ok(())
     }
 
     /// An attempt ended; what was remembered of it, unless it was not there.
     fn finished(&mut self, token: u64) -> Option<Sent> {
-        let (hash, sent) = self.attempts.remove(&token)?;
-        if let Some(module) = self.modules.get_mut(&hash) {
+        let out = self.attempts.remove(&token)?;
+        self.tenants.ended(out.tenant, Instant::now());
+        if let Some(module) = self.modules.get_mut(&out.module) {
             module.attempts = module.attempts.saturating_sub(1);
         }
-        Some(sent)
+        Some(out.sent)
     }
 
     /// The cell answered about a module; false if it was not asked.
@@ -567,6 +599,9 @@ async fn receive(shared: &Shared, mut input: Input, events: &mpsc::Sender<CellEv
                 FromCell::Log { token, first, records } => CellEvent::Log { token, first, records },
                 FromCell::Http { token, call, message } => CellEvent::Http { token, call, message },
                 FromCell::Ask { token, call, ask } => CellEvent::Ask { token, call, ask },
+                FromCell::Used(report) => {
+                    CellEvent::Used(shared.book().tenants.believe(&report, Instant::now()))
+                }
                 FromCell::Ready(_) | FromCell::Loaded(_) | FromCell::NotLoaded { .. } => continue,
             };
             if events.send(event).await.is_err() {
@@ -590,12 +625,13 @@ fn note(shared: &Shared, messages: &mut [FromCell]) -> bool {
         // A report may overtake nothing, so its attempt is still there.
         // A call is let go of a little later than its attempt ends.
         FromCell::Http { .. } | FromCell::Ask { .. } => true,
+        FromCell::Used(report) => report.len() <= MAX_TENANTS,
         FromCell::Progress { token, progress } => {
             recheck::progress(&mut progress.message);
             book.attempts.contains_key(token)
         }
         FromCell::Log { token, records, .. } => {
-            book.attempts.get_mut(token).map(|(_, sent)| sent.log(records)).is_some()
+            book.attempts.get_mut(token).map(|out| out.sent.log(records)).is_some()
         }
     })
 }

@@ -1,7 +1,8 @@
 //! The executor of a cell: own threads that poll guests in order of their tenants' virtual time.
 //! Owns fairness inside a cell and the CPU accounting of receipts. A tenant is charged the measured
 //! CPU time of its thread slices, divided by its weight; the tenant that was charged least goes
-//! next; a slice ends at the epoch.
+//! next; a slice ends at the epoch. What other cells do it does not know: the parent may say on how many threads a tenant
+//! runs here for a while, by what it hears from all of them.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::future::Future;
@@ -10,8 +11,10 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::Instant;
 
 use super::outbox::Outbox;
+use super::protocol::{LIMITS_FOR, Limit, MAX_TENANTS};
 use crate::control::{CancelReason, Control};
 use crate::outcome::{Outcome, Termination};
 use crate::run::{Attempt, Loaded, Runtime, bare_outcome, host_fault, thread_cpu_ns};
@@ -72,12 +75,15 @@ struct State {
     serial: u64,
     /// Virtual time of the last choice; never goes back.
     now: u64,
+    /// Tenants with a limit, and until when it holds.
+    limited: Vec<u64>,
+    limited_until: Option<Instant>,
 }
 
 /// Where an attempt is, for cancellation.
 enum Entry {
     Pending { tenant: u64 },
-    Live(Arc<Control>),
+    Live { control: Arc<Control>, tenant: u64 },
 }
 
 #[derive(Default)]
@@ -88,6 +94,10 @@ struct Tenant {
     pending: VecDeque<(u64, Job)>,
     /// Attempts pending or live.
     attempts: usize,
+    /// Threads that run its attempts now.
+    running: u32,
+    /// On how many it may, while limits hold.
+    limit: Option<u32>,
 }
 
 impl Tenant {
@@ -190,13 +200,38 @@ impl Executor {
         }
     }
 
+    /// Says on how many threads at once tenants may run for the next [`LIMITS_FOR`]; who is not named, on all.
+    pub(super) fn limit(&self, limits: &[Limit]) {
+        let mut state = self.shared.state();
+        for id in std::mem::take(&mut state.limited) {
+            if let Some(tenant) = state.tenants.get_mut(&id) {
+                tenant.limit = None;
+            }
+        }
+        for limit in limits.iter().take(MAX_TENANTS) {
+            if let Some(tenant) = state.tenants.get_mut(&limit.tenant) {
+                tenant.limit = Some(limit.threads);
+                state.limited.push(limit.tenant);
+            }
+        }
+        state.limited_until = (!state.limited.is_empty()).then(|| Instant::now() + LIMITS_FOR);
+        if state.idle > 0 {
+            drop(state);
+            self.shared.work.notify_all();
+        }
+    }
+
     /// Ends an attempt, started or not. Unknown tokens have ended already.
     pub(super) fn cancel(&self, token: u64, why: CancelReason) {
         let mut state = self.shared.state();
         match state.attempts.get(&token) {
             None => {}
-            Some(Entry::Live(control)) => {
-                let control = control.clone();
+            Some(Entry::Live { control, tenant }) => {
+                let (control, id) = (control.clone(), *tenant);
+                // Its end is not to wait for what other cells do.
+                if let Some(tenant) = state.tenants.get_mut(&id) {
+                    tenant.limit = None;
+                }
                 drop(state);
                 self.shared.runtime.cancel(&control, why);
             }
@@ -278,12 +313,15 @@ impl State {
     /// that waits longest.
     fn pick(&mut self, slots: u32) -> Option<Pick> {
         let free = self.active < slots;
-        let id = self
-            .order
-            .iter()
-            .map(|(_, id)| *id)
-            .find(|id| self.tenants.get(id).is_some_and(|tenant| !tenant.ready.is_empty() || free))?;
+        let limited = self.limits_hold().is_some();
+        let id = self.order.iter().map(|(_, id)| *id).find(|id| {
+            self.tenants.get(id).is_some_and(|tenant| {
+                (!tenant.ready.is_empty() || free)
+                    && !(limited && tenant.limit.is_some_and(|limit| tenant.running >= limit))
+            })
+        })?;
         let tenant = self.tenants.get_mut(&id)?;
+        tenant.running += 1;
         self.now = self.now.max(tenant.virtual_ns);
         let ready = tenant.ready.front().map(|(serial, _)| *serial);
         let pending = tenant.pending.front().filter(|_| free).map(|(serial, _)| *serial);
@@ -297,7 +335,7 @@ impl State {
                 // Under the same lock that takes it from the queue: a cancellation finds it in one
                 // place or in the other.
                 let control = Arc::new(Control::new(job.token));
-                self.attempts.insert(job.token, Entry::Live(control.clone()));
+                self.attempts.insert(job.token, Entry::Live { control: control.clone(), tenant: id });
                 Pick::Start(job, control)
             })
         } else {
@@ -313,16 +351,31 @@ impl State {
         pick
     }
 
-    fn charge(&mut self, id: u64, cpu_ns: u64) {
+    /// Until when the limits hold, if they do.
+    fn limits_hold(&mut self) -> Option<Instant> {
+        let until = self.limited_until?;
+        if Instant::now() < until {
+            return Some(until);
+        }
+        self.limited_until = None;
+        None
+    }
+
+    /// A slice is over; `again`: its attempt can go on at once. Returns how many of the tenant's can.
+    fn charge(&mut self, id: u64, cpu_ns: u64, again: bool) -> u32 {
         let Some(tenant) = self.tenants.get_mut(&id) else {
-            return;
+            return 0;
         };
+        tenant.running = tenant.running.saturating_sub(1);
+        let runnable = u32::try_from(tenant.ready.len() + tenant.pending.len()).unwrap_or(u32::MAX);
+        let runnable = runnable.saturating_add(tenant.running).saturating_add(again.into());
         let old = (tenant.virtual_ns, id);
         tenant.virtual_ns += cpu_ns.saturating_mul(ORDINARY_WEIGHT) / tenant.weight;
         if self.order.remove(&old) {
             let new = (tenant.virtual_ns, id);
             self.order.insert(new);
         }
+        runnable
     }
 }
 
@@ -358,8 +411,15 @@ fn work(shared: &Arc<Shared>) {
                 if let Some(pick) = state.pick(shared.slots) {
                     break pick;
                 }
+                let until = state.limits_hold();
                 state.idle += 1;
-                state = shared.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = match until {
+                    None => shared.work.wait(state).unwrap_or_else(PoisonError::into_inner),
+                    Some(until) => {
+                        let rest = until.saturating_duration_since(Instant::now());
+                        shared.work.wait_timeout(state, rest).unwrap_or_else(PoisonError::into_inner).0
+                    }
+                };
                 state.idle -= 1;
             }
         };
@@ -382,7 +442,9 @@ fn work(shared: &Arc<Shared>) {
                 shared.outbox.finished(token, Some(&task.control), Box::new(outcome));
             }
             None => {
-                shared.state().charge(task.tenant, used);
+                let again = task.state.load(Ordering::Acquire) == RUNNING_WOKEN;
+                let runnable = shared.state().charge(task.tenant, used, again);
+                shared.outbox.used(task.tenant, used, runnable);
                 settle(&task);
             }
         }
@@ -461,15 +523,17 @@ fn finish(shared: &Shared, task: &Task, used: u64) {
     // that ring.
     task.control.release();
     let mut state = shared.state();
-    state.charge(task.tenant, used);
+    let runnable = state.charge(task.tenant, used, false);
     state.attempts.remove(&task.control.token);
     state.active -= 1;
     if let Some(tenant) = state.tenants.get_mut(&task.tenant) {
         tenant.attempts -= 1;
     }
     // A slot is free: somebody who waits may start.
-    if state.idle > 0 && !state.order.is_empty() {
-        drop(state);
+    let wake = state.idle > 0 && !state.order.is_empty();
+    drop(state);
+    if wake {
         shared.work.notify_one();
     }
+    shared.outbox.used(task.tenant, used, runnable);
 }

@@ -1,13 +1,14 @@
 //! What a cell has to tell its parent, and the thread that tells it.
 //! Owns coalescing: whatever waits when the thread is free goes out in one write, at most one write
-//! every [`PAUSE`]; what running attempts say at most every [`REPORTS_EVERY`].
+//! every [`PAUSE`]; what running attempts say at most every [`REPORTS_EVERY`], what tenants use every [`USES_EVERY`].
 
+use std::collections::HashMap;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::protocol::{FromCell, Packer};
+use super::protocol::{FromCell, MAX_TENANTS, Packer, Used};
 use crate::capability::call::Ask;
 use crate::capability::guest::Asks;
 use crate::control::Control;
@@ -20,6 +21,8 @@ use crate::run::{LiveSink, host_fault};
 const LOG_BYTES: (usize, usize) = (64 << 10, 1 << 20);
 /// Shortest time between two deliveries of progress and logs.
 const REPORTS_EVERY: Duration = Duration::from_millis(50);
+/// Shortest time between two reports of what tenants use.
+const USES_EVERY: Duration = Duration::from_millis(10);
 /// Pause after a write. Short attempts end every few microseconds; told one by one, each would cost four context
 /// switches on the way to the parent and back, several times what the attempt itself costs. An outcome that comes
 /// after a quiet moment is not delayed.
@@ -33,26 +36,41 @@ pub(super) struct Outbox {
     pub(super) asks: Asks,
     state: Mutex<State>,
     filled: Condvar,
+    /// Whether the parent wants to know who uses how much.
+    report_use: bool,
+    /// CPU time that was not reported yet, and attempts that could go on. Never locked for longer than an addition.
+    uses: Mutex<HashMap<u64, (u64, u32)>>,
+}
+
+/// When what is bounded in frequency may be sent next.
+struct Next {
+    reports: Instant,
+    uses: Instant,
 }
 
 struct State {
     packer: Packer,
     /// Attempts with a report or log records that were not sent. One may be here twice.
     reports: Vec<Arc<Control>>,
+    /// Somebody used something that was not reported.
+    used: bool,
     waiting: bool,
 }
 
 impl Outbox {
-    pub(super) fn new(max_frame_bytes: usize) -> Self {
+    pub(super) fn new(max_frame_bytes: usize, report_use: bool) -> Self {
         Self {
             calls: Calls::default(),
             asks: Asks::default(),
             state: Mutex::new(State {
                 packer: Packer::new(max_frame_bytes),
                 reports: Vec::new(),
+                used: false,
                 waiting: false,
             }),
             filled: Condvar::new(),
+            report_use,
+            uses: Mutex::default(),
         }
     }
 
@@ -88,12 +106,40 @@ impl Outbox {
         self.wake(&mut state);
     }
 
+    /// A tenant used so much CPU time, and so many of its attempts can go on.
+    pub(super) fn used(&self, tenant: u64, cpu_ns: u64, runnable: u32) {
+        if !self.report_use {
+            return;
+        }
+        let first = {
+            let mut uses = self.uses.lock().unwrap_or_else(PoisonError::into_inner);
+            let first = uses.is_empty();
+            let (sum, can) = uses.entry(tenant).or_default();
+            *sum = sum.saturating_add(cpu_ns);
+            *can = runnable;
+            first
+        };
+        if first {
+            let mut state = self.state();
+            state.used = true;
+            self.wake(&mut state);
+        }
+    }
+
+    fn take_uses(&self) -> Vec<Used> {
+        let uses = std::mem::take(&mut *self.uses.lock().unwrap_or_else(PoisonError::into_inner));
+        let used = |(tenant, (cpu_ns, runnable))| Used { tenant, cpu_ns, runnable };
+        // A cell has far fewer tenants at once; of more, the rest is heard of when they use something again.
+        uses.into_iter().map(used).take(MAX_TENANTS).collect()
+    }
+
     /// Writes until the parent is gone.
     pub(super) fn run(&self, stream: &mut UnixStream) {
         let mut spare = Vec::new();
-        let mut next_reports = Instant::now();
+        let now = Instant::now();
+        let mut next = Next { reports: now, uses: now };
         loop {
-            let bytes = self.next(&mut next_reports, spare);
+            let bytes = self.next(&mut next, spare);
             if stream.write_all(&bytes).is_err() {
                 return;
             }
@@ -103,12 +149,17 @@ impl Outbox {
         }
     }
 
-    fn next(&self, next_reports: &mut Instant, spare: Vec<u8>) -> Vec<u8> {
+    fn next(&self, next: &mut Next, spare: Vec<u8>) -> Vec<u8> {
         let mut state = self.state();
         loop {
             let now = Instant::now();
-            if !state.reports.is_empty() && now >= *next_reports {
-                *next_reports = now + REPORTS_EVERY;
+            if state.used && now >= next.uses {
+                next.uses = now + USES_EVERY;
+                state.used = false;
+                let _ = state.packer.push(&FromCell::Used(self.take_uses()));
+            }
+            if !state.reports.is_empty() && now >= next.reports {
+                next.reports = now + REPORTS_EVERY;
                 let mut room = LOG_BYTES.1;
                 for control in std::mem::take(&mut state.reports) {
                     let token = control.token;
@@ -128,13 +179,16 @@ impl Outbox {
                 return state.packer.take(spare);
             }
             state.waiting = true;
-            state = if state.reports.is_empty() {
-                self.filled.wait(state).unwrap_or_else(PoisonError::into_inner)
-            } else {
-                self.filled
-                    .wait_timeout(state, next_reports.saturating_duration_since(now))
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .0
+            let reports = (!state.reports.is_empty()).then_some(next.reports);
+            let uses = state.used.then_some(next.uses);
+            state = match reports.into_iter().chain(uses).min() {
+                None => self.filled.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(at) => {
+                    self.filled
+                        .wait_timeout(state, at.saturating_duration_since(now))
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0
+                }
             };
         }
     }

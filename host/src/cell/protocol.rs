@@ -1,6 +1,8 @@
 //! What a parent and a cell say to each other: frames of a little-endian `u32` length and a run of
 //! postcard messages. Owns encoding and its bounds; a length is checked before anything is allocated.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::blob;
@@ -14,7 +16,7 @@ use crate::run::Attempt;
 use crate::walls::Walls;
 
 /// Version of the protocol; the child refuses another.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 7;
 /// Bytes of a frame's length.
 pub const HEADER_BYTES: usize = 4;
 /// A frame that has reached this size is closed and a new one begun.
@@ -68,6 +70,34 @@ pub enum ToCell {
         /// What.
         answer: Answer,
     },
+    /// On how many threads at once tenants may run here for the next [`LIMITS_FOR`]; who is not named, on all. Replaces what
+    /// was said before.
+    Limits(Vec<Limit>),
+}
+
+/// How long limits hold when no others come: whatever happens to the parent, nobody stands still for longer.
+pub const LIMITS_FOR: Duration = Duration::from_millis(50);
+/// Tenants in one message about limits or use.
+pub const MAX_TENANTS: usize = 4_096;
+
+/// On how many threads a tenant may run at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limit {
+    /// Who, as in [`Attempt::tenant`].
+    pub tenant: u64,
+    /// On how many; 0: on none.
+    pub threads: u32,
+}
+
+/// What a tenant's attempts in a cell used since the last report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Used {
+    /// Who, as in [`Attempt::tenant`].
+    pub tenant: u64,
+    /// CPU time in nanoseconds.
+    pub cpu_ns: u64,
+    /// Attempts that could go on at once when it was counted.
+    pub runnable: u32,
 }
 
 /// Numbers of the variants of [`ToCell`] that are sent without copying what they carry: postcard
@@ -94,6 +124,10 @@ pub struct Configure {
     pub threads: u32,
     /// Attempts at the same time.
     pub slots: u32,
+    /// Slots that stay warm while unused.
+    pub warm_slots: u32,
+    /// Say what tenants use.
+    pub report_use: bool,
     /// Bytes of one frame, both ways.
     pub max_frame_bytes: u64,
 }
@@ -155,6 +189,8 @@ pub enum FromCell {
         /// What.
         ask: Ask,
     },
+    /// What tenants used since the last report; at most [`MAX_TENANTS`] of them.
+    Used(Vec<Used>),
 }
 
 /// A frame or message that cannot be read or written.
@@ -560,6 +596,19 @@ mod tests {
         let mut got = Vec::new();
         unpack::<FromCell>(&bytes[4..], |message| got.push(message)).unwrap();
         assert_eq!(got, [message]);
+    }
+
+    #[test]
+    fn limits_and_use_survive() {
+        let limits = ToCell::Limits(vec![Limit { tenant: u64::MAX, threads: 0 }]);
+        let used = FromCell::Used(vec![Used { tenant: 7, cpu_ns: 1 << 40, runnable: 3 }]);
+        let mut packer = Packer::new(1 << 20);
+        packer.push(&limits).unwrap();
+        let bytes = packer.take(Vec::new());
+        unpack::<ToCell>(&bytes[4..], |message| assert_eq!(message, limits)).unwrap();
+        packer.push(&used).unwrap();
+        let bytes = packer.take(Vec::new());
+        unpack::<FromCell>(&bytes[4..], |message| assert_eq!(message, used)).unwrap();
     }
 
     #[test]

@@ -76,7 +76,8 @@ pub async fn finished(events: &mut CellEvents) -> (u64, Outcome) {
             CellEvent::Progress { .. }
             | CellEvent::Log { .. }
             | CellEvent::Http { .. }
-            | CellEvent::Ask { .. } => {}
+            | CellEvent::Ask { .. }
+            | CellEvent::Used(_) => {}
             CellEvent::Gone { reason } => panic!("the cell is gone: {reason}"),
         }
     }

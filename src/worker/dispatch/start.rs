@@ -9,7 +9,6 @@ use sandbar_host::cell::{CancelReason, Cell, SubmitError};
 use sandbar_host::files::scratch_bytes;
 use sandbar_host::limits::fixed_bytes;
 use sandbar_host::outcome::Termination;
-use tokio::time::Instant;
 use tracing::info;
 
 use super::{Dispatch, InFlight, MAX_PLACES, MAX_WARM, QUARANTINED, Report, whose};
@@ -66,6 +65,7 @@ impl Dispatch<'_> {
                 started_at: Utc::now(),
                 cancelled: false,
                 displaced: 0,
+                placeless: false,
                 live: Live::default(),
                 announced: false,
                 handed_back: false,
@@ -145,20 +145,35 @@ impl Dispatch<'_> {
     }
 
     /// Find a cell for an attempt that may start, or let it wait for one.
-    pub(super) fn place(&mut self, token: u64) {
-        if let Some((place, cell)) = self.cells.take() {
-            self.submit(token, place, cell);
-            return;
+    fn place(&mut self, token: u64) {
+        let Some(tenant) = self.in_flight.get(&token).map(|flight| flight.claimed.tenant) else { return };
+        match self.cells.take(tenant) {
+            Some((place, cell)) => self.submit(token, place, cell),
+            None => self.cells.wait(tenant, token),
         }
-        if self.placeless.is_empty() {
-            self.placeless_since = Instant::now();
+    }
+
+    /// Start and end cells as they are needed, place those that waited for one, and hand back who waited too long.
+    pub(super) fn place_waiting(&mut self) {
+        self.cells.tend();
+        while let Some(token) = self.cells.next_placed() {
+            self.place(token);
         }
-        self.placeless.push(token);
+        while let Some(token) = self.cells.next_overdue() {
+            if let Some(flight) = self.in_flight.get_mut(&token) {
+                flight.placeless = true;
+            }
+            self.end(
+                token,
+                host_fault("no cell came up or came free for its tenant in time; it is handed back"),
+            );
+        }
     }
 
     /// The cell died before the attempt began to run there: it takes no part in that, and goes to another.
     pub(super) fn displace(&mut self, token: u64, place: Place, cell: &Arc<Cell>) {
         self.cells.gone(place, cell);
+        self.cells.give_back(place);
         let Some(flight) = self.in_flight.get_mut(&token) else {
             return;
         };
@@ -180,6 +195,7 @@ impl Dispatch<'_> {
             return;
         }
         let Some(flight) = self.in_flight.get_mut(&token) else {
+            self.cells.give_back(place);
             return;
         };
         if !flight.announced {
