@@ -635,7 +635,7 @@ impl Bench {
         let wasm = Bytes::from(wat::parse_str(wat)?);
         let hash = ModuleHash::of(&wasm);
         let fetch = || async { Ok::<_, std::convert::Infallible>(wasm.clone()) };
-        self.compiler.artifact(&hash, fetch).await.map_err(|err| anyhow::anyhow!("{err}"))
+        self.compiler.artifact(1, &hash, fetch).await.map_err(|err| anyhow::anyhow!("{err}"))
     }
 
     /// A guest that takes about so much CPU on this machine, when it is quiet.
