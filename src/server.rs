@@ -106,6 +106,7 @@ pub async fn run(config: &Config, urls: &Urls, roles: Roles, stop: Stop) -> anyh
                 store,
                 compiler,
                 signals.clone(),
+                config.compile.parallel_per_tenant,
                 duties_stop.clone(),
             )));
         }
@@ -175,7 +176,8 @@ fn compiler(config: &Config) -> anyhow::Result<Compiler> {
         ..CompileLimits::default()
     };
     let program = std::env::current_exe().context("cannot find this program's own file")?;
-    Ok(Compiler::new(program, limits, Arc::new(cache), config.compile.parallel as usize))
+    let compiler = Compiler::new(program, limits, Arc::new(cache), config.compile.parallel as usize);
+    Ok(compiler.of_one_tenant(config.compile.parallel_per_tenant as usize))
 }
 
 /// The part of a worker's connections that calls of guests may use.

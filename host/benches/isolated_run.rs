@@ -150,7 +150,7 @@ fn artifact(runtime: &tokio::runtime::Runtime, bytes: Vec<u8>) -> Artifact {
     let compiler = Compiler::new(program(), CompileLimits::default(), Arc::new(cache), 1);
     let hash = ModuleHash::of(&bytes);
     let fetch = || async { Ok::<_, std::convert::Infallible>(Bytes::from(bytes)) };
-    runtime.block_on(compiler.artifact(&hash, fetch)).unwrap()
+    runtime.block_on(compiler.artifact(1, &hash, fetch)).unwrap()
 }
 
 fn program() -> PathBuf {

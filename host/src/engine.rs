@@ -92,8 +92,13 @@ pub(crate) fn running(slots: u32, warm: u32) -> wasmtime::Result<(Engine, bool)>
     match pooled(slots, warm, Enabled::Yes, KEEP_RESIDENT) {
         Ok(engine) => Ok((engine, true)),
         // Kernels before 6.7 lack PAGEMAP_SCAN, or a sandbox withholds it.
-        Err(_) => pooled(slots, warm, Enabled::No, KEEP_RESIDENT_NO_SCAN).map(|engine| (engine, false)),
+        Err(_) => without_scan(slots, warm).map(|engine| (engine, false)),
     }
+}
+
+/// The same where nobody tells which pages a guest touched.
+pub(crate) fn without_scan(slots: u32, warm: u32) -> wasmtime::Result<Engine> {
+    pooled(slots, warm, Enabled::No, KEEP_RESIDENT_NO_SCAN)
 }
 
 fn pooled(slots: u32, warm: u32, scan: Enabled, keep_resident: usize) -> wasmtime::Result<Engine> {

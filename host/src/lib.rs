@@ -28,6 +28,7 @@ pub mod run;
 mod state;
 mod task_world;
 mod ticker;
+pub mod turns;
 pub mod walls;
 
 pub use compiler::{ArtifactError, Compiler};

@@ -655,4 +655,8 @@ mod budget_tests;
 #[cfg(test)]
 mod files_tests;
 #[cfg(test)]
+mod nan_tests;
+#[cfg(test)]
+mod stray_tests;
+#[cfg(test)]
 pub(crate) mod tests;

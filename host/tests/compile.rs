@@ -140,7 +140,7 @@ async fn callers_at_the_same_time_share_one_compilation_and_later_ones_the_cache
             let (compiler, wasm, fetched) = (compiler.clone(), wasm.clone(), fetched.clone());
             tokio::spawn(async move {
                 compiler
-                    .artifact(&hash, || async {
+                    .artifact(1, &hash, || async {
                         fetched.fetch_add(1, Ordering::SeqCst);
                         Ok::<_, ()>(wasm)
                     })
@@ -163,7 +163,7 @@ async fn bytes_of_another_module_are_not_compiled() {
     let dir = tempfile::tempdir().unwrap();
     let wasm = Bytes::from(wat::parse_str(QUICK).unwrap());
     let result = compiler(&dir, CompileLimits::default())
-        .artifact(&ModuleHash::of(b"other"), || async { Ok::<_, ()>(wasm) })
+        .artifact(1, &ModuleHash::of(b"other"), || async { Ok::<_, ()>(wasm) })
         .await;
     assert!(matches!(result, Err(ArtifactError::WrongBytes { .. })));
 }

@@ -109,7 +109,7 @@ async fn random_modules_are_judged_compiled_and_run_within_their_limits_and_the_
         let module = Bytes::from(wasm);
         let hash = sandbar_host::ModuleHash::of(&module);
         let made = common::compiler(&dir, CompileLimits::default())
-            .artifact(&hash, || async { Ok::<_, ()>(module.clone()) })
+            .artifact(1, &hash, || async { Ok::<_, ()>(module.clone()) })
             .await;
         let artifact = made.unwrap_or_else(|error| panic!("{name}: {error:?}"));
         cell.load(&artifact).await.unwrap_or_else(|error| panic!("{name}: {error}"));

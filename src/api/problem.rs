@@ -134,6 +134,7 @@ codes! {
     ModuleCompileTimeout "module-compile-timeout" 422 "The module takes too long to compile";
     ModuleCompileMemory "module-compile-memory" 422 "The module takes too much memory to compile";
     LoginLocked "login-locked" 429 "Too many logins failed";
+    CompileQueueFull "compile-queue-full" 429 "Too many uploads of this tenant wait to be compiled";
     QueueFull "queue-full" 429 "Too much of this tenant waits";
     QuotaExceeded "quota-exceeded" 429 "A quota of this tenant is used up";
     RateLimited "rate-limited" 429 "Too many calls in a short time";
@@ -168,7 +169,7 @@ impl Problem {
             rejection: None,
             quota: None,
             retry_after: match code {
-                Code::QueueFull | Code::QuotaExceeded => Some(RETRY_AFTER_S),
+                Code::CompileQueueFull | Code::QueueFull | Code::QuotaExceeded => Some(RETRY_AFTER_S),
                 Code::VersionNotReady | Code::Overloaded | Code::DatabaseUnavailable => Some(1),
                 Code::IssuerUnavailable => Some(10),
                 _ => None,
@@ -315,6 +316,7 @@ impl From<Error> for Problem {
             Error::KeyNotFound(_) => plain(Code::KeyNotFound),
             Error::KeyNotActive => plain(Code::KeyNotActive),
             Error::TooManyKeys => plain(Code::TooManyKeys),
+            Error::CompileQueueFull { .. } => plain(Code::CompileQueueFull),
             Error::QueueFull { limit, current } => {
                 plain(Code::QueueFull).with_quota("queue-depth", limit, current, None)
             }

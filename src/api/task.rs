@@ -441,6 +441,7 @@ pub(super) async fn version_release(
         (status = 413, description = "module-too-large, body-too-large", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 415, description = "unsupported-media-type", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 422, description = "invalid-task-name, invalid-body: the definition is not one that could be carried out, module-…: the module cannot run here; `rejection` says why", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 429, description = "rate-limited, compile-queue-full: too many uploads of the tenant wait to be compiled", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 503, description = "overloaded, database-unavailable, timeout", body = problem_wire::Problem, content_type = "application/problem+json"),
     )
 )]

@@ -98,6 +98,12 @@ pub enum Error {
     /// The client broke the connection or its encoding.
     #[error("the upload broke off: {0}")]
     UploadBroken(String),
+    /// Too many uploads of the tenant wait for their compilation.
+    #[error("{limit} uploads of this tenant wait for their compilation; no more may")]
+    CompileQueueFull {
+        /// As many as may.
+        limit: u32,
+    },
     /// No such invocation of this tenant.
     #[error("there is no invocation {0}")]
     InvocationNotFound(InvocationId),

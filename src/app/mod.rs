@@ -43,7 +43,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use sandbar_host::limits::Limits;
-use tokio::sync::{Semaphore, watch};
+use sandbar_host::turns::Turns;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::ids::TenantId;
@@ -56,14 +57,18 @@ pub use error::{Error, FieldError, Result};
 
 /// Modules that are looked at in parallel. Looking is CPU-bound and takes memory of the module's size.
 const INSPECTIONS: usize = 2;
-/// Uploads of the largest size that fit in memory at once; smaller ones more. Beyond it: overloaded.
-const UPLOADS_IN_MEMORY: u64 = 4;
+/// Of one tenant: another's upload finds a place.
+const INSPECTIONS_OF_ONE: usize = 1;
 
 /// What the operator decides.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Bytes of an uploaded module.
     pub max_module_bytes: u64,
+    /// Uploads that may wait for their compilation.
+    pub max_compiling: u32,
+    /// Of one tenant.
+    pub max_compiling_of_one: u32,
     /// Bytes of an input, or of stdin with arguments and variables.
     pub max_input_bytes: u64,
     /// Longest `Prefer: wait=…`.
@@ -91,11 +96,13 @@ pub struct Settings {
 }
 
 impl Default for Settings {
-    /// 64 MiB modules, 4 MiB inputs, 60 s of waiting, 30 s per request, keys for a day, a million of a tenant
-    /// waiting, any rate, no other quota, no master key.
+    /// 64 MiB modules, 1,000 of them waiting to be compiled and 100 of one tenant, 4 MiB inputs, 60 s of waiting, 30 s per
+    /// request, keys for a day, a million of a tenant waiting, any rate, no other quota, no master key.
     fn default() -> Self {
         Self {
             max_module_bytes: 64 << 20,
+            max_compiling: 1_000,
+            max_compiling_of_one: 100,
             max_input_bytes: 4 << 20,
             max_wait: Duration::from_secs(60),
             request_timeout: Duration::from_secs(30),
@@ -135,8 +142,8 @@ struct Inner {
     issuers: token::outside::Issuers,
     depths: depth::Depths,
     schemas: schema::Checker,
-    inspections: Semaphore,
-    upload_memory: Semaphore,
+    inspections: Arc<Turns>,
+    upload_memory: upload::memory::Memory,
     draining: CancellationToken,
     streams: log::Streams,
 }
@@ -148,8 +155,6 @@ impl App {
     /// The operating system refuses threads.
     pub fn new(store: ApiStore, signals: Arc<signals::Signals>, settings: Settings) -> std::io::Result<Self> {
         let flusher = flush::Flusher::start(&store, &signals, settings.idempotency_ttl);
-        let upload_permits =
-            settings.max_module_bytes.div_ceil(upload::PERMIT_BYTES).saturating_mul(UPLOADS_IN_MEMORY);
         let app = Self {
             inner: Arc::new(Inner {
                 flusher,
@@ -161,12 +166,8 @@ impl App {
                 issuers: token::outside::Issuers::new(settings.issuers.clone())?,
                 depths: depth::Depths::default(),
                 schemas: schema::Checker::start()?,
-                inspections: Semaphore::new(INSPECTIONS),
-                upload_memory: Semaphore::new(
-                    usize::try_from(upload_permits)
-                        .unwrap_or(Semaphore::MAX_PERMITS)
-                        .min(Semaphore::MAX_PERMITS),
-                ),
+                inspections: Turns::new(INSPECTIONS, INSPECTIONS_OF_ONE),
+                upload_memory: upload::memory::Memory::new(settings.max_module_bytes),
                 draining: CancellationToken::new(),
                 streams: log::Streams::default(),
                 rates: watch::Sender::new(settings.rates),

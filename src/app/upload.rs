@@ -1,6 +1,8 @@
 //! From uploaded bytes to a version that waits for its compilation. Looks at a module (host crate, no engine) and at
 //! what it says about itself; never compiles: that is a background duty.
 
+pub mod memory;
+
 use std::pin::pin;
 use std::time::Duration;
 
@@ -18,11 +20,9 @@ use crate::app::{App, Error, Result, policy};
 use crate::domain::ids::TenantId;
 use crate::domain::names::TaskName;
 use crate::domain::retry::RetryPolicy;
-use crate::store::task::{Kind, NewVersion, VersionRow, VersionState};
+use crate::store::task::{Created, Kind, NewVersion, VersionRow, VersionState};
 use crate::wire::task::HttpTask as Said;
 
-/// One permit of the memory for uploads.
-pub(super) const PERMIT_BYTES: u64 = 64 << 10;
 /// Longest silence within an upload.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// Longest upload.
@@ -43,7 +43,8 @@ impl App {
     /// Take a module as a version of `task`, made if need be; wait up to `wait` until it has been compiled.
     ///
     /// # Errors
-    /// [`Error::ModuleRejected`], now or by an earlier compilation of the same bytes; too large, too slow, broken off.
+    /// [`Error::ModuleRejected`], now or by an earlier compilation of the same bytes; too large, too slow, broken off; too
+    /// many wait for their compilation already.
     pub async fn upload<E: std::fmt::Display>(
         &self,
         tenant: TenantId,
@@ -57,7 +58,7 @@ impl App {
             return Err(Error::ModuleTooLarge { max });
         }
         let deadline = Instant::now() + MAX_UPLOAD;
-        let module = timeout_at(deadline, self.receive(max, body))
+        let module = timeout_at(deadline, self.receive(tenant, max, body))
             .await
             .unwrap_or(Err(Error::UploadStalled { seconds: MAX_PAUSE.as_secs() }))?;
         let known = {
@@ -85,19 +86,27 @@ impl App {
             return Ok(Uploaded { version, created: false });
         }
         let manifest = description.map(|text| Manifest { description: Some(text), ..Manifest::default() });
-        let new = NewVersion { task, hash, bytes: &bytes, kind: Kind::Http, manifest: manifest.as_ref() };
+        let new = NewVersion {
+            task,
+            hash,
+            bytes: &bytes,
+            kind: Kind::Http,
+            manifest: manifest.as_ref(),
+            max_compiling: self.inner.settings.max_compiling_of_one,
+        };
         self.store_version(tenant, &new).await
     }
 
     async fn receive<E: std::fmt::Display>(
         &self,
+        tenant: TenantId,
         max: u64,
         body: impl Stream<Item = std::result::Result<Bytes, E>>,
     ) -> Result<Module<'_>> {
         let mut body = pin!(body);
         let mut bytes = Vec::new();
         let mut hasher = Sha256::new();
-        let mut memory = self.memory(1)?;
+        let mut memory = self.inner.upload_memory.begin(tenant)?;
         loop {
             let chunk = match timeout(MAX_PAUSE, body.next()).await {
                 Err(_) => {
@@ -111,11 +120,7 @@ impl App {
             if total > max {
                 return Err(Error::ModuleTooLarge { max });
             }
-            let held = memory.num_permits() as u64;
-            let needed = total.div_ceil(PERMIT_BYTES);
-            if needed > held {
-                memory.merge(self.memory(needed - held)?);
-            }
+            memory.grow_to(total)?;
             hasher.update(&chunk);
             bytes.extend_from_slice(&chunk);
         }
@@ -126,16 +131,9 @@ impl App {
         })
     }
 
-    /// Never waits: uploads that wait for each other's memory would all stand still.
-    fn memory(&self, permits: u64) -> Result<tokio::sync::SemaphorePermit<'_>> {
-        u32::try_from(permits)
-            .ok()
-            .and_then(|n| self.inner.upload_memory.try_acquire_many(n).ok())
-            .ok_or(Error::Overloaded("too many uploads at once"))
-    }
-
     async fn create(&self, tenant: TenantId, task: &TaskName, module: Module<'_>) -> Result<Uploaded> {
-        let inspection = self.inspect(module.bytes.clone()).await?;
+        self.room_to_compile(tenant).await?;
+        let inspection = self.inspect(tenant, module.bytes.clone()).await?;
         if let Some(manifest) = &inspection.manifest {
             self.check_manifest(manifest).await?;
         }
@@ -145,14 +143,33 @@ impl App {
             bytes: &module.bytes,
             kind: Kind::Module(inspection.kind),
             manifest: inspection.manifest.as_ref(),
+            max_compiling: self.inner.settings.max_compiling_of_one,
         };
         self.store_version(tenant, &new).await
+    }
+
+    /// Whether one more may wait for its compilation. Asked before the bytes are looked at, which is the dearer; what
+    /// counts for the tenant is asked again when the version is made.
+    async fn room_to_compile(&self, tenant: TenantId) -> Result<()> {
+        let settings = &self.inner.settings;
+        let waiting = self.tenant(tenant).await?.compilations_waiting().await?;
+        if waiting.own >= i64::from(settings.max_compiling_of_one) {
+            return Err(Error::CompileQueueFull { limit: settings.max_compiling_of_one });
+        }
+        if waiting.in_all >= i64::from(settings.max_compiling) {
+            return Err(Error::Overloaded("too many uploads wait for their compilation"));
+        }
+        Ok(())
     }
 
     /// Write a version that was looked at, within the quotas of modules.
     async fn store_version(&self, tenant: TenantId, new: &NewVersion<'_>) -> Result<Uploaded> {
         self.admit_module(tenant, new.hash.as_bytes(), new.bytes.len() as u64).await?;
-        let (version, created) = self.tenant(tenant).await?.version_create(new).await?;
+        let (version, created) = match self.tenant(tenant).await?.version_create(new).await? {
+            Created::New(version) => (version, true),
+            Created::Known(version) => (version, false),
+            Created::Full => return Err(Error::CompileQueueFull { limit: new.max_compiling }),
+        };
         if created {
             let task = new.task;
             tracing::info!(%tenant, %task, version = version.number, hash = %new.hash, kind = new.kind.as_str(), "uploaded");
@@ -170,9 +187,9 @@ impl App {
         Ok(Uploaded { version, created })
     }
 
-    async fn inspect(&self, bytes: Bytes) -> Result<Inspection> {
-        let _permit =
-            self.inner.inspections.acquire().await.map_err(|error| Error::Internal(error.into()))?;
+    /// When it is the tenant's turn.
+    async fn inspect(&self, tenant: TenantId, bytes: Bytes) -> Result<Inspection> {
+        let _turn = self.inner.inspections.take(tenant.0.as_u128()).await;
         tokio::task::spawn_blocking(move || inspect(&bytes))
             .await
             .map_err(|error| Error::Internal(error.into()))?
@@ -235,7 +252,7 @@ impl App {
 struct Module<'a> {
     hash: ModuleHash,
     bytes: Bytes,
-    _memory: tokio::sync::SemaphorePermit<'a>,
+    _memory: memory::Held<'a>,
 }
 
 fn bad_manifest(detail: String) -> Error {

@@ -82,7 +82,7 @@ pub async fn run(command: &Run) -> Result<ExitCode, Failure> {
     let cache = Arc::new(ArtifactCache::open(&artifacts, key, CACHE_BYTES)?);
     let compiler = Compiler::new(program.clone(), CompileLimits::default(), cache, 1);
     let bytes = Bytes::from(module);
-    let artifact = match compiler.artifact(&inspection.hash, || async { anyhow::Ok(bytes) }).await {
+    let artifact = match compiler.artifact(0, &inspection.hash, || async { anyhow::Ok(bytes) }).await {
         Ok(artifact) => artifact,
         Err(ArtifactError::Rejected(rejection)) => return Err(refused(&rejection)),
         Err(error) => return Err(Failure::new(Exit::Failed, error.to_string())),

@@ -565,8 +565,17 @@ pub struct Compile {
     pub wall_ms: u64,
     /// Disk space for compiled modules, in bytes. Default 2 GiB; 64 MiB to 1 TiB.
     pub cache_bytes: u64,
-    /// Compilations at once. Default 1, 1 to 64.
+    /// Compilations at once, on each host. Default 1, 1 to 64.
     pub parallel: u32,
+    /// Compilations of one tenant at once: of its uploads over all servers, of what a worker has to compile again on
+    /// each host. Default 1, 1 to 64.
+    pub parallel_per_tenant: u32,
+    /// Uploads that may wait for their compilation. Beyond it 503 `overloaded`; uploads that come in the same moment
+    /// may pass it by a few. Default 1,000, 1 to 100,000.
+    pub waiting: u32,
+    /// Uploads of one tenant that may wait for their compilation. Beyond it 429 `compile-queue-full`. Default 100, 1 to
+    /// 10,000.
+    pub waiting_per_tenant: u32,
 }
 
 impl Default for Compile {
@@ -577,6 +586,9 @@ impl Default for Compile {
             wall_ms: 30_000,
             cache_bytes: 2 * GIB,
             parallel: 1,
+            parallel_per_tenant: 1,
+            waiting: 1_000,
+            waiting_per_tenant: 100,
         }
     }
 }

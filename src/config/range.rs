@@ -73,6 +73,9 @@ pub const RANGES: &[Range] = &[
     range("compile.wall_ms", 1_000, 900_000, |c| c.compile.wall_ms),
     range("compile.cache_bytes", 64 * MIB, 1024 * GIB, |c| c.compile.cache_bytes),
     range("compile.parallel", 1, 64, |c| c.compile.parallel.into()),
+    range("compile.parallel_per_tenant", 1, 64, |c| c.compile.parallel_per_tenant.into()),
+    range("compile.waiting", 1, 100_000, |c| c.compile.waiting.into()),
+    range("compile.waiting_per_tenant", 1, 10_000, |c| c.compile.waiting_per_tenant.into()),
 ];
 
 /// Fewer heartbeats than this in `worker.dead_after_ms`, and one lost packet would cost a worker its leases.

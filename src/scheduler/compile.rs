@@ -1,5 +1,5 @@
 //! Uploaded modules become ready or rejected. One version at a time, leased in its own row, compiled in a child
-//! process; whoever dies over it leaves the row to be taken again.
+//! process; whoever dies over it leaves the row to be taken again. Tenants take turns (`store::compilation`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::app::signals::Signals;
-use crate::store::task::ToCompile;
+use crate::store::compilation::ToCompile;
 use crate::store::{Result, WorkerStore};
 
 /// How long others leave a version alone that somebody compiles; the store adds what its size adds to the limits.
@@ -21,15 +21,16 @@ const LEASE: Duration = Duration::from_secs(120);
 /// How often to look when nothing was heard.
 const POLL: Duration = Duration::from_secs(2);
 
-/// Compile what waits until told to stop.
+/// Compile what waits until told to stop; of one tenant `of_one_tenant` at once, over all servers.
 pub async fn run(
     store: WorkerStore,
     compiler: Arc<Compiler>,
     signals: Arc<Signals>,
+    of_one_tenant: u32,
     stop: CancellationToken,
 ) {
     while !stop.is_cancelled() {
-        match store.version_to_compile(LEASE).await {
+        match store.version_to_compile(LEASE, of_one_tenant).await {
             Ok(Some(version)) => {
                 if let Err(error) = one(&store, &compiler, &signals, &version).await {
                     warn!(%error, "a version is left for later");
@@ -53,7 +54,7 @@ async fn one(store: &WorkerStore, compiler: &Compiler, signals: &Signals, versio
         let bytes = store.module_bytes(version.tenant, &version.sha256).await?;
         bytes.map(Bytes::from).with_context(|| format!("module {hash} is not stored"))
     };
-    match compiler.artifact(&hash, fetch).await {
+    match compiler.artifact(version.tenant.0.as_u128(), &hash, fetch).await {
         Ok(_) => {
             store.version_ready(version.tenant, version.task, version.number).await?;
             info!(task = %version.task, version = version.number, "version ready");

@@ -224,6 +224,8 @@ fn settings(config: &Config, vault: Arc<Vault>) -> app::Settings {
     let server = &config.server;
     app::Settings {
         max_module_bytes: server.max_module_bytes,
+        max_compiling: config.compile.waiting,
+        max_compiling_of_one: config.compile.waiting_per_tenant,
         max_input_bytes: server.max_input_bytes,
         max_wait: server.max_wait(),
         request_timeout: server.request_timeout(),

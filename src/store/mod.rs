@@ -8,6 +8,7 @@ pub mod artifact;
 pub mod audit;
 mod breaker;
 pub mod bulk;
+pub mod compilation;
 pub mod dead_letter;
 pub mod duty;
 pub mod grant;

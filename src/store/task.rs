@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sandbar_host::compile::WALL_PER_MIB;
 use sandbar_host::inspect::Rejection;
 use sandbar_host::limits::PartialLimits;
 use sandbar_host::manifest::Manifest;
@@ -22,6 +21,8 @@ use crate::store::grant::Grants;
 use crate::store::queue::CANCEL_CHANNEL;
 use crate::store::{Error, Result, TenantConn, WorkerStore};
 
+/// First half of the advisory locks under which a tenant's uploads are counted; the second is its tenant's.
+const LOCK_UPLOADS: i32 = 7_260_002;
 /// Bytes that sealing adds to a text of the configuration.
 pub const SEALED_BYTES: usize = 45;
 
@@ -233,19 +234,19 @@ pub struct NewVersion<'a> {
     pub kind: Kind,
     /// Its own words.
     pub manifest: Option<&'a Manifest>,
+    /// How many of the tenant may wait for their compilation, this one included.
+    pub max_compiling: u32,
 }
 
-/// A version that waits for its compilation, leased to the caller.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ToCompile {
-    /// Whose.
-    pub tenant: TenantId,
-    /// Which task.
-    pub task: TaskId,
-    /// Which version.
-    pub number: i32,
-    /// Hash of the module.
-    pub sha256: [u8; 32],
+/// What became of bytes that were to be a version.
+#[derive(Debug, Clone)]
+pub enum Created {
+    /// This version, which is new.
+    New(VersionRow),
+    /// This version, which they were already.
+    Known(VersionRow),
+    /// Nothing: as many as may wait for their compilation.
+    Full,
 }
 
 /// Modules in quarantine that workers keep in mind: the latest. Older ones are refused at the door all the same.
@@ -266,7 +267,7 @@ fn corrupt(what: &str) -> Error {
     Error::Corrupt(what.to_owned())
 }
 
-fn hash(bytes: Vec<u8>) -> Result<[u8; 32]> {
+pub(super) fn hash(bytes: Vec<u8>) -> Result<[u8; 32]> {
     bytes.try_into().map_err(|_| corrupt("a module hash is not 32 bytes"))
 }
 
@@ -456,12 +457,12 @@ impl TenantConn {
     }
 
     /// Make a version of a module, its task too if it is the first, in one transaction. The same bytes give the
-    /// version they already have. True: the version is new; a module waits for its compilation then, and what is none is
-    /// ready, and current unless a newer one is.
+    /// version they already have. A new module waits for its compilation; what is none is ready, and current unless a
+    /// newer one is.
     ///
     /// # Errors
     /// Postgres does not answer.
-    pub async fn version_create(&mut self, new: &NewVersion<'_>) -> Result<(VersionRow, bool)> {
+    pub async fn version_create(&mut self, new: &NewVersion<'_>) -> Result<Created> {
         let tenant = self.tenant();
         let mut tx = self.begin().await?;
         sqlx::query(
@@ -493,7 +494,7 @@ impl TenantConn {
         if let Some(row) = existing {
             let found = version(&row)?;
             tx.commit().await?;
-            return Ok((found, false));
+            return Ok(Created::Known(found));
         }
         // Another task of the tenant may have the bytes: then they need not travel again. The lock keeps them from being
         // freed before the new version is there to need them.
@@ -526,6 +527,19 @@ impl TenantConn {
         .bind(new.manifest.and_then(|m| m.description.as_deref()))
         .execute(&mut *tx)
         .await?;
+        if new.kind != Kind::Http {
+            // Uploads of one tenant follow each other from here, so none passes the bound; those of others do not wait.
+            sqlx::query("SELECT pg_advisory_xact_lock($1, hashtext($2::text))")
+                .bind(LOCK_UPLOADS)
+                .bind(tenant)
+                .execute(&mut *tx)
+                .await?;
+            let waiting: i64 =
+                sqlx::query_scalar("SELECT own FROM compilations_waiting()").fetch_one(&mut *tx).await?;
+            if waiting >= i64::from(new.max_compiling) {
+                return Ok(Created::Full);
+            }
+        }
         let row = sqlx::query(&format!(
             "INSERT INTO versions AS v (tenant_id, task_id, number, sha256, size_bytes, kind, state, manifest)
              SELECT $1, $2, COALESCE(max(n.number), 0) + 1, $3, $4, $5, $7, $6
@@ -554,7 +568,7 @@ impl TenantConn {
             .await?;
         }
         tx.commit().await?;
-        Ok((created, true))
+        Ok(Created::New(created))
     }
 
     /// Change a task. `None`: no such task, or another by now.
@@ -665,90 +679,6 @@ impl TenantConn {
 }
 
 impl WorkerStore {
-    /// The version that has waited longest for its compilation, leased for `lease` and what its size adds to
-    /// the limits of compiling it: nobody else gets it before that has passed. `None`: nothing to do.
-    ///
-    /// # Errors
-    /// Postgres does not answer.
-    pub async fn version_to_compile(&self, lease: Duration) -> Result<Option<ToCompile>> {
-        let row = sqlx::query(
-            "UPDATE versions v
-             SET compile_after = clock_timestamp() + make_interval(secs => $1 + $2 * (v.size_bytes >> 20))
-             FROM (SELECT tenant_id, task_id, number FROM versions
-                   WHERE state = 'compiling' AND compile_after <= clock_timestamp()
-                     AND EXISTS (SELECT 1 FROM tasks t WHERE t.tenant_id = versions.tenant_id
-                       AND t.task_id = versions.task_id AND t.deleted_at IS NULL)
-                   ORDER BY compile_after LIMIT 1 FOR UPDATE SKIP LOCKED) w
-             WHERE v.tenant_id = w.tenant_id AND v.task_id = w.task_id AND v.number = w.number
-             RETURNING v.tenant_id, v.task_id, v.number, v.sha256",
-        )
-        .bind(lease.as_secs_f64())
-        .bind(WALL_PER_MIB.as_secs_f64())
-        .fetch_optional(&self.pool)
-        .await?;
-        row.map(|row| {
-            Ok(ToCompile {
-                tenant: row.try_get("tenant_id")?,
-                task: row.try_get("task_id")?,
-                number: row.try_get("number")?,
-                sha256: hash(row.try_get("sha256")?)?,
-            })
-        })
-        .transpose()
-    }
-
-    /// The version compiles: it may be invoked, and is current unless a newer one is. False: somebody else said how
-    /// its compilation ended.
-    ///
-    /// # Errors
-    /// Postgres does not answer.
-    pub async fn version_ready(&self, tenant: TenantId, task: TaskId, number: i32) -> Result<bool> {
-        // GREATEST on the row itself: two versions that become ready at once cannot leave the older one current.
-        let done = sqlx::query(
-            "WITH ready AS (
-               UPDATE versions SET state = 'ready'
-               WHERE tenant_id = $1 AND task_id = $2 AND number = $3 AND state = 'compiling'
-               RETURNING tenant_id, task_id, number)
-             UPDATE tasks t SET current_version = GREATEST(t.current_version, r.number), updated_at = clock_timestamp()
-             FROM ready r WHERE t.tenant_id = r.tenant_id AND t.task_id = r.task_id",
-        )
-        .bind(tenant)
-        .bind(task)
-        .bind(number)
-        .execute(&self.pool)
-        .await?;
-        Ok(done.rows_affected() == 1)
-    }
-
-    /// The version does not compile, for good. False: somebody else said how its compilation ended.
-    ///
-    /// # Errors
-    /// Postgres does not answer.
-    pub async fn version_rejected(
-        &self,
-        tenant: TenantId,
-        task: TaskId,
-        number: i32,
-        rejection: &Rejection,
-    ) -> Result<bool> {
-        let rejection = Rejection {
-            code: rejection.code,
-            // NUL cannot be in jsonb, and a detail may quote the module.
-            detail: rejection.detail.replace('\0', "\u{fffd}"),
-        };
-        let done = sqlx::query(
-            "UPDATE versions SET state = 'rejected', rejection = $4
-             WHERE tenant_id = $1 AND task_id = $2 AND number = $3 AND state = 'compiling'",
-        )
-        .bind(tenant)
-        .bind(task)
-        .bind(number)
-        .bind(Json(&rejection))
-        .execute(&self.pool)
-        .await?;
-        Ok(done.rows_affected() == 1)
-    }
-
     /// Empty the modules that only tasks deleted longer than `after` ago refer to; looks at up to `limit` tasks.
     ///
     /// # Errors

@@ -25,7 +25,7 @@ impl Modules {
         Self { compiler, store }
     }
 
-    /// The compiled form of a tenant's module.
+    /// The compiled form of a tenant's module; where it has to be compiled, when it is the tenant's turn on this host.
     ///
     /// # Errors
     /// In words for operators: the module is gone, the database is away, or it does not compile on this host.
@@ -34,7 +34,7 @@ impl Modules {
             let bytes = self.store.module_bytes(tenant, hash.as_bytes()).await?;
             bytes.map(Bytes::from).with_context(|| format!("module {hash} is not stored"))
         };
-        match self.compiler.artifact(&hash, fetch).await {
+        match self.compiler.artifact(tenant.0.as_u128(), &hash, fetch).await {
             Ok(artifact) => Ok(artifact),
             Err(ArtifactError::Fetch(error)) => Err(error),
             Err(error) => Err(anyhow!("{error}")),

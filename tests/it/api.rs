@@ -178,7 +178,7 @@ impl Api {
 
     /// Says what the compiler would say of everything that waits for it.
     async fn compile(&self) {
-        while let Some(v) = self.worker.version_to_compile(Duration::from_secs(60)).await.unwrap() {
+        while let Some(v) = self.worker.version_to_compile(Duration::from_secs(60), 64).await.unwrap() {
             assert!(self.worker.version_ready(v.tenant, v.task, v.number).await.unwrap());
         }
         self.signals.version_changed();

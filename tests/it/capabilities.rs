@@ -17,19 +17,19 @@ use crate::support::{self, ADMIN_KEY, Answer, Client, Database, Deployment};
 
 /// A caller with a key of one tenant.
 #[derive(Clone)]
-struct Tenant {
+pub struct Tenant {
     client: Client,
     key: String,
 }
 
 impl Tenant {
     /// The tenant of the administrator's key.
-    fn first(deployment: &Deployment) -> Self {
+    pub fn first(deployment: &Deployment) -> Self {
         Self { client: deployment.client(), key: ADMIN_KEY.to_owned() }
     }
 
     /// Another tenant, with an admin's key.
-    async fn other(deployment: &Deployment, name: &str) -> Self {
+    pub async fn other(deployment: &Deployment, name: &str) -> Self {
         let (tenant, key) = (TenantId::generate(), format!("sbk_other-tenant-{name}-0123456789abcdef"));
         let admin = deployment.database.admin().await;
         sqlx::query("INSERT INTO sandbar.tenants (tenant_id, name) VALUES ($1, $2)")
@@ -48,7 +48,7 @@ impl Tenant {
         Self { client: deployment.client(), key }
     }
 
-    async fn send(&self, method: Method, path: &str, body: Option<&Value>) -> Answer {
+    pub async fn send(&self, method: Method, path: &str, body: Option<&Value>) -> Answer {
         let mut request = self.client.anonymous(method, path).header("x-api-key", &self.key);
         if let Some(body) = body {
             request = request.json(body);
@@ -56,13 +56,18 @@ impl Tenant {
         support::send(request).await
     }
 
-    async fn upload(&self, task: &str, guest: &str) {
+    pub async fn upload(&self, task: &str, guest: &str) {
+        self.upload_bytes(task, std::fs::read(support::guest(guest)).unwrap(), true).await.expect(201);
+    }
+
+    /// Uploads, and waits for the compiler if asked to.
+    pub async fn upload_bytes(&self, task: &str, module: Vec<u8>, wait: bool) -> Answer {
         let path = format!("/v1/tasks/{task}/versions");
-        let module = std::fs::read(support::guest(guest)).unwrap();
-        let request = self.client.anonymous(Method::POST, &path).header("x-api-key", &self.key);
-        let request = request.header("content-type", "application/wasm").header("prefer", "wait=60");
-        let request = request.body(module);
-        support::send(request).await.expect(201);
+        let mut request = self.client.anonymous(Method::POST, &path).header("x-api-key", &self.key);
+        if wait {
+            request = request.header("prefer", "wait=60");
+        }
+        support::send(request.header("content-type", "application/wasm").body(module)).await
     }
 
     async fn grant(&self, task: &str, grants: &Value) {
@@ -80,7 +85,7 @@ impl Tenant {
     }
 
     /// Invokes with this body and waits for the end.
-    async fn wait(&self, task: &str, body: &Value) -> Value {
+    pub async fn wait(&self, task: &str, body: &Value) -> Value {
         let path = format!("/v1/tasks/{task}/invocations");
         let request = self.client.anonymous(Method::POST, &path).header("x-api-key", &self.key);
         support::send(request.header("prefer", "wait=60").json(body)).await.expect(200).json()

@@ -1,11 +1,11 @@
 //! The hostile corpus: every file of `tests/guests/hostile` is uploaded and invoked through the public API, and has to
-//! end as its head says, while a control task of another tenant stays correct and the cells live.
+//! end as its head says, while a control task of another tenant stays correct and prompt and the cells live.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use reqwest::Method;
@@ -18,6 +18,9 @@ use crate::support::{self, Client, Deployment, send};
 const CONTROL_KEY: &str = "sbk_control_control_control_control";
 /// Hostile modules at the same time.
 const AT_ONCE: usize = 4;
+/// How many times fewer calls of the control there may be beside the corpus than apart from it, in the same time on the
+/// same machine: whatever else the machine does, it does to both.
+const SLOWER: usize = 4;
 /// Most resident memory that the cells may have after all of it, in bytes. One cell with four slots that keep 10 MiB
 /// each, its code cache, and itself.
 const CELL_BYTES: u64 = 600 << 20;
@@ -117,33 +120,33 @@ fn control_characters(value: &Value) -> Option<&str> {
     }
 }
 
-/// Calls the echo of the other tenant again and again; returns how often.
-async fn control(client: Client, stop: Arc<AtomicBool>) -> usize {
-    let mut calls = 0;
-    while !stop.load(Ordering::Relaxed) || calls == 0 {
-        calls += 1;
-        let words = format!("control {calls}");
-        let request = client
-            .anonymous(Method::POST, "/v1/tasks/echo/invocations")
-            .header("x-api-key", CONTROL_KEY)
-            .header("prefer", "wait=30")
-            .json(&json!({"stdin": words}));
-        let done = send(request).await.expect(200).json();
-        assert_eq!(done["result"]["text"], words, "{done:#}");
-        assert_eq!(done["attempts"].as_array().unwrap().len(), 1, "the control's cell died: {done:#}");
-        tokio::time::sleep(Duration::from_millis(100)).await; // a caller's pause
-    }
-    calls
+/// How the calls of a control task went.
+struct Calls {
+    /// How long each took.
+    took: Vec<Duration>,
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_hostile_module_ends_as_expected_and_neighbours_stay_correct() {
-    let cases = corpus();
-    assert!(cases.len() >= 80, "{} cases", cases.len());
+impl Calls {
+    fn quantile(&self, q: f64) -> Duration {
+        let mut took = self.took.clone();
+        took.sort_unstable();
+        let rank = (q * took.len().saturating_sub(1) as f64).round() as usize;
+        took.get(rank).copied().unwrap_or_default()
+    }
+
+    fn report(&self, whose: &str) {
+        let [p50, p99, most] = [0.5, 0.99, 1.0].map(|q| self.quantile(q));
+        eprintln!("{whose}: {} calls, p50 {p50:?}, p99 {p99:?}, the longest {most:?}", self.took.len());
+    }
+}
+
+/// A deployment with one worker, and a tenant whose task echoes.
+async fn with_control() -> (Deployment, Client) {
     let settings = vec![
         ("SANDBAR_WORKER__SLOTS", "8".to_owned()),
         ("SANDBAR_WORKER__POLL_MS", "100".to_owned()),
         ("SANDBAR_COMPILE__PARALLEL", "2".to_owned()),
+        ("SANDBAR_COMPILE__PARALLEL_PER_TENANT", "2".to_owned()),
     ];
     let deployment = Deployment::on(support::database().await, 1, &settings).await;
     let client = deployment.client();
@@ -170,9 +173,39 @@ async fn every_hostile_module_ends_as_expected_and_neighbours_stay_correct() {
         .header("prefer", "wait=60")
         .body(wat::parse_str(ECHO).unwrap());
     send(echo).await.expect(201);
+    (deployment, client)
+}
 
+/// Calls the echo of the control's tenant again and again.
+async fn control(client: Client, stop: Arc<AtomicBool>) -> Calls {
+    let mut took = Vec::new();
+    while !stop.load(Ordering::Relaxed) || took.is_empty() {
+        let words = format!("control {}", took.len());
+        let request = client
+            .anonymous(Method::POST, "/v1/tasks/echo/invocations")
+            .header("x-api-key", CONTROL_KEY)
+            .header("prefer", "wait=30")
+            .json(&json!({"stdin": words}));
+        let began = Instant::now();
+        let done = send(request).await.expect(200).json();
+        took.push(began.elapsed());
+        assert_eq!(done["result"]["text"], words, "{done:#}");
+        assert_eq!(done["attempts"].as_array().unwrap().len(), 1, "the control's cell died: {done:#}");
+        tokio::time::sleep(Duration::from_millis(20)).await; // a caller's pause
+    }
+    Calls { took }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_hostile_module_ends_as_expected_and_neighbours_stay_correct_and_prompt() {
+    let cases = corpus();
+    assert!(cases.len() >= 80, "{} cases", cases.len());
+    let (deployment, client) = with_control().await;
+    // The same task at the same time on the same machine, with a worker for itself.
+    let (_quiet, apart) = with_control().await;
     let stop = Arc::new(AtomicBool::new(false));
     let watching = tokio::spawn(control(client.clone(), stop.clone()));
+    let comparing = tokio::spawn(control(apart, stop.clone()));
     let client = &client;
     let wrong: Vec<String> = futures_util::stream::iter(&cases)
         .map(|case| async move {
@@ -184,13 +217,25 @@ async fn every_hostile_module_ends_as_expected_and_neighbours_stay_correct() {
         .collect()
         .await;
     stop.store(true, Ordering::Relaxed);
-    let calls = watching.await.unwrap();
+    let (beside, apart) = (watching.await.unwrap(), comparing.await.unwrap());
+    assert!(wrong.is_empty(), "{} of {}\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+    beside.report("beside the corpus");
+    apart.report("on a worker of its own");
     assert!(
-        wrong.is_empty(),
-        "{} of {} (control: {calls} calls)\n{}",
-        wrong.len(),
-        cases.len(),
-        wrong.join("\n")
+        beside.took.len() >= apart.took.len() / SLOWER,
+        "{} calls of the control beside hostile modules, {} of the same without them",
+        beside.took.len(),
+        apart.took.len()
+    );
+
+    // Which way slots are cleared is logged, and shown.
+    let log = deployment.workers[0].log();
+    let workers = client.get("/v1/workers").await.expect(200).json();
+    let scans = workers["items"][0]["walls"]["pagemap_scan"].as_bool().unwrap();
+    assert!(
+        log.lines()
+            .any(|line| line.contains("cell started") && line.contains(&format!("pagemap_scan={scans}"))),
+        "{log}"
     );
 
     // The bound on what they did to the host: the one cell lives, and has not grown beyond what it may.

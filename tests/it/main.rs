@@ -14,6 +14,7 @@ mod edge;
 mod egress;
 mod examples;
 mod faults;
+mod floods;
 mod guests;
 mod hostile;
 mod house;

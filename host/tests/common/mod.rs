@@ -36,7 +36,7 @@ pub async fn artifact(wat: &str) -> Artifact {
     let dir = tempfile::tempdir().unwrap();
     let wasm = Bytes::from(wat::parse_str(wat).unwrap());
     compiler(&dir, CompileLimits::default())
-        .artifact(&ModuleHash::of(&wasm), || async { Ok::<_, ()>(wasm.clone()) })
+        .artifact(1, &ModuleHash::of(&wasm), || async { Ok::<_, ()>(wasm.clone()) })
         .await
         .unwrap()
 }

@@ -347,3 +347,61 @@ async fn a_person_makes_one_with_one_command_and_invokes_it() {
     let refused = person.run(&["push", "--task", "tell", "--http", "post", &url]);
     assert!(refused.code != 0 && refused.err.contains("/http/method"), "{refused:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_ends_with_its_lease_while_its_worker_is_wide_awake() {
+    let target = Target::start().await;
+    let (deployment, client) = start(1, &[]).await;
+    define(&client, "never", &json!({"method": "GET", "url": target.url("/never")})).await.expect(201);
+    grant(&client, "never", &target.grant()).await;
+    client.enqueue("never", &json!({"retry": {"max_attempts": 1}})).await.expect(202);
+    support::eventually(SOON, "the request", async || {
+        (target.open.load(Ordering::SeqCst) == 1).then_some(())
+    })
+    .await;
+    // As after the reaper, which believed that the worker was dead: its row is gone, and its leases with it.
+    let admin = deployment.database.admin().await;
+    for table in ["leases", "workers"] {
+        let gone = sqlx::query(&format!("DELETE FROM sandbar.{table}")).execute(&admin).await.unwrap();
+        assert_eq!(gone.rows_affected(), 1, "{table}");
+    }
+    support::eventually(SOON, "the connection to be closed", async || {
+        (target.open.load(Ordering::SeqCst) == 0).then_some(())
+    })
+    .await;
+    assert_eq!(target.seen(), 1, "and nobody sent it again who has no lease");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_starts_a_request_which_has_its_own_grants_and_not_those_of_who_started_it() {
+    let target = Target::start().await;
+    let (_deployment, client) = start(1, &[]).await;
+    client.upload("starter", &support::guest("starter")).await.expect(201);
+    let hook = json!({"method": "POST", "url": target.url("/echo"), "body": "<{{input}}>"});
+    define(&client, "hook", &hook).await.expect(201);
+    let begin = json!({"start": "hook", "times": 1, "with": 7});
+    // Its starter may go there; it may not.
+    let mut grants = target.grant();
+    grants["invoke"] = json!(["hook"]);
+    grant(&client, "starter", &grants).await;
+    let started = async || {
+        let ended = once(&client, "starter", json!({"input": begin})).await;
+        let said = result(&client, &ended).await.expect(200).json();
+        let path = format!("/v1/invocations/{}", said[0].as_str().unwrap());
+        support::eventually(SOON, "the end of what was started", async || {
+            let now = client.get(&path).await.expect(200).json();
+            now["finished_at"].is_string().then_some(now)
+        })
+        .await
+    };
+    let ended = started().await;
+    assert_eq!(reason(&ended), "denied", "{ended:#}");
+    assert_eq!(target.seen(), 0);
+
+    grant(&client, "hook", &target.grant()).await;
+    let ended = started().await;
+    assert_eq!((&ended["task"], &ended["state"]), (&json!("hook"), &json!("succeeded")), "{ended:#}");
+    assert!(target.latest().ends_with("\r\n\r\n<7>"), "{}", target.latest());
+    assert!(result(&client, &ended).await.expect(200).text().starts_with("3 post /echo"));
+    assert_eq!(target.seen(), 1);
+}
