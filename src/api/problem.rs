@@ -316,7 +316,7 @@ impl From<Error> for Problem {
             Error::KeyNotActive => plain(Code::KeyNotActive),
             Error::TooManyKeys => plain(Code::TooManyKeys),
             Error::QueueFull { limit, current } => {
-                plain(Code::QueueFull).with_quota("queue-depth", limit, current, None)
+                plain(Code::QueueFull).with_quota("queue_depth", limit, current, None)
             }
             Error::DeadLetterNotFound(_) => plain(Code::DeadLetterNotFound),
             Error::BudgetNotFound(_) => plain(Code::BudgetNotFound),
@@ -340,7 +340,7 @@ impl From<Error> for Problem {
                 tracing::error!(error = %text, "something sealed does not open");
                 plain(Code::SealedUnreadable)
             }
-            Error::QuotaExceeded { name, limit, current, resets_at } => {
+            Error::QuotaExceeded { name, limit, current, resets_at, .. } => {
                 plain(Code::QuotaExceeded).with_quota(name, limit, current, resets_at)
             }
             Error::OverQuota { name, limit, wanted } => {

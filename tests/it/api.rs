@@ -14,6 +14,7 @@ mod follow;
 mod invocation_changes;
 mod invoke;
 mod issuer;
+mod key_quotas;
 mod keys;
 mod logs;
 mod oidc;
