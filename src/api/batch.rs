@@ -57,7 +57,7 @@ pub(super) async fn batch(
     for (place, raw) in body.invocations.into_iter().enumerate() {
         let item = item(&raw).and_then(|(task, request)| {
             who.authorize(Action::Submit, Some(task.as_str()))?;
-            Ok((task, request))
+            Ok((task, Request { by: who.0.key(), ..request }))
         });
         match item {
             Ok(good) => {

@@ -123,6 +123,7 @@ pub(super) fn request(mut body: wire::InvokeRequest) -> Result<Request, Problem>
             max_ms: retry.max_ms,
             jitter: retry.jitter,
         },
+        by: None,
         idempotency: None,
         admission: admission(
             body.unique_key,
@@ -212,7 +213,7 @@ fn admission(
 )]
 pub(super) async fn invoke(
     State(api): State<Api>,
-    Caller(tenant): Caller,
+    Who(who): Who,
     TaskPath(name): TaskPath,
     prefer: PreferWait,
     Idempotency(key): Idempotency,
@@ -224,9 +225,10 @@ pub(super) async fn invoke(
         let idempotency = key.map(|key| (key, fingerprint(&name, &bytes)));
         let mut request = request(value)?;
         request.idempotency = idempotency;
+        request.by = who.key();
         (request, prefer.up_to(api.app.settings().max_wait))
     };
-    let invoked = api.app.invoke(tenant, &name, request, wait).await?;
+    let invoked = api.app.invoke(who.tenant, &name, request, wait).await?;
     let ended = invoked.invocation.summary.state.is_terminal();
     let body = shape::invocation(&invoked.invocation, wait.is_some() && ended);
     let mut headers = accepted(&body, &invoked);
@@ -339,12 +341,12 @@ pub(super) async fn patch(
 )]
 pub(super) async fn retry(
     State(api): State<Api>,
-    Caller(tenant): Caller,
+    Who(who): Who,
     InvocationPath(id): InvocationPath,
     Idempotency(key): Idempotency,
     OptionalJson(body): OptionalJson<wire::RetryInvocation>,
 ) -> Result<Response, Problem> {
-    let invoked = api.app.retry(tenant, id, body.version, key).await?;
+    let invoked = api.app.retry(who.tenant, id, body.version, key, who.key()).await?;
     let body = shape::invocation(&invoked.invocation, false);
     Ok((StatusCode::ACCEPTED, accepted(&body, &invoked), Json(body)).into_response())
 }

@@ -10,9 +10,11 @@ use chrono::{TimeDelta, Utc};
 use crate::api::access::Who;
 use crate::api::extract::{self, Caller, KeyPath, MergePatch, OptionalJson, Pairs};
 use crate::api::problem::{Code, Problem};
+use crate::api::quota::changes;
 use crate::api::{Api, PAGE, limit, unknown_parameter};
 use crate::app::FieldError;
 use crate::app::key::{Made, Wanted};
+use crate::app::quota::key_standing;
 use crate::domain::permission::{Action, Reach, Role, Scope};
 use crate::store::key::{KeyChange, KeyFilter, KeyRow};
 use crate::store::tenant::Actor;
@@ -80,6 +82,15 @@ fn key(row: &KeyRow) -> wire::Key {
         last_used_at: row.last_used_at,
         replaced_by: row.replaced_by.map(|id| id.0),
         revoked_at: row.revoked_at,
+        quotas: key_standing(row, Utc::now())
+            .into_iter()
+            .map(|(quota, limit, used, resets_at)| wire::KeyQuota {
+                name: quota.as_str().to_owned(),
+                limit,
+                used,
+                resets_at,
+            })
+            .collect(),
     }
 }
 
@@ -180,7 +191,7 @@ pub(super) async fn list(
         (status = 201, description = "The key", body = wire::MadeKey),
         (status = 400, description = "malformed-json, broken-body", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 401, description = "unauthenticated", body = problem_wire::Problem, content_type = "application/problem+json"),
-        (status = 403, description = "forbidden", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 403, description = "forbidden, over-quota: too many keys have limits", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 409, description = "too-many-keys", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 415, description = "unsupported-media-type", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 422, description = "invalid-body: also when it would have more than its maker", body = problem_wire::Problem, content_type = "application/problem+json"),
@@ -197,6 +208,7 @@ pub(super) async fn create(
         role: asked_role(body.role),
         name: body.name,
         expires_at: body.expires_at,
+        quotas: changes(body.quotas)?,
     };
     Ok(made(StatusCode::CREATED, api.app.make_key(&who, &wanted).await?))
 }
@@ -220,7 +232,8 @@ pub(super) async fn get(
     Ok(Json(key(&api.app.key(tenant, id).await?)))
 }
 
-/// Change a key's name, scopes or expiry. Its role stays what it is.
+/// Change a key's name, scopes or expiry, or the limits of what is submitted with it, which hold on every server within 5 s.
+/// Its role stays what it is.
 #[utoipa::path(
     patch, path = "/v1/keys/{id}", tag = "keys",
     params(("id" = uuid::Uuid, Path, description = "Id of the key")),
@@ -229,7 +242,7 @@ pub(super) async fn get(
         (status = 200, description = "The key", body = wire::Key),
         (status = 400, description = "malformed-json, broken-body", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 401, description = "unauthenticated", body = problem_wire::Problem, content_type = "application/problem+json"),
-        (status = 403, description = "forbidden", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 403, description = "forbidden, over-quota: too many keys have limits", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 404, description = "key-not-found", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 409, description = "key-not-active: it is revoked", body = problem_wire::Problem, content_type = "application/problem+json"),
         (status = 415, description = "unsupported-media-type", body = problem_wire::Problem, content_type = "application/problem+json"),
@@ -246,6 +259,7 @@ pub(super) async fn patch(
         name: body.name,
         scopes: body.scopes.as_deref().map(scopes).transpose()?,
         expires_at: body.expires_at.into_option(),
+        quotas: changes(body.quotas)?,
     };
     Ok(Json(key(&api.app.change_key(&who, id, &change).await?)))
 }

@@ -334,14 +334,22 @@ mod tests {
         let limiter = Limiter::new(Rate { per_s: 1, burst: 2 }, 50_000).unwrap();
         let mut let_through = 0;
         let mut most = 0;
+        // One address that never stops: before the memory is full it has a place of its own, afterwards a share of one.
+        let (began, greedy) = (Instant::now(), address(u32::MAX));
+        let mut of_greedy = 0;
         for n in 0..1_000_000 {
             let_through += usize::from(limiter.check(&address(n)).is_ok());
+            if n.is_multiple_of(100) {
+                of_greedy += u64::from(limiter.check(&greedy).is_ok());
+            }
             if n.is_multiple_of(LOOK_EVERY) {
                 most = most.max(limiter.each.len());
             }
         }
         assert!(most <= 50_000, "{most}");
         assert!(limiter.shared.len() <= usize::from(SHARED));
+        let rate = 2 * (began.elapsed().as_secs() + 1);
+        assert!(of_greedy <= 2 * 2 + rate, "{of_greedy} in {:?}", began.elapsed());
         // All who were remembered, some of the others: a flood of new addresses does not get through.
         assert!((49_000..900_000).contains(&let_through), "{let_through}");
         // When it is over, there is room again.
@@ -353,6 +361,35 @@ mod tests {
             let _ = limiter.check(&address(7));
             std::thread::yield_now();
         }
+    }
+
+    #[test]
+    fn an_address_at_its_limit_is_not_forgiven_by_the_sweep_that_forgets_a_flood() {
+        let limiter = Limiter::new(Rate { per_s: 1, burst: 1_000 }, 50_000).unwrap();
+        let (began, greedy) = (Instant::now(), address(u32::MAX));
+        let mut let_through = 0u64;
+        while limiter.check(&greedy).is_ok() {
+            let_through += 1;
+        }
+        assert!(let_through >= 1_000);
+        for n in 0..40_000 {
+            let _ = limiter.check(&address(n));
+        }
+        assert!(limiter.each.len() > 40_000 - LOOK_EVERY as usize);
+        // Each of the others called once: after a second there is nothing to remember of them, and they are forgotten.
+        while limiter.each.len() > 1 {
+            assert!(began.elapsed() < Duration::from_secs(60), "{}", limiter.each.len());
+            std::thread::yield_now();
+            limiter.swept.lock().unwrap().at = Instant::now().checked_sub(FORGET_EVERY).unwrap();
+            limiter.calls.store(0, Ordering::Relaxed);
+            let_through += u64::from(limiter.check(&greedy).is_ok());
+        }
+        while limiter.check(&greedy).is_ok() {
+            let_through += 1;
+        }
+        // What the rate gives in that time, and not another burst.
+        let due = 1_000 + began.elapsed().as_secs() + 2;
+        assert!(let_through <= due, "{let_through} of {due}");
     }
 
     #[test]

@@ -159,12 +159,14 @@ pub(super) async fn accept(
     Ok(session(&Box::pin(accepted).await?))
 }
 
-/// End the session that the access token belongs to. With an API key nothing happens.
+/// Log out: end the session of the access token, or revoke the key that a person made by `POST /v1/auth/key`. Any other key
+/// stays.
 #[utoipa::path(
     post, path = "/v1/auth/logout", tag = "people",
     responses(
-        (status = 204, description = "It has ended; on other servers its tokens work for at most five seconds more"),
+        (status = 204, description = "It has ended; on other servers it works for at most five seconds more"),
         (status = 401, description = "unauthenticated", body = problem_wire::Problem, content_type = "application/problem+json"),
+        (status = 409, description = "no-user: the credential is a key that nobody logged in for", body = problem_wire::Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn logout(State(api): State<Api>, Who(who): Who) -> Result<StatusCode, Problem> {

@@ -318,7 +318,7 @@ impl From<Error> for Problem {
             Error::TooManyKeys => plain(Code::TooManyKeys),
             Error::CompileQueueFull { .. } => plain(Code::CompileQueueFull),
             Error::QueueFull { limit, current } => {
-                plain(Code::QueueFull).with_quota("queue-depth", limit, current, None)
+                plain(Code::QueueFull).with_quota("queue_depth", limit, current, None)
             }
             Error::DeadLetterNotFound(_) => plain(Code::DeadLetterNotFound),
             Error::BudgetNotFound(_) => plain(Code::BudgetNotFound),
@@ -342,7 +342,7 @@ impl From<Error> for Problem {
                 tracing::error!(error = %text, "something sealed does not open");
                 plain(Code::SealedUnreadable)
             }
-            Error::QuotaExceeded { name, limit, current, resets_at } => {
+            Error::QuotaExceeded { name, limit, current, resets_at, .. } => {
                 plain(Code::QuotaExceeded).with_quota(name, limit, current, resets_at)
             }
             Error::OverQuota { name, limit, wanted } => {

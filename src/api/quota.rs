@@ -32,7 +32,7 @@ fn named(level: &Level) -> BTreeMap<String, Amount> {
     Quota::ALL.iter().filter_map(said).collect()
 }
 
-fn changes(quotas: BTreeMap<String, Option<Amount>>) -> Result<Vec<Change>, Problem> {
+pub(super) fn changes(quotas: BTreeMap<String, Option<Amount>>) -> Result<Vec<Change>, Problem> {
     quotas
         .into_iter()
         .map(|(name, amount)| match name.parse::<Quota>() {

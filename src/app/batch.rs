@@ -32,17 +32,19 @@ impl App {
         items: Vec<(TaskName, Request)>,
     ) -> Vec<Result<Accepted>> {
         let prepare = |(task, request): (TaskName, Request)| async move {
+            let by = request.by;
             let target = self.target(tenant, &task, request.version).await?;
-            self.prepare(tenant, &target, request).await
+            Ok((self.prepare(tenant, &target, request).await?, by))
         };
-        let prepared: Vec<_> =
+        let prepared: Vec<Result<_>> =
             stream::iter(items.into_iter().map(prepare)).buffered(PREPARING).collect().await;
         // Ids say the order of service: given here, one after the other, and not as the checks came to their ends.
         let prepared = prepared
             .into_iter()
-            .map(|row| row.map(|row| NewInvocation { id: InvocationId::generate(), ..row }));
-        join_all(prepared.map(|row| async move {
-            match self.enqueue_within_quota(self.seal(row?).await?).await? {
+            .map(|one| one.map(|(row, by)| (NewInvocation { id: InvocationId::generate(), ..row }, by)));
+        join_all(prepared.map(|one| async move {
+            let (row, by) = one?;
+            match self.enqueue_within_quota(self.seal(row).await?, by).await? {
                 Enqueued::Accepted(id) | Enqueued::Waiting(id) => Ok(Accepted::New(id)),
                 Enqueued::Replayed(id) | Enqueued::Existing(id) => Ok(Accepted::Before(id)),
                 Enqueued::Conflict => Err(Error::IdempotencyKeyReused),

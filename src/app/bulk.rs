@@ -165,6 +165,7 @@ impl App {
             let limit = MAX_OPEN.unsigned_abs();
             return Err(Error::QuotaExceeded {
                 name: "open-bulk-operations",
+                whose: "tenant",
                 limit,
                 current: limit,
                 resets_at: None,
@@ -264,7 +265,7 @@ impl App {
     async fn bulk_retry(&self, tenant: TenantId, op: &Operation, page: &Page) -> Result<Retried> {
         let again = |id: InvocationId| async move {
             let key = IdempotencyKey::try_from(format!("bulk-{}-{id}", op.asked.id)).ok();
-            self.retry(tenant, id, op.asked.version, key).await
+            self.retry(tenant, id, op.asked.version, key, None).await
         };
         // One after the other where each takes a token: what comes behind the one that gets none has not begun, and what
         // was run again before, which takes one until it is known as such, refuses no other.
@@ -322,7 +323,8 @@ mod tests {
 
     #[test]
     fn an_operation_waits_for_the_quota_but_never_long() {
-        let quota = |resets_at| Error::QuotaExceeded { name: "x", limit: 1, current: 1, resets_at };
+        let quota =
+            |resets_at| Error::QuotaExceeded { name: "x", whose: "tenant", limit: 1, current: 1, resets_at };
         let in_s = |seconds| Some(Utc::now() + chrono::TimeDelta::seconds(seconds));
         assert_eq!(postponement(&Error::QueueFull { limit: 1, current: 1 }), HELD_UP.0);
         assert_eq!(postponement(&quota(in_s(-5))), HELD_UP.0);

@@ -247,11 +247,13 @@ pub enum Error {
     /// No such invocation of this tenant to depend on. Nothing was queued.
     #[error("there is no invocation {0} to depend on; nothing was queued")]
     DependencyNotFound(InvocationId),
-    /// Another quota of the tenant is used up, until it is counted anew or something has ended. Nothing was done.
-    #[error("the quota {name} is used up: {current} of {limit}")]
+    /// Another quota is used up, until it is counted anew or something has ended. Nothing was done.
+    #[error("the quota {name} of this {whose} is used up: {current} of {limit}")]
     QuotaExceeded {
         /// Which one.
         name: &'static str,
+        /// A tenant's, a task's or a key's.
+        whose: &'static str,
         /// What it allows.
         limit: u64,
         /// What there is.

@@ -18,7 +18,7 @@ use crate::app::policy::{self, PartialRetry};
 use crate::app::signals::Waiter;
 use crate::app::{App, Error, FieldError, Result};
 use crate::domain::admission::{Admission, MAX_CONCURRENCY, MAX_DEPENDENCIES, UniquePolicy};
-use crate::domain::ids::{InvocationId, TenantId};
+use crate::domain::ids::{InvocationId, KeyId, TenantId};
 use crate::domain::invocation::State;
 use crate::domain::names::{IdempotencyKey, Tags, TaskName};
 use crate::domain::retry::RetryPolicy;
@@ -66,6 +66,8 @@ pub struct Request {
     pub admission: Admission,
     /// Where it belongs, if an attempt started it.
     pub family: Option<Family>,
+    /// The key that brings it, whose limits it counts against.
+    pub by: Option<KeyId>,
 }
 
 /// Input in the words of the request: which of them are allowed depends on the module.
@@ -114,12 +116,13 @@ impl App {
         request: Request,
         wait: Option<Duration>,
     ) -> Result<Invoked> {
+        let by = request.by;
         let target = self.target(tenant, task, request.version).await?;
         let ready = self.seal(self.prepare(tenant, &target, request).await?).await?;
         let mut accepted = as_accepted(task, ready.row());
         // Registered before the row exists: an end cannot be missed.
         let waiter = wait.map(|_| self.inner.signals.wait_for(ready.row().id));
-        let (id, replayed, existing) = match self.enqueue_within_quota(ready).await? {
+        let (id, replayed, existing) = match self.enqueue_within_quota(ready, by).await? {
             Enqueued::Accepted(id) => {
                 accepted.waiting_on.clear();
                 (id, false, false)

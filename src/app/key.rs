@@ -6,11 +6,14 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::{Value, json};
 
+use crate::app::quota::{self, Change};
 use crate::app::task::page;
 use crate::app::{App, Error, FieldError, Result, audit};
 use crate::domain::ids::{KeyId, TenantId};
 use crate::domain::permission::{Role, Scope};
-use crate::store::key::{KeyChange, KeyFilter, KeyRow, NewKey};
+use crate::domain::quota::Quota;
+use crate::store::key::{KeyChange, KeyFilter, KeyRow, NewKey, Unwritten};
+use crate::store::quota::MAX_KEY_SHARES;
 use crate::store::tenant::{Actor, Identity, key_hash};
 
 /// Keys of a tenant that are not revoked.
@@ -39,6 +42,8 @@ pub struct Wanted {
     pub scopes: Vec<Scope>,
     /// From when on it is refused.
     pub expires_at: Option<DateTime<Utc>>,
+    /// Limits of what is submitted with it.
+    pub quotas: Vec<Change>,
 }
 
 /// A key that was made, and the secret, which nobody sees again.
@@ -98,8 +103,18 @@ fn settings(key: &KeyRow) -> Value {
     let scopes: Vec<String> = key.scopes.iter().map(ToString::to_string).collect();
     json!({
         "id": key.id, "name": key.name, "prefix": key.prefix, "role": key.role.as_str(), "scopes": scopes,
-        "expires_at": key.expires_at,
+        "expires_at": key.expires_at, "quotas": key.quotas.to_json(),
     })
+}
+
+impl From<Unwritten> for Error {
+    fn from(why: Unwritten) -> Self {
+        match why {
+            Unwritten::TooMany => Self::TooManyKeys,
+            Unwritten::TooManyShares => quota::full("key_shares", MAX_KEY_SHARES),
+            Unwritten::NotActive => Self::KeyNotActive,
+        }
+    }
 }
 
 impl App {
@@ -133,6 +148,7 @@ impl App {
         check_name(&wanted.name)?;
         check_expiry(wanted.expires_at)?;
         check_grant(caller, wanted.role, &wanted.scopes)?;
+        quota::check(&wanted.quotas, Quota::of_keys)?;
         let secret = new_secret();
         let by = caller.label();
         let new = NewKey {
@@ -145,9 +161,12 @@ impl App {
             created_by: &by,
             expires_at: wanted.expires_at,
             user: None,
+            quotas: &wanted.quotas,
         };
-        let made = self.tenant(caller.tenant).await?.key_create(&new, MAX_KEYS).await?;
-        let row = made.ok_or(Error::TooManyKeys)?;
+        let row = self.tenant(caller.tenant).await?.key_create(&new, MAX_KEYS).await??;
+        if !wanted.quotas.is_empty() {
+            self.forget(caller.tenant);
+        }
         audit::changed(Value::Null, settings(&row));
         Ok(Made { row, secret })
     }
@@ -171,14 +190,14 @@ impl App {
             created_by: &by,
             expires_at: Some(Utc::now() + OWN_KEY),
             user: Some(user),
+            quotas: &[],
         };
-        let made = self.tenant(caller.tenant).await?.key_create(&new, MAX_KEYS).await?;
-        let row = made.ok_or(Error::TooManyKeys)?;
+        let row = self.tenant(caller.tenant).await?.key_create(&new, MAX_KEYS).await??;
         audit::changed(Value::Null, settings(&row));
         Ok(Made { row, secret })
     }
 
-    /// Change a key's name, scopes or expiry.
+    /// Change a key's name, scopes or expiry, or the limits of its line.
     ///
     /// # Errors
     /// It is not this tenant's, is revoked, has more than the caller, or would get more.
@@ -187,12 +206,16 @@ impl App {
             check_name(name)?;
         }
         check_expiry(change.expires_at.flatten())?;
+        quota::check(&change.quotas, Quota::of_keys)?;
         let mut connection = self.tenant(caller.tenant).await?;
         let old = connection.key_get(id).await?.ok_or(Error::KeyNotFound(id))?;
         check_grant(caller, old.role, &old.scopes)?;
         check_grant(caller, old.role, change.scopes.as_deref().unwrap_or(&old.scopes))?;
-        let changed = connection.key_change(id, change).await?.ok_or(Error::KeyNotActive)?;
+        let changed = connection.key_change(id, change).await??;
         self.inner.keys.forget(id);
+        if !change.quotas.is_empty() || !changed.quotas.is_empty() {
+            self.forget(caller.tenant);
+        }
         audit::changed(settings(&old), settings(&changed));
         Ok(changed)
     }
@@ -243,11 +266,16 @@ impl App {
             scopes: &old.scopes,
             created_by: &by,
             expires_at: expires_at.or_else(|| old.expires_at.map(|at| now + (at - old.created_at))),
-            user: None, // the old one's
+            user: None, // the old one's, as are the limits
+            quotas: &[],
         };
         let made = connection.key_rotate(id, &new, now + overlap).await?;
         self.inner.keys.forget(id);
         let row = made.ok_or(Error::KeyNotActive)?;
+        if !row.quotas.is_empty() {
+            // The new one counts from its first use on.
+            self.forget(caller.tenant);
+        }
         audit::changed(settings(&old), settings(&row));
         Ok(Made { row, secret })
     }

@@ -218,14 +218,25 @@ impl App {
         }
     }
 
-    /// End the caller's session. A key has none.
+    /// End what the caller logged in with: the session with its refresh tokens, or the key that a person made for itself.
+    /// A key of a program stays: whoever made it revokes it.
     ///
     /// # Errors
-    /// Postgres does not answer.
+    /// [`Error::NoUser`]: the caller is neither; or Postgres does not answer.
     pub async fn logout(&self, caller: &Identity) -> Result<()> {
-        if let Actor::User(user, session) = caller.actor {
-            self.inner.store.session_end(session).await?;
-            self.inner.keys.forget_sessions(user);
+        match caller.actor {
+            Actor::User(user, session) => {
+                self.inner.store.session_end(session).await?;
+                self.inner.keys.forget_sessions(user);
+            }
+            Actor::Key(key) => {
+                if !self.tenant(caller.tenant).await?.key_end_own(key).await? {
+                    return Err(Error::NoUser);
+                }
+                self.inner.keys.forget(key);
+                audit::changed(Value::Null, json!({"key": key, "state": "revoked"}));
+            }
+            Actor::Subject(_) => return Err(Error::NoUser),
         }
         Ok(())
     }

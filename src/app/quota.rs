@@ -17,11 +17,12 @@ use serde_json::{Value, json};
 use crate::app::encryption::Ready;
 use crate::app::vault::{DataKey, Vault, VaultError, Wrapped};
 use crate::app::{App, Error, Inner, Result, audit};
-use crate::domain::ids::{TaskId, TenantId};
+use crate::domain::ids::{KeyId, TaskId, TenantId};
 use crate::domain::names::TaskName;
 use crate::domain::quota::{Amount, Level, Levels, Quota, Source, Tokens};
+use crate::store::key::KeyRow;
 use crate::store::queue::Enqueued;
-use crate::store::quota::{MAX_PLANS, MAX_TASK_SHARES, PlanRow, Stored, Want};
+use crate::store::quota::{MAX_PLANS, MAX_TASK_SHARES, PlanRow, Stored, Want, Whose};
 use crate::store::secret::WrappedRow;
 
 /// A change made elsewhere is seen at the latest after this time.
@@ -34,6 +35,9 @@ const IDLE: Duration = Duration::from_secs(5);
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// Longest time for giving tokens back when the server stops.
 const GIVE_BACK: Duration = Duration::from_secs(2);
+
+/// Windows remembered of a tenant; beyond it, those are forgotten that are over.
+const MAX_WINDOWS: usize = 4_096;
 
 /// Length of a quota's window, in seconds; `None` when it has none.
 fn window_s(quota: Quota) -> Option<u32> {
@@ -83,6 +87,8 @@ pub struct Known {
     /// What holds for it.
     pub levels: Levels,
     tasks: HashMap<TaskId, Level>,
+    /// Keys with limits: the first of the line, by which it is counted, and the limits.
+    keys: HashMap<KeyId, (KeyId, Level)>,
     /// Log bytes that may still be kept today.
     log_left: Option<u64>,
     /// Payloads are sealed.
@@ -146,7 +152,7 @@ struct Window {
     dry: Option<(u64, Instant)>,
 }
 
-type Slot = (Option<TaskId>, Quota);
+type Slot = (Whose, Quota);
 
 #[derive(Debug, Default)]
 struct Tenant {
@@ -234,6 +240,18 @@ pub struct Standing {
     pub resets_at: Option<DateTime<Utc>>,
 }
 
+/// How a key stands to its limits, from what its row has: quota, amount, what is used of it, and when it is counted anew.
+pub fn key_standing(row: &KeyRow, now: DateTime<Utc>) -> Vec<(Quota, Amount, u64, Option<DateTime<Utc>>)> {
+    let limited = Quota::ALL.iter().filter_map(|quota| Some((*quota, row.quotas.get(*quota)?)));
+    limited
+        .map(|(quota, amount)| {
+            let window = TimeDelta::seconds(window_s(quota).unwrap_or(1).into());
+            let used = row.used.iter().find(|(of, _, began)| *of == quota && *began + window > now);
+            (quota, amount, used.map_or(0, |(_, used, _)| *used), used.map(|(_, _, began)| *began + window))
+        })
+        .collect()
+}
+
 /// A change of a quota: `None` inherits again.
 pub type Change = (Quota, Option<Amount>);
 
@@ -267,20 +285,21 @@ impl App {
         let tasks = found.of_tasks.into_iter().collect();
         let seals = found.seal_payloads || self.inner.settings.seal_payloads;
         let key = found.key.map(KnownKey::new);
-        let known = Arc::new(Known { plan: found.plan, levels, tasks, log_left, seals, key, at });
+        let keys = found.of_keys.into_iter().map(|(key, line, said)| (key, (line, said))).collect();
+        let known = Arc::new(Known { plan: found.plan, levels, tasks, keys, log_left, seals, key, at });
         *entry.known.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&known));
         Ok(known)
     }
 
-    /// Queue an invocation if its tenant and its task may have one more, and there is room for it; durable on return.
-    /// Tokens come first: what they refuse does not count as waiting.
+    /// Queue an invocation if its tenant, its task and the key that brings it may have one more, and there is room for it;
+    /// durable on return. Tokens come first: what they refuse does not count as waiting.
     ///
     /// # Errors
     /// A quota is used up; [`Error::QueueFull`]; or what the flusher refuses.
-    pub(super) async fn enqueue_within_quota(&self, ready: Ready) -> Result<Enqueued> {
+    pub(super) async fn enqueue_within_quota(&self, ready: Ready, by: Option<KeyId>) -> Result<Enqueued> {
         let (row, request) = ready.into_parts();
         let tenant = row.tenant;
-        let taken = self.take(tenant, row.task).await?;
+        let taken = self.take(tenant, row.task, by).await?;
         match self.enqueue(row).await {
             Ok(accepted @ (Enqueued::Accepted(_) | Enqueued::Waiting(_))) => Ok(accepted),
             Ok(other) => {
@@ -302,16 +321,18 @@ impl App {
         }
     }
 
-    async fn take(&self, tenant: TenantId, task: TaskId) -> Result<Taken> {
+    async fn take(&self, tenant: TenantId, task: TaskId, by: Option<KeyId>) -> Result<Taken> {
         let entry = self.inner.quotas.of(tenant);
         let known = self.known(tenant, &entry).await?;
         let mut taken = Taken { tenant: Arc::clone(&entry), taken: Vec::new() };
-        // The task's own share first: it is the smaller one.
+        let limited = by.and_then(|key| known.keys.get(&key));
+        // The shares of key and task first: they are the smaller ones.
         for quota in [Quota::InvocationsPerSecond, Quota::InvocationsPerDay] {
-            for (whose, bound) in
-                [(Some(task), known.task_bound(task, quota)), (None, known.levels.bound(quota))]
-            {
-                let Some(limit) = bound else { continue };
+            let of_key =
+                limited.and_then(|(line, said)| Some((Whose::Key(*line), said.get(quota)?.bound()?)));
+            let of_task = known.task_bound(task, quota).map(|bound| (Whose::Task(task), bound));
+            let of_tenant = known.levels.bound(quota).map(|bound| (Whose::Tenant, bound));
+            for (whose, limit) in [of_key, of_task, of_tenant].into_iter().flatten() {
                 match self.take_one(tenant, &entry, (whose, quota), limit).await {
                     Ok(began) => taken.taken.push(((whose, quota), began)),
                     Err(error) => {
@@ -331,7 +352,7 @@ impl App {
         slot: Slot,
         limit: u64,
     ) -> Result<DateTime<Utc>> {
-        let (task, quota) = slot;
+        let (whose, quota) = slot;
         let seconds = window_s(quota).unwrap_or(1);
         let mut windows = entry.windows.lock().await;
         let now = Instant::now();
@@ -340,14 +361,17 @@ impl App {
                 return Ok(window.began);
             }
             if window.dry.is_some_and(|(of, until)| of == limit && now < until) {
-                return Err(used_up(quota, limit, window, seconds));
+                return Err(used_up(slot, limit, window, seconds));
             }
         }
         // Whoever comes now waits for this answer, and most likely needs none of its own.
         let ask = windows.get(&slot).map_or(Tokens::default(), |window| window.tokens).to_ask(1, limit);
-        let want = Want { task, quota, window_s: seconds, limit, want: ask, back: None };
+        let want = Want { whose, quota, window_s: seconds, limit, want: ask, back: None };
         let grant = self.tenant(tenant).await?.take_quota(&want).await?;
         let ends = now + Duration::from_millis(grant.ends_in_ms);
+        if windows.len() >= MAX_WINDOWS {
+            windows.retain(|_, window| now < window.ends);
+        }
         let window = windows.entry(slot).or_insert_with(|| Window {
             tokens: Tokens::default(),
             began: grant.window,
@@ -364,7 +388,7 @@ impl App {
             return Ok(window.began);
         }
         window.dry = Some((limit, ends.min(now + ASK_AGAIN)));
-        Err(used_up(quota, limit, window, seconds))
+        Err(used_up(slot, limit, window, seconds))
     }
 
     /// Give back all tokens, before this server stops.
@@ -375,13 +399,13 @@ impl App {
         };
         let work = async {
             for (tenant, entry) in tenants {
-                for ((task, quota), window) in entry.windows.lock().await.drain() {
+                for ((whose, quota), window) in entry.windows.lock().await.drain() {
                     // Those of a second are gone before anybody could use them.
                     if window.tokens.held == 0 || quota == Quota::InvocationsPerSecond {
                         continue;
                     }
                     let want = Want {
-                        task,
+                        whose,
                         quota,
                         window_s: window_s(quota).unwrap_or(1),
                         limit: 0,
@@ -443,7 +467,7 @@ impl App {
                 Quota::InvocationsPerSecond | Quota::InvocationsPerDay => match amount.bound() {
                     Some(limit) => {
                         let window_s = window_s(quota).unwrap_or(1);
-                        let want = Want { task: None, quota, window_s, limit, want: 0, back: None };
+                        let want = Want { whose: Whose::Tenant, quota, window_s, limit, want: 0, back: None };
                         let grant = connection.take_quota(&want).await?;
                         resets_at = Some(grant.window + TimeDelta::seconds(window_s.into()));
                         Some(grant.used)
@@ -570,16 +594,17 @@ impl App {
     }
 }
 
-fn used_up(quota: Quota, limit: u64, window: &Window, seconds: u32) -> Error {
+fn used_up((whose, quota): Slot, limit: u64, window: &Window, seconds: u32) -> Error {
     Error::QuotaExceeded {
         name: quota.as_str(),
+        whose: whose.as_str(),
         limit,
         current: window.used.min(limit),
         resets_at: Some(window.began + TimeDelta::seconds(seconds.into())),
     }
 }
 
-fn full(name: &'static str, most: i64) -> Error {
+pub(super) fn full(name: &'static str, most: i64) -> Error {
     let limit = most.unsigned_abs();
     Error::OverQuota { name, limit, wanted: limit + 1 }
 }
@@ -595,7 +620,7 @@ fn said(changes: &[Change]) -> Value {
 }
 
 /// Every change is one that may be made, of an amount that may be.
-fn check(changes: &[Change], may: impl Fn(Quota) -> bool) -> Result<()> {
+pub(super) fn check(changes: &[Change], may: impl Fn(Quota) -> bool) -> Result<()> {
     for (quota, amount) in changes {
         if !may(*quota) {
             return Err(invalid(*quota, "cannot be set here"));

@@ -4,7 +4,7 @@
 use crate::app::invoke::{Invoked, as_accepted, restricts};
 use crate::app::{App, Error, Result};
 use crate::domain::admission::Admission;
-use crate::domain::ids::{InvocationId, TenantId};
+use crate::domain::ids::{InvocationId, KeyId, TenantId};
 use crate::domain::invocation::State;
 use crate::domain::names::{IdempotencyKey, TaskName};
 use crate::store::invocation::{InputKind, Spec};
@@ -14,7 +14,7 @@ use sandbar_host::ModuleKind;
 
 impl App {
     /// Run a dead, cancelled or expired invocation again as a new one, of the same version or of `version`; durable on
-    /// return. The same key and request give the first retry again.
+    /// return. The same idempotency key and request give the first retry again. It counts against the limits of `by`.
     ///
     /// # Errors
     /// It is not this tenant's, has not ended, or has succeeded; its task is gone or inactive; the version is not
@@ -25,6 +25,7 @@ impl App {
         id: InvocationId,
         version: Option<i32>,
         key: Option<IdempotencyKey>,
+        by: Option<KeyId>,
     ) -> Result<Invoked> {
         let found = self.tenant(tenant).await?.invocation_repeatable(id).await?;
         let mut old = found.ok_or(Error::InvocationNotFound(id))?;
@@ -78,7 +79,7 @@ impl App {
         };
         let ready = self.seal(row).await?;
         let accepted = as_accepted(&old.task, ready.row());
-        let invoked = match self.enqueue_within_quota(ready).await? {
+        let invoked = match self.enqueue_within_quota(ready, by).await? {
             Enqueued::Accepted(_) | Enqueued::Waiting(_) => {
                 Invoked { invocation: accepted, replayed: false, existing: false }
             }

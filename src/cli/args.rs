@@ -19,7 +19,7 @@ use super::get::Get;
 use super::invoke::Invoke;
 use super::key::Key;
 use super::list::List;
-use super::login::Login;
+use super::login::{Login, Logout};
 use super::logs::Logs;
 use super::new::New;
 use super::profile::Profile;
@@ -139,6 +139,7 @@ pub enum Command {
     Encryption(Encryption),
     Profile(Profile),
     Login(Login),
+    Logout(Logout),
     Key(Key),
     User(User),
     Tenant(Tenant),
@@ -194,6 +195,7 @@ impl Command {
             Self::Profile(c) => c.json(),
             Self::Config(c) => c.json(),
             Self::Login(c) => c.json(),
+            Self::Logout(c) => c.json(),
             Self::Key(c) => c.json(),
             Self::User(c) => c.json(),
             Self::Tenant(c) => c.json(),

@@ -10,8 +10,10 @@ use super::client::{Client, Request};
 use super::failure::{Exit, Failure, Outcome};
 use super::list::{Pages, parse};
 use super::output::{self, BOLD, Cell, Output, printable};
+use super::quota::{assignment, body};
 use super::target::Remote;
 use super::value;
+use crate::domain::quota::{Amount, Quota};
 use crate::wire::key::{Key as Shown, MadeKey, Me};
 
 /// Roles that a key can have.
@@ -53,10 +55,13 @@ enum What {
         /// Refuse it after this time, like 30d
         #[arg(long, value_name = "DURATION", value_parser = value::duration)]
         expires: Option<Duration>,
+        /// Limit what is submitted with it, like invocations_per_day=1000; may be repeated
+        #[arg(long, value_name = "QUOTA=AMOUNT", value_parser = assignment)]
+        quota: Vec<(Quota, Option<Amount>)>,
         #[command(flatten)]
         remote: Remote,
     },
-    /// Change a key's name, scopes or expiry; what is not named stays
+    /// Change a key's name, scopes, expiry or limits; what is not named stays
     Update {
         /// Its id
         #[arg(value_name = "ID")]
@@ -70,6 +75,9 @@ enum What {
         /// Refuse it after this time, like 30d
         #[arg(long, value_name = "DURATION", value_parser = value::duration)]
         expires: Option<Duration>,
+        /// Limit what is submitted with it, like invocations_per_day=1000, or =default for no limit; may be repeated
+        #[arg(long, value_name = "QUOTA=AMOUNT", value_parser = assignment)]
+        quota: Vec<(Quota, Option<Amount>)>,
         #[command(flatten)]
         remote: Remote,
     },
@@ -125,11 +133,13 @@ impl Key {
             What::List { prefix, revoked, pages, .. } => {
                 list(output, &client, prefix, revoked, &pages).await?;
             }
-            What::Create { name, role, scope, expires, .. } => {
-                let body = json!({"name": name, "role": role, "scopes": scope, "expires_at": at(expires)});
+            What::Create { name, role, scope, expires, quota, .. } => {
+                let body = json!({
+                    "name": name, "role": role, "scopes": scope, "expires_at": at(expires), "quotas": body(&quota),
+                });
                 made(output, &client, Request::post("/v1/keys").json(&body)?).await?;
             }
-            What::Update { id, name, scope, expires, .. } => {
+            What::Update { id, name, scope, expires, quota, .. } => {
                 let mut patch = Map::new();
                 if let Some(name) = name {
                     patch.insert("name".to_owned(), name.into());
@@ -139,6 +149,9 @@ impl Key {
                 }
                 if let Some(at) = at(expires) {
                     patch.insert("expires_at".to_owned(), json!(at));
+                }
+                if !quota.is_empty() {
+                    patch.insert("quotas".to_owned(), body(&quota));
                 }
                 if patch.is_empty() {
                     return Err(Failure::usage("nothing to change is named"));
@@ -193,6 +206,12 @@ async fn made(output: Output, client: &Client, request: Request) -> Result<(), F
     Ok(())
 }
 
+fn limits(key: &Shown) -> String {
+    let limits: Vec<String> =
+        key.quotas.iter().map(|quota| format!("{}={}", printable(&quota.name), quota.limit)).collect();
+    limits.join(" ")
+}
+
 async fn list(
     output: Output,
     client: &Client,
@@ -212,7 +231,8 @@ async fn list(
                 return Ok(());
             }
             let keys: Vec<Shown> = parse(&items)?;
-            let mut rows = vec![output::head(&["ID", "KEY", "NAME", "ROLE", "STATE", "USED", "SCOPES"])];
+            let mut rows =
+                vec![output::head(&["ID", "KEY", "NAME", "ROLE", "STATE", "USED", "SCOPES", "LIMITS"])];
             let word = |value: Result<Value, serde_json::Error>| {
                 value.ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
             };
@@ -227,6 +247,7 @@ async fn list(
                         .map_or_else(|| "never".to_owned(), |at| output::age(at, Utc::now()))
                         .into(),
                     if key.scopes.is_empty() { "-".to_owned() } else { key.scopes.join(" ") }.into(),
+                    if key.quotas.is_empty() { "-".to_owned() } else { limits(key) }.into(),
                 ]
             }));
             for line in output::table(output, &rows).into_iter().skip(usize::from(!first)) {

@@ -1,5 +1,5 @@
-//! `sandbar login`: address and password become a key of this person, kept in a profile. No browser is needed, and no
-//! password is kept.
+//! `sandbar login` and `logout`: address and password become a key of this person, kept in a profile; logging out revokes it
+//! and forgets it. No browser is needed, and no password is kept.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use super::client::{Client, Request};
 use super::failure::{Exit, Failure, Outcome};
 use super::output::{Output, printable};
 use super::profiles::{self, Profiles};
-use super::target::{Target, check_server, is_local, local_certificate};
+use super::target::{PROFILE_VARIABLE, Target, check_server, is_local, local_certificate};
 use super::user::secret;
 use crate::wire::key::MadeKey;
 use crate::wire::people::Session;
@@ -85,6 +85,67 @@ impl Login {
         } else {
             let tenant = printable(&session.acts_in.tenant);
             output.line(format!("logged in to {tenant}; profile {} is used from now on", self.profile))?;
+        }
+        Ok(Exit::Done)
+    }
+}
+
+/// Log out: revoke the key that `sandbar login` made, and forget it
+#[derive(Debug, clap::Args)]
+pub struct Logout {
+    /// The profile [default: SANDBAR_PROFILE, else the one in use]
+    #[arg(long, value_name = "NAME", value_parser = profiles::check_name)]
+    profile: Option<String>,
+    /// Print JSON: the profile, the server, and whether the key worked until now
+    #[arg(long, help_heading = "Output")]
+    json: bool,
+}
+
+impl Logout {
+    /// Whether it answers in JSON.
+    pub fn json(&self) -> bool {
+        self.json
+    }
+
+    /// Does it.
+    pub async fn run(self) -> Outcome {
+        let output = Output::new(self.json);
+        let path = profiles::path()?;
+        let mut known = Profiles::load(&path)?;
+        let named =
+            self.profile.or_else(|| std::env::var(PROFILE_VARIABLE).ok().filter(|name| !name.is_empty()));
+        let Some(name) = named.or_else(|| known.current.clone()) else {
+            return Err(Failure::new(Exit::NotFound, "no profile is in use").hint("name one: --profile NAME"));
+        };
+        let profile = known.find(&name)?.clone();
+        let login = format!("sandbar login EMAIL --server {} --profile {name}", profile.server);
+        let Some(key) = profile.key else {
+            return Err(Failure::new(Exit::NotFound, format!("profile {name} has no key")).hint(login));
+        };
+        let sent = with_key(&profile.server, &key)?.send(Request::post("/v1/auth/logout").repeatable()).await;
+        let ended = match sent {
+            Ok(_) => true,
+            // It was revoked or has expired: there is nothing left but to forget it.
+            Err(failure) if failure.code() == Some("unauthenticated") => false,
+            Err(failure) if failure.code() == Some("no-user") => {
+                return Err(failure.hint(format!(
+                    "the key of profile {name} was not made by `sandbar login`: `sandbar profile remove {name}` forgets \
+                     it here, `sandbar key revoke ID` ends it"
+                )));
+            }
+            Err(failure) => {
+                return Err(failure.detail(format!("the key of profile {name} works on and is still kept")));
+            }
+        };
+        let server = profile.server.clone();
+        known.profiles.insert(name.clone(), profiles::Profile { key: None, ..profile });
+        known.save(&path)?;
+        if output.json {
+            output.document(&json!({"profile": name, "server": server, "ended": ended}))?;
+        } else {
+            let what = if ended { "its key is revoked" } else { "its key had ended before" };
+            output.line(format!("logged out of profile {name}; {what}"))?;
+            output.note(format!("next: {login}"));
         }
         Ok(Exit::Done)
     }

@@ -118,6 +118,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Tasks(command) => on_runtime(command.run()),
         Command::Versions(command) => on_runtime(command.run()),
         Command::Login(command) => on_runtime(command.run()),
+        Command::Logout(command) => on_runtime(command.run()),
         Command::Key(command) => on_runtime(command.run()),
         Command::Tenant(command) => on_runtime(command.run()),
         Command::User(command) => on_runtime(command.run()),

@@ -1,6 +1,7 @@
-//! `sandbar quota`: what a tenant may use, what it uses, plans, and shares of tasks.
+//! `sandbar quota`: what a tenant may use, what it uses, plans, and shares of tasks and keys.
 
 use serde_json::{Map, Value};
+use uuid::Uuid;
 
 use super::client::{Client, Request};
 use super::failure::{Exit, Failure, Outcome};
@@ -9,6 +10,7 @@ use super::target::Remote;
 use super::value;
 use crate::domain::names::TaskName;
 use crate::domain::quota::{Amount, Quota as Name};
+use crate::wire::key::Key;
 use crate::wire::quota::{Plans, Quotas, TaskQuotas};
 
 /// What takes a quota back to what is inherited.
@@ -33,10 +35,13 @@ enum What {
         /// The shares of a task
         #[arg(long, value_name = "TASK", value_parser = value::task_name)]
         task: Option<TaskName>,
+        /// The limits of a key, and what is used of them
+        #[arg(long, value_name = "ID", conflicts_with_all = ["tenant", "task"])]
+        key: Option<Uuid>,
         #[command(flatten)]
         remote: Remote,
     },
-    /// Change quotas of a tenant (operators of the platform) or give a task shares of your tenant's
+    /// Change quotas of a tenant (operators of the platform) or give a task or a key shares of your tenant's
     Set {
         /// Quotas, like invocations_per_day=10000; `default` inherits again, `unlimited` lifts the bound
         #[arg(value_name = "QUOTA=AMOUNT", value_parser = assignment)]
@@ -47,6 +52,9 @@ enum What {
         /// The task
         #[arg(long, value_name = "TASK", value_parser = value::task_name)]
         task: Option<TaskName>,
+        /// The key
+        #[arg(long, value_name = "ID", conflicts_with_all = ["tenant", "task"])]
+        key: Option<Uuid>,
         /// The tenant's plan; `none` for none
         #[arg(long, value_name = "PLAN", requires = "tenant")]
         plan: Option<String>,
@@ -71,7 +79,8 @@ enum What {
     },
 }
 
-fn assignment(text: &str) -> Result<(Name, Option<Amount>), String> {
+/// `QUOTA=AMOUNT`.
+pub fn assignment(text: &str) -> Result<(Name, Option<Amount>), String> {
     let (name, amount) = text.split_once('=').ok_or("write QUOTA=AMOUNT")?;
     let name = name.parse::<Name>().map_err(|error| {
         let known: Vec<&str> = Name::ALL.iter().map(|quota| quota.as_str()).collect();
@@ -112,7 +121,7 @@ impl Quota {
         let client = Client::new(&self.remote().connection)?;
         match self.what {
             None => show(output, &client, Request::get("/v1/quotas")).await,
-            Some(What::Show { tenant: None, task: None, .. }) => {
+            Some(What::Show { tenant: None, task: None, key: None, .. }) => {
                 show(output, &client, Request::get("/v1/quotas")).await
             }
             Some(What::Show { tenant: Some(tenant), .. }) => {
@@ -121,7 +130,10 @@ impl Quota {
             Some(What::Show { task: Some(task), .. }) => {
                 show_task(output, &client, Request::get(of_task(&task))).await
             }
-            Some(What::Set { quotas, tenant, task, plan, .. }) => {
+            Some(What::Show { key: Some(key), .. }) => {
+                show_key(output, &client, Request::get(of_key(key))).await
+            }
+            Some(What::Set { quotas, tenant, task, key, plan, .. }) => {
                 if quotas.is_empty() && plan.is_none() {
                     return Err(Failure::usage("nothing to change is named")
                         .hint("for example: sandbar quota set --tenant acme invocations_per_day=10000"));
@@ -132,14 +144,19 @@ impl Quota {
                     let plan = if plan == "none" { Value::Null } else { plan.into() };
                     patch.insert("plan".to_owned(), plan);
                 }
-                match (tenant, task) {
-                    (Some(tenant), _) => {
+                match (tenant, task, key) {
+                    (Some(tenant), ..) => {
                         show(output, &client, Request::patch(of_tenant(&tenant)).json(&patch)?).await
                     }
-                    (None, Some(task)) => {
+                    (None, Some(task), _) => {
                         show_task(output, &client, Request::patch(of_task(&task)).json(&patch)?).await
                     }
-                    (None, None) => Err(Failure::usage("name whose quotas: --tenant TENANT or --task TASK")),
+                    (None, None, Some(key)) => {
+                        show_key(output, &client, Request::patch(of_key(key)).json(&patch)?).await
+                    }
+                    (None, None, None) => {
+                        Err(Failure::usage("name whose quotas: --tenant TENANT, --task TASK or --key ID"))
+                    }
                 }
             }
             Some(What::Plans { .. }) => plans(output, &client).await,
@@ -163,11 +180,16 @@ fn of_tenant(name: &str) -> String {
     format!("/v1/tenants/{}/quotas", super::client::escape(name))
 }
 
+fn of_key(id: Uuid) -> String {
+    format!("/v1/keys/{id}")
+}
+
 fn of_task(name: &TaskName) -> String {
     format!("/v1/tasks/{name}/quotas")
 }
 
-fn body(quotas: &[(Name, Option<Amount>)]) -> Value {
+/// As the API takes them.
+pub fn body(quotas: &[(Name, Option<Amount>)]) -> Value {
     let pairs = quotas.iter().map(|(name, amount)| {
         let value = serde_json::to_value(amount).unwrap_or_default();
         (name.as_str().to_owned(), value)
@@ -226,6 +248,33 @@ async fn show_task(output: Output, client: &Client, request: Request) -> Outcome
         output.note("it has no shares of its own: its tenant's quotas hold");
         return Ok(Exit::Done);
     }
+    for line in output::table(output, &rows) {
+        output.line(line)?;
+    }
+    Ok(Exit::Done)
+}
+
+async fn show_key(output: Output, client: &Client, request: Request) -> Outcome {
+    let answer = client.send(request).await?;
+    if output.json {
+        output.line(answer.text())?;
+        return Ok(Exit::Done);
+    }
+    let key: Key = answer.json()?;
+    if key.quotas.is_empty() {
+        output.note("it has no limits of its own: its tenant's quotas hold");
+        return Ok(Exit::Done);
+    }
+    let mut rows = vec![output::head(&["QUOTA", "LIMIT", "USED", "RESETS"])];
+    rows.extend(key.quotas.iter().map(|quota| {
+        let resets = quota.resets_at.map_or_else(|| "-".to_owned(), output::moment);
+        vec![
+            Cell::styled(output::printable(&quota.name), BOLD),
+            text(&quota.name, quota.limit).into(),
+            output::count(quota.used).into(),
+            resets.into(),
+        ]
+    }));
     for line in output::table(output, &rows) {
         output.line(line)?;
     }

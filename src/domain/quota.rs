@@ -73,6 +73,12 @@ macro_rules! quotas {
                 match self { $(Self::$variant => $task),+ }
             }
 
+            /// Whether a tenant may limit what is submitted with one of its keys.
+            #[must_use]
+            pub fn of_keys(self) -> bool {
+                matches!(self, Self::InvocationsPerSecond | Self::InvocationsPerDay)
+            }
+
             /// What it is, for the documentation.
             #[must_use]
             pub fn describe(self) -> &'static str {
@@ -189,7 +195,7 @@ impl<'de> Deserialize<'de> for Amount {
     }
 }
 
-/// What one level says: the configuration, a plan, a tenant, a task. What is absent is inherited.
+/// What one level says: the configuration, a plan, a tenant, a task, a key. What is absent is inherited.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Level(BTreeMap<Quota, Amount>);
 
@@ -198,6 +204,12 @@ impl Level {
     #[must_use]
     pub fn get(&self, quota: Quota) -> Option<Amount> {
         self.0.get(&quota).copied()
+    }
+
+    /// Whether it says nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// Say this of a quota; `None`: inherit.

@@ -4,12 +4,16 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use sqlx::Row;
+use serde_json::Value;
 use sqlx::postgres::PgRow;
+use sqlx::types::Json;
+use sqlx::{Connection as _, Row};
 use subtle::ConstantTimeEq;
 
 use crate::domain::ids::{KeyId, TenantId, UserId};
 use crate::domain::permission::{Role, Scope, UnknownRole, UnknownScope};
+use crate::domain::quota::{Amount, Level, Quota};
+use crate::store::quota::key_quotas_change;
 use crate::store::tenant::{Actor, Identity};
 use crate::store::{ApiStore, Error, Result, TenantConn, Tries};
 
@@ -38,6 +42,23 @@ pub struct KeyRow {
     pub replaced_by: Option<KeyId>,
     /// When it was revoked.
     pub revoked_at: Option<DateTime<Utc>>,
+    /// The first key of the line of rotations that it belongs to.
+    pub line: KeyId,
+    /// Limits of what is submitted with it and the others of its line.
+    pub quotas: Level,
+    /// What is used of them, by everybody, in the window that began then.
+    pub used: Vec<(Quota, u64, DateTime<Utc>)>,
+}
+
+/// Why a key was not written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unwritten {
+    /// The tenant has as many as it may.
+    TooMany,
+    /// As many lines of keys as may have limits have some.
+    TooManyShares,
+    /// There is none that is active.
+    NotActive,
 }
 
 /// A key to be made.
@@ -61,6 +82,8 @@ pub struct NewKey<'a> {
     pub expires_at: Option<DateTime<Utc>>,
     /// Whose it is: it may what that person may.
     pub user: Option<UserId>,
+    /// Limits of what is submitted with it.
+    pub quotas: &'a [(Quota, Option<Amount>)],
 }
 
 /// What is to become of a key. `None`: stays.
@@ -72,6 +95,8 @@ pub struct KeyChange {
     pub scopes: Option<Vec<Scope>>,
     /// From when on it is refused; inside, `None`: never.
     pub expires_at: Option<Option<DateTime<Utc>>>,
+    /// Limits of what is submitted with it and its line; inside, `None`: without.
+    pub quotas: Vec<(Quota, Option<Amount>)>,
 }
 
 /// Which keys a list shows.
@@ -85,7 +110,12 @@ pub struct KeyFilter {
     pub after: Option<KeyId>,
 }
 
-const COLUMNS: &str = "key_id, name, prefix, role, scopes, created_at, created_by, expires_at, last_used_at, replaced_by, revoked_at";
+const COLUMNS: &str = "key_id, name, prefix, role, scopes, created_at, created_by, expires_at, last_used_at, replaced_by, revoked_at,
+  COALESCE(line, key_id) AS line,
+  (SELECT q.quotas FROM key_quotas q
+   WHERE q.tenant_id = api_keys.tenant_id AND q.key_id = COALESCE(api_keys.line, api_keys.key_id)) AS quotas,
+  (SELECT jsonb_agg(jsonb_build_array(w.quota, w.used, w.starts_at)) FROM quota_windows w
+   WHERE w.tenant_id = api_keys.tenant_id AND w.task_id = COALESCE(api_keys.line, api_keys.key_id)) AS used";
 
 fn words(scopes: &[Scope]) -> Vec<String> {
     scopes.iter().map(ToString::to_string).collect()
@@ -101,7 +131,12 @@ fn read_role(row: &PgRow) -> Result<Role> {
     role.parse().map_err(|e: UnknownRole| Error::Corrupt(e.to_string()))
 }
 
+/// Which quota, how much of it is used, and since when.
+type Window = (String, i64, DateTime<Utc>);
+
 fn key(row: &PgRow) -> Result<KeyRow> {
+    let used: Option<Json<Vec<Window>>> = row.try_get("used")?;
+    let used = used.map(|json| json.0).unwrap_or_default();
     Ok(KeyRow {
         id: row.try_get("key_id")?,
         name: row.try_get("name")?,
@@ -114,6 +149,12 @@ fn key(row: &PgRow) -> Result<KeyRow> {
         last_used_at: row.try_get("last_used_at")?,
         replaced_by: row.try_get("replaced_by")?,
         revoked_at: row.try_get("revoked_at")?,
+        line: row.try_get("line")?,
+        quotas: row.try_get::<Option<Value>, _>("quotas")?.as_ref().map(Level::from_json).unwrap_or_default(),
+        used: used
+            .into_iter()
+            .filter_map(|(quota, used, began)| Some((quota.parse().ok()?, u64::try_from(used).ok()?, began)))
+            .collect(),
     })
 }
 
@@ -215,14 +256,20 @@ impl TenantConn {
     ///
     /// # Errors
     /// Postgres does not answer.
-    pub async fn key_create(&mut self, new: &NewKey<'_>, max: i64) -> Result<Option<KeyRow>> {
+    pub async fn key_create(
+        &mut self,
+        new: &NewKey<'_>,
+        max: i64,
+    ) -> Result<std::result::Result<KeyRow, Unwritten>> {
+        let tenant = self.tenant();
+        let mut transaction = self.begin().await?;
         let row = sqlx::query(&format!(
             "INSERT INTO api_keys (tenant_id, key_id, prefix, hash, role, name, scopes, created_by, expires_at, user_id)
              SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $11
              WHERE (SELECT count(*) FROM api_keys WHERE tenant_id = $1 AND revoked_at IS NULL) < $10
              RETURNING {COLUMNS}"
         ))
-        .bind(self.tenant())
+        .bind(tenant)
         .bind(new.id)
         .bind(new.prefix)
         .bind(new.hash.as_slice())
@@ -233,30 +280,63 @@ impl TenantConn {
         .bind(new.expires_at)
         .bind(max)
         .bind(new.user)
-        .fetch_optional(&mut **self)
+        .fetch_optional(&mut *transaction)
         .await?;
-        row.as_ref().map(key).transpose()
+        let Some(row) = row else { return Ok(Err(Unwritten::TooMany)) };
+        let mut made = key(&row)?;
+        if !new.quotas.is_empty() {
+            if !key_quotas_change(&mut transaction, tenant, new.id, new.quotas).await? {
+                return Ok(Err(Unwritten::TooManyShares));
+            }
+            for (quota, amount) in new.quotas {
+                made.quotas.set(*quota, *amount).map_err(Error::Corrupt)?;
+            }
+        }
+        transaction.commit().await?;
+        Ok(Ok(made))
     }
 
-    /// Change a key that is not revoked; `None` when there is none.
+    /// Change a key that is not revoked.
     ///
     /// # Errors
     /// Postgres does not answer.
-    pub async fn key_change(&mut self, id: KeyId, change: &KeyChange) -> Result<Option<KeyRow>> {
+    pub async fn key_change(
+        &mut self,
+        id: KeyId,
+        change: &KeyChange,
+    ) -> Result<std::result::Result<KeyRow, Unwritten>> {
+        let tenant = self.tenant();
+        let mut transaction = self.begin().await?;
+        if !change.quotas.is_empty() {
+            let line: Option<KeyId> = sqlx::query_scalar(
+                "SELECT COALESCE(line, key_id) FROM api_keys WHERE tenant_id = $1 AND key_id = $2 AND revoked_at IS NULL",
+            )
+            .bind(tenant)
+            .bind(id)
+            .fetch_optional(&mut *transaction)
+            .await?;
+            let Some(line) = line else { return Ok(Err(Unwritten::NotActive)) };
+            if !key_quotas_change(&mut transaction, tenant, line, &change.quotas).await? {
+                return Ok(Err(Unwritten::TooManyShares));
+            }
+        }
         let row = sqlx::query(&format!(
             "UPDATE api_keys SET name = COALESCE($3, name), scopes = COALESCE($4, scopes),
                expires_at = CASE WHEN $5 THEN $6 ELSE expires_at END
              WHERE tenant_id = $1 AND key_id = $2 AND revoked_at IS NULL RETURNING {COLUMNS}"
         ))
-        .bind(self.tenant())
+        .bind(tenant)
         .bind(id)
         .bind(change.name.as_deref())
         .bind(change.scopes.as_deref().map(words))
         .bind(change.expires_at.is_some())
         .bind(change.expires_at.flatten())
-        .fetch_optional(&mut **self)
+        .fetch_optional(&mut *transaction)
         .await?;
-        row.as_ref().map(key).transpose()
+        let Some(row) = row else { return Ok(Err(Unwritten::NotActive)) };
+        let changed = key(&row)?;
+        transaction.commit().await?;
+        Ok(Ok(changed))
     }
 
     /// Revoke a key; `None` when there is none. One that was revoked stays as it was.
@@ -275,6 +355,22 @@ impl TenantConn {
         row.as_ref().map(key).transpose()
     }
 
+    /// Revoke a key that a person made for itself. False: it is none of those, or is revoked already.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn key_end_own(&mut self, id: KeyId) -> Result<bool> {
+        let done = sqlx::query(
+            "UPDATE api_keys SET revoked_at = clock_timestamp()
+             WHERE tenant_id = $1 AND key_id = $2 AND user_id IS NOT NULL AND revoked_at IS NULL",
+        )
+        .bind(self.tenant())
+        .bind(id)
+        .execute(&mut **self)
+        .await?;
+        Ok(done.rows_affected() > 0)
+    }
+
     /// Put a new key in the place of one that is active; the old one ends at `old_ends` at the latest. `None`: it is not
     /// active, or was replaced before.
     ///
@@ -291,9 +387,9 @@ impl TenantConn {
                UPDATE api_keys SET replaced_by = $2, expires_at = LEAST(expires_at, $10)
                WHERE tenant_id = $1 AND key_id = $11 AND revoked_at IS NULL AND replaced_by IS NULL
                  AND (expires_at IS NULL OR expires_at > clock_timestamp())
-               RETURNING user_id)
-             INSERT INTO api_keys (tenant_id, key_id, prefix, hash, role, name, scopes, created_by, expires_at, user_id)
-             SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, old.user_id FROM old
+               RETURNING user_id, COALESCE(line, key_id) AS first)
+             INSERT INTO api_keys (tenant_id, key_id, prefix, hash, role, name, scopes, created_by, expires_at, user_id, line)
+             SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, old.user_id, old.first FROM old
              RETURNING {COLUMNS}"
         ))
         .bind(self.tenant())

@@ -7,13 +7,16 @@ use sqlx::postgres::types::PgInterval;
 use sqlx::types::Json;
 use sqlx::{Connection as _, PgConnection, Row};
 
-use crate::domain::ids::{TaskId, TenantId};
+use crate::domain::ids::{KeyId, TaskId, TenantId};
 use crate::domain::quota::{Amount, Level, PLAIN_WEIGHT, Quota};
 use crate::store::secret::WrappedRow;
 use crate::store::{ApiStore, Error, Result, TenantConn, Tries};
 
 /// Tasks of a tenant that may have shares of their own: all of them are read together.
 pub const MAX_TASK_SHARES: i64 = 1_000;
+
+/// Lines of keys of a tenant that may have limits of their own: all of them are read together.
+pub const MAX_KEY_SHARES: i64 = 1_000;
 
 /// Plans of the platform.
 pub const MAX_PLANS: i64 = 1_000;
@@ -29,6 +32,8 @@ pub struct TenantQuotas {
     pub of_tenant: Level,
     /// What the tenant says of its tasks.
     pub of_tasks: Vec<(TaskId, Level)>,
+    /// What the tenant says of its keys: the key, the first of its line, and the limits.
+    pub of_keys: Vec<(KeyId, KeyId, Level)>,
     /// Whether it wants its payloads sealed.
     pub seal_payloads: bool,
     /// Its data key, if it has one.
@@ -55,11 +60,42 @@ pub struct Stored {
     pub bytes: u64,
 }
 
+/// Whose quota is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Whose {
+    /// The tenant as a whole.
+    Tenant,
+    /// One of its tasks.
+    Task(TaskId),
+    /// A line of its keys, by the first of them.
+    Key(KeyId),
+}
+
+impl Whose {
+    /// In words, for whoever is refused.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tenant => "tenant",
+            Self::Task(_) => "task",
+            Self::Key(_) => "key",
+        }
+    }
+
+    fn row(self) -> uuid::Uuid {
+        match self {
+            Self::Tenant => uuid::Uuid::nil(),
+            Self::Task(task) => task.0,
+            Self::Key(key) => key.0,
+        }
+    }
+}
+
 /// A quota with a window that somebody wants some of.
 #[derive(Debug, Clone, Copy)]
 pub struct Want {
-    /// Of a task; `None`: of the tenant.
-    pub task: Option<TaskId>,
+    /// Whose.
+    pub whose: Whose,
     /// Which one.
     pub quota: Quota,
     /// Length of the window, in seconds; divides a day.
@@ -99,13 +135,18 @@ async fn read(connection: &mut PgConnection, tenant: TenantId) -> Result<TenantQ
         "SELECT t.weight, t.max_queued, t.max_concurrency, t.seal_payloads, k.master, k.wrapped,
            q.plan, q.quotas, p.quotas AS of_plan,
            (SELECT jsonb_agg(jsonb_build_array(s.task_id, s.quotas))
-            FROM (SELECT * FROM task_quotas WHERE tenant_id = $1 LIMIT $2) s) AS of_tasks
+            FROM (SELECT * FROM task_quotas WHERE tenant_id = $1 LIMIT $2) s) AS of_tasks,
+           (SELECT jsonb_agg(jsonb_build_array(a.key_id, s.key_id, s.quotas))
+            FROM (SELECT * FROM key_quotas WHERE tenant_id = $1 LIMIT $3) s
+            JOIN api_keys a ON a.tenant_id = $1 AND COALESCE(a.line, a.key_id) = s.key_id
+            WHERE a.revoked_at IS NULL AND (a.expires_at IS NULL OR a.expires_at > clock_timestamp())) AS of_keys
          FROM tenants t LEFT JOIN quotas q USING (tenant_id) LEFT JOIN plans p ON p.name = q.plan
          LEFT JOIN tenant_keys k USING (tenant_id)
          WHERE t.tenant_id = $1",
     )
     .bind(tenant)
     .bind(MAX_TASK_SHARES)
+    .bind(MAX_KEY_SHARES)
     .fetch_optional(connection)
     .await?;
     let Some(row) = row else { return Ok(TenantQuotas::default()) };
@@ -125,11 +166,14 @@ async fn read(connection: &mut PgConnection, tenant: TenantId) -> Result<TenantQ
     }
     let of_tasks: Option<Json<Vec<(TaskId, Value)>>> = row.try_get("of_tasks")?;
     let of_tasks = of_tasks.map(|json| json.0).unwrap_or_default();
+    let of_keys: Option<Json<Vec<(KeyId, KeyId, Value)>>> = row.try_get("of_keys")?;
+    let of_keys = of_keys.map(|json| json.0).unwrap_or_default();
     Ok(TenantQuotas {
         plan: row.try_get("plan")?,
         of_plan: level("of_plan")?,
         of_tenant,
         of_tasks: of_tasks.into_iter().map(|(task, quotas)| (task, Level::from_json(&quotas))).collect(),
+        of_keys: of_keys.into_iter().map(|(key, line, said)| (key, line, Level::from_json(&said))).collect(),
         seal_payloads: row.try_get("seal_payloads")?,
         key: row.try_get::<Option<String>, _>("master")?.zip(row.try_get("wrapped")?),
     })
@@ -142,6 +186,57 @@ pub(super) async fn one_at_a_time(connection: &mut PgConnection, tenant: TenantI
         .execute(connection)
         .await?;
     Ok(())
+}
+
+/// Change the limits of a line of keys, given by its first. False: [`MAX_KEY_SHARES`] other lines have limits already.
+pub(super) async fn key_quotas_change(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    line: KeyId,
+    changes: &[(Quota, Option<Amount>)],
+) -> Result<bool> {
+    one_at_a_time(connection, tenant).await?;
+    let found: Option<Value> =
+        sqlx::query_scalar("SELECT quotas FROM key_quotas WHERE tenant_id = $1 AND key_id = $2")
+            .bind(tenant)
+            .bind(line)
+            .fetch_optional(&mut *connection)
+            .await?;
+    let mut level = found.as_ref().map(Level::from_json).unwrap_or_default();
+    for (quota, amount) in changes {
+        level.set(*quota, *amount).map_err(Error::Corrupt)?;
+    }
+    if level == Level::default() {
+        sqlx::query("DELETE FROM key_quotas WHERE tenant_id = $1 AND key_id = $2")
+            .bind(tenant)
+            .bind(line)
+            .execute(connection)
+            .await?;
+        return Ok(true);
+    }
+    // A line whose keys are all revoked has no use for its limits, nor for its count.
+    sqlx::query(
+        "WITH gone AS (
+           DELETE FROM key_quotas q WHERE q.tenant_id = $1 AND NOT EXISTS (SELECT 1 FROM api_keys a
+             WHERE a.tenant_id = $1 AND COALESCE(a.line, a.key_id) = q.key_id AND a.revoked_at IS NULL)
+           RETURNING q.key_id)
+         DELETE FROM quota_windows w USING gone WHERE w.tenant_id = $1 AND w.task_id = gone.key_id",
+    )
+    .bind(tenant)
+    .execute(&mut *connection)
+    .await?;
+    let done = sqlx::query(
+        "INSERT INTO key_quotas (tenant_id, key_id, quotas)
+         SELECT $1, $2, $3 WHERE (SELECT count(*) FROM key_quotas WHERE tenant_id = $1 AND key_id <> $2) < $4
+         ON CONFLICT (tenant_id, key_id) DO UPDATE SET quotas = EXCLUDED.quotas",
+    )
+    .bind(tenant)
+    .bind(line)
+    .bind(level.to_json())
+    .bind(MAX_KEY_SHARES)
+    .execute(connection)
+    .await?;
+    Ok(done.rows_affected() > 0)
 }
 
 impl ApiStore {
@@ -388,7 +483,7 @@ impl TenantConn {
         let row = sqlx::query(
             "SELECT granted, used, window_start, ends_in_ms FROM take_quota($1, $2, $3, $4, $5, $6, $7)",
         )
-        .bind(want.task.map_or(uuid::Uuid::nil(), |task| task.0))
+        .bind(want.whose.row())
         .bind(want.quota.as_str())
         .bind(window)
         .bind(bigint(want.limit))

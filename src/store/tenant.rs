@@ -61,6 +61,15 @@ impl Identity {
         Permits { role: self.role, scopes: &self.scopes }
     }
 
+    /// The key that acts, if it is one.
+    #[must_use]
+    pub fn key(&self) -> Option<KeyId> {
+        match self.actor {
+            Actor::Key(key) => Some(key),
+            Actor::User(..) | Actor::Subject(_) => None,
+        }
+    }
+
     /// The actor's name, or its id when it has none.
     #[must_use]
     pub fn label(&self) -> String {

@@ -1,11 +1,15 @@
 //! API keys, and who somebody is, on the wire.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use crate::domain::quota::Amount;
 use crate::wire::patch::Field;
+use crate::wire::quota::{QuotaAmount, changes};
 
 /// What somebody is in a tenant. What each may: docs/permissions.md.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -66,6 +70,26 @@ pub struct Key {
     pub replaced_by: Option<Uuid>,
     /// When it was revoked.
     pub revoked_at: Option<DateTime<Utc>>,
+    /// Limits of what is submitted with it and the keys that it was rotated from and into, together. The tenant's quotas hold
+    /// besides.
+    #[serde(default)]
+    pub quotas: Vec<KeyQuota>,
+}
+
+/// A limit of a key.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct KeyQuota {
+    /// Which one.
+    #[schema(example = "invocations_per_day")]
+    pub name: String,
+    /// How much: a whole number, or `"unlimited"`.
+    #[schema(value_type = QuotaAmount)]
+    pub limit: Amount,
+    /// How much is used, with what servers hold ahead.
+    pub used: u64,
+    /// When it is counted from 0 again; absent while nothing is used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resets_at: Option<DateTime<Utc>>,
 }
 
 /// A key to be made.
@@ -81,6 +105,10 @@ pub struct NewKey {
     pub scopes: Vec<String>,
     /// From when on it is refused; at most 10 years ahead.
     pub expires_at: Option<DateTime<Utc>>,
+    /// Limits of what is submitted with it, by name: `invocations_per_s` and `invocations_per_day`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(schema_with = changes)]
+    pub quotas: BTreeMap<String, Option<Amount>>,
 }
 
 /// A key that was made. The key itself is shown here and never again.
@@ -106,6 +134,10 @@ pub struct KeyPatch {
     #[serde(default, skip_serializing_if = "Field::is_absent")]
     #[schema(value_type = Option<DateTime<Utc>>)]
     pub expires_at: Field<DateTime<Utc>>,
+    /// Limits of what is submitted with it, by name: `invocations_per_s` and `invocations_per_day`; `null` takes one back.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(schema_with = changes)]
+    pub quotas: BTreeMap<String, Option<Amount>>,
 }
 
 /// How a key is rotated.

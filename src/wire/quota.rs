@@ -46,7 +46,7 @@ pub struct QuotaStanding {
 }
 
 /// Amounts by name, where `null` inherits again.
-fn changes() -> Object {
+pub(super) fn changes() -> Object {
     let null = ObjectBuilder::new().schema_type(SchemaType::Type(Type::Null));
     let either = OneOfBuilder::new().item(Ref::from_schema_name("QuotaAmount")).item(null).build();
     ObjectBuilder::new().additional_properties(Some(Schema::OneOf(either))).build()

@@ -50,6 +50,7 @@ async fn every_tenant_table_is_keyed_by_tenant_and_forces_row_level_security() {
 #[tokio::test]
 async fn the_api_role_sees_nothing_without_a_tenant_and_only_its_own_with_one() {
     let database = support::database().await;
+    database.as_released().await;
     let admin = database.admin().await;
     for (tenant, name) in
         [("00000000-0000-0000-0000-00000000000a", "a"), ("00000000-0000-0000-0000-00000000000b", "b")]
@@ -86,6 +87,26 @@ async fn the_api_role_sees_nothing_without_a_tenant_and_only_its_own_with_one() 
     assert_eq!(seen, 0, "after the reset");
 }
 
+/// All other tests run with this, so that a query of the program that forgets the tenant fails there.
+#[tokio::test]
+async fn in_tests_a_query_without_a_tenant_is_an_error_and_says_so() {
+    let database = support::database().await;
+    let admin = database.admin().await;
+    sqlx::query("INSERT INTO sandbar.tenants (tenant_id, name) VALUES (gen_random_uuid(), 'a')")
+        .execute(&admin)
+        .await
+        .unwrap();
+    let mut api = PgConnection::connect(&database.api_url()).await.unwrap();
+    for set in ["", "SELECT set_config('sandbar.tenant', '', false)"] {
+        sqlx::raw_sql(set).execute(&mut api).await.unwrap();
+        let seen = sqlx::query("SELECT name FROM sandbar.tenants").fetch_all(&mut api).await;
+        assert!(seen.unwrap_err().to_string().contains("no tenant is set"));
+    }
+    database.as_released().await;
+    let seen = sqlx::query("SELECT name FROM sandbar.tenants").fetch_all(&mut api).await.unwrap();
+    assert!(seen.is_empty());
+}
+
 /// A value for a column that must have one.
 fn filler(kind: &str) -> Option<&'static str> {
     Some(match kind {
@@ -110,6 +131,7 @@ fn filler(kind: &str) -> Option<&'static str> {
 #[tokio::test]
 async fn in_every_tenant_table_the_api_role_reaches_the_rows_of_its_tenant_and_no_others() {
     let database = support::database().await;
+    database.as_released().await;
     let admin = database.admin().await;
     // Rows made of fillers keep no rule but the one under test.
     sqlx::query(

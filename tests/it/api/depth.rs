@@ -19,7 +19,7 @@ async fn beyond_its_depth_a_tenant_is_refused_with_the_quota_and_when_to_come_ag
     let full = enqueue(json!({"input": 4})).await;
     assert_eq!(problem(&full, 429), "queue-full");
     assert_eq!(full.headers["retry-after"], "1");
-    assert_eq!(full.json()["quota"], json!({"name": "queue-depth", "limit": 3, "current": 3}));
+    assert_eq!(full.json()["quota"], json!({"name": "queue_depth", "limit": 3, "current": 3}));
     let list = api.client.get("/v1/invocations").await.expect(200).json();
     assert_eq!(list["items"].as_array().unwrap().len(), 3, "what was accepted stays");
 

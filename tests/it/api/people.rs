@@ -172,6 +172,15 @@ async fn logout_and_a_new_password_end_sessions_at_once() {
     let key =
         api.client.post("/v1/auth/password", &json!({"current": "x", "new": "a long enough one"})).await;
     assert_eq!(problem(&key, 409), "no-user");
+    // A key that somebody made by logging in ends with their logout; one of a program does not.
+    let own = ask(&two, "/v1/auth/key", json!({"name": "laptop"})).await.expect(201).json();
+    let out = api.client.anonymous(Method::POST, "/v1/auth/logout").header("x-api-key", text(&own, "secret"));
+    send(out).await.expect(204);
+    let after = api.client.anonymous(Method::GET, "/v1/me").header("x-api-key", text(&own, "secret"));
+    assert_eq!(problem(&send(after).await, 401), "unauthenticated");
+    me(&api, text(&two, "access_token")).await.expect(200);
+    assert_eq!(problem(&api.client.post("/v1/auth/logout", &json!({})).await, 409), "no-user");
+    api.client.get("/v1/me").await.expect(200);
 }
 
 #[tokio::test]

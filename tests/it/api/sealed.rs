@@ -460,6 +460,61 @@ async fn an_erased_key_takes_all_that_it_sealed_along_and_a_new_one_begins_anew(
     assert_eq!(api.client.get(&result).await.expect(200).json(), "new");
 }
 
+/// Servers and workers remember open data keys for two seconds: what was erased elsewhere is used no longer than that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_another_server_erased_is_used_no_more_after_the_bound() {
+    let api = start(true).await;
+    let me = api.register().await;
+    let settings = Settings { vault: vault(), seal_payloads: true, ..Settings::default() };
+    let (elsewhere, _serving) = api.beside(settings).await;
+    let worker = api.keys();
+    let sealed_by = async |id: &str| -> String {
+        sqlx::query_scalar("SELECT spec ->> 'sealed' FROM sandbar.invocations WHERE invocation_id::text = $1")
+            .bind(id)
+            .fetch_one(&api.admin)
+            .await
+            .unwrap()
+    };
+    let submit = async || {
+        let answer = elsewhere.enqueue("echo", &json!({"input": CANARY})).await.expect(202).json();
+        answer["id"].as_str().unwrap().to_owned()
+    };
+    let id = submit().await;
+    let claimed = api.opened(me).await;
+    api.finish(me, success(claimed)).await;
+    let result = format!("/v1/invocations/{id}/result");
+    assert_eq!(elsewhere.get(&result).await.expect(200).json(), CANARY);
+    let old = sealed_by(&id).await;
+    assert!(worker.by_id(api.tenant, &old).await.unwrap().is_ok());
+
+    for state in ["suspended", "active"] {
+        sqlx::query("UPDATE sandbar.tenants SET state = $1 WHERE name = 'one'")
+            .bind(state)
+            .execute(&api.admin)
+            .await
+            .unwrap();
+        if state == "suspended" {
+            let key = api.client.request(Method::DELETE, &format!("/v1/tenants/{}/key", api.tenant));
+            support::send(key).await.expect(204);
+        }
+    }
+    let bound = std::time::Duration::from_secs(4);
+    support::eventually(bound, "the server to forget the key", async || {
+        (elsewhere.get(&result).await.status == 410).then_some(())
+    })
+    .await;
+    support::eventually(bound, "the worker to forget the key", async || {
+        (worker.by_id(api.tenant, &old).await.unwrap().err() == Some(Withheld::Erased)).then_some(())
+    })
+    .await;
+    assert_ne!(worker.current(api.tenant).await.unwrap().map(|(id, _)| id).as_ref(), Some(&old));
+    // From then on for good, and what comes is sealed by another.
+    for _ in 0..5 {
+        assert_eq!(problem(&elsewhere.get(&result).await, 410), "payloads-erased");
+        assert_ne!(sealed_by(&submit().await).await, old);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_without_the_master_key_refuses_what_must_be_sealed_and_a_worker_without_it_opens_nothing() {
     let api = Api::start().await;

@@ -31,6 +31,11 @@ fn log_in(url: &str, email: &str, password: &str, rest: &[&str]) -> (Person, Sai
     (person, said)
 }
 
+/// What somebody types who was invited.
+fn accept<'a>(url: &'a str, name: &'a str, token: &'a str, password: &'a str) -> [&'a str; 10] {
+    ["user", "accept", "--server", url, "--name", name, "--token-file", token, "--password-file", password]
+}
+
 fn text<'a>(value: &'a Value, field: &str) -> &'a str {
     value[field].as_str().unwrap_or_else(|| panic!("no {field} in {value}"))
 }
@@ -89,18 +94,7 @@ async fn people_are_made_invited_changed_and_removed_and_log_in_without_a_browse
     assert!(open.contains("bob@example.org") && open.contains("open, ends"), "{open}");
     let bob = Person::new();
     let (token, password) = (file(&bob, "token", token.out.trim()), file(&bob, "password", PASSWORD));
-    let accept = [
-        "user",
-        "accept",
-        "--server",
-        &url,
-        "--name",
-        "Bob",
-        "--token-file",
-        &token,
-        "--password-file",
-        &password,
-    ];
+    let accept = accept(&url, "Bob", &token, &password);
     assert!(bob.run(&accept).expect(0).out.contains("member of default"));
     bob.run(&accept).expect(3);
     let listed = eve.run(&["user", "list", "--json"]).expect(0).documents();
@@ -123,6 +117,60 @@ async fn people_are_made_invited_changed_and_removed_and_log_in_without_a_browse
     assert!(lines.iter().any(|line| line["id"] == *invitation));
     assert!(eve.run(&["user", "uninvite", invitation]).expect(0).out.contains("taken back"));
     eve.run(&["user", "uninvite", invitation]).expect(3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn logging_out_revokes_the_key_of_the_login_and_forgets_it_and_no_other_key() {
+    let deployment = Deployment::start(0).await;
+    let (url, operator) = (deployment.url(), operator(&deployment.database));
+    operator.run_with(&["user", "create-admin", "ada@example.org", "--role", "viewer"], PASSWORD).expect(0);
+    let (ada, said) = log_in(&url, "ada@example.org", PASSWORD, &[]);
+    said.expect(0);
+    let kept = ada.dir().join("config/sandbar/profiles.toml");
+    let profiles = || std::fs::read_to_string(&kept).unwrap();
+    let before = profiles();
+    let key = before.split('"').find(|part| part.starts_with("sbk_")).unwrap().to_owned();
+    ada.run(&["key", "whoami"]).expect(0);
+
+    let said = ada.run(&["logout"]).expect(0);
+    assert!(said.out.contains("logged out of profile default; its key is revoked"), "{said:?}");
+    assert!(said.err.contains(&format!("sandbar login EMAIL --server {url} --profile default")), "{said:?}");
+    assert!(!profiles().contains("sbk_") && profiles().contains(&url), "{}", profiles());
+    ada.run(&["key", "whoami"]).expect(4);
+    // Not only forgotten here: whoever copied it has nothing.
+    let mut thief = Person::new();
+    thief.set("SANDBAR_URL", &url);
+    thief.set("SANDBAR_API_KEY", &key);
+    thief.run(&["key", "whoami"]).expect(4);
+    ada.run(&["logout"]).expect(3);
+
+    let password = file(&ada, "password", PASSWORD);
+    let again =
+        ["login", "ada@example.org", "--server", &url, "--password-file", &password, "--profile", "work"];
+    ada.run(&again).expect(0);
+    let said = ada.run(&["logout", "--profile", "work", "--json"]).expect(0).document();
+    assert_eq!(said, json!({"profile": "work", "server": url, "ended": true}));
+    // One that somebody revoked meanwhile is forgotten all the same.
+    ada.run(&again).expect(0);
+    let admin = Person::of(&deployment);
+    let keys = admin.run(&["key", "list", "--json"]).expect(0).documents();
+    let own = keys.iter().find(|key| text(key, "name").starts_with("sandbar login of ada")).unwrap();
+    admin.run(&["key", "revoke", text(own, "id")]).expect(0);
+    let said = ada.run(&["logout", "--json"]).expect(0).document();
+    assert_eq!(said["ended"], false);
+    assert!(!profiles().contains("sbk_"));
+
+    // A key that nobody logged in for is a program's, perhaps in use elsewhere.
+    let program = file(&ada, "key", support::ADMIN_KEY);
+    ada.run(&["profile", "set", "ci", "--server", &url, "--key-file", &program]).expect(0);
+    let refused = ada.run(&["logout", "--profile", "ci", "--json"]).expect(6).error();
+    assert_eq!(refused["problem"]["code"], "no-user");
+    assert!(profiles().contains(support::ADMIN_KEY));
+    admin.run(&["key", "whoami"]).expect(0);
+    // A server that cannot be reached has revoked nothing.
+    ada.run(&["profile", "set", "ci", "--server", "http://127.0.0.1:9", "--key-file", &program]).expect(0);
+    ada.run(&["logout", "--profile", "ci"]).expect(5);
+    assert!(profiles().contains(support::ADMIN_KEY));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -181,19 +229,7 @@ async fn tenants_are_made_suspended_and_deleted_and_the_audit_log_tells_of_it() 
     assert_eq!(second["tenant"]["state"], "active");
     let owner = Person::new();
     let (token, password) = (file(&owner, "token", made.out.trim()), file(&owner, "password", PASSWORD));
-    let accept = [
-        "user",
-        "accept",
-        "--server",
-        &url,
-        "--name",
-        "O",
-        "--token-file",
-        &token,
-        "--password-file",
-        &password,
-        "--json",
-    ];
+    let accept = [&accept(&url, "O", &token, &password)[..], &["--json"]].concat();
     assert_eq!(owner.run(&accept).expect(0).document()["role"], "owner");
     let login = ["login", "o@example.org", "--server", &url, "--password-file", &password];
     owner.run(&login).expect(0);
@@ -229,11 +265,12 @@ async fn tenants_are_made_suspended_and_deleted_and_the_audit_log_tells_of_it() 
         owner.run(&args).expect(0);
     }
 
-    let log = owner.run(&["audit"]).expect(0).out;
-    assert!(
-        log.contains("PUT /v1/secrets/TOKEN") && log.contains("denied: forbidden") && log.contains("done"),
-        "{log}"
-    );
+    // Denials are collected for a moment before they are written.
+    let log = support::eventually(std::time::Duration::from_secs(20), "the denial in the log", async || {
+        Some(owner.run(&["audit"]).expect(0).out).filter(|log| log.contains("denied: forbidden"))
+    })
+    .await;
+    assert!(log.contains("PUT /v1/secrets/TOKEN") && log.contains("done"), "{log}");
     let denied = owner.run(&["audit", "--denied", "--json"]).expect(0).documents();
     assert!(!denied.is_empty() && denied.iter().all(|entry| entry["outcome"] == "denied"), "{denied:?}");
     let of_secrets =

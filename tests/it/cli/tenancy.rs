@@ -65,6 +65,27 @@ async fn quotas_secrets_and_usage_are_shown_and_changed() {
     person.run(&["budget", "delete", "small"]).expect(0);
     person.run(&["budget", "delete", "small"]).expect(3);
     person.run(&["budget", "set", "small", "--measure", "money", "--amount", "4"]).expect(2);
+
+    let made = ["key", "create", "ci", "--role", "operator", "--quota", "invocations_per_day=2", "--json"];
+    let made = person.run(&made).expect(0).document();
+    let id = made["key"]["id"].as_str().unwrap();
+    let mut program = Person::new();
+    program.set("SANDBAR_URL", deployment.url());
+    program.set("SANDBAR_API_KEY", made["secret"].as_str().unwrap());
+    let invoke = ["invoke", "echo", "--input", "1", "--json"];
+    program.run(&invoke).expect(0);
+    let set = ["quota", "set", "--key", id, "invocations_per_day=1", "--json"];
+    let set = person.run(&set).expect(0).document();
+    assert_eq!((&set["quotas"][0]["limit"], &set["quotas"][0]["used"]), (&json!(1), &json!(1)));
+    let refused = program.run(&invoke).expect(6).error();
+    assert_eq!(refused["problem"]["quota"]["limit"], 1, "{refused}");
+    let shown = person.run(&["quota", "show", "--key", id]).expect(0).out;
+    assert!(shown.contains("invocations_per_day") && shown.contains("LIMIT"), "{shown}");
+    assert!(person.run(&["key", "list"]).expect(0).out.contains("invocations_per_day=1"));
+    person.run(&["key", "update", id, "--quota", "invocations_per_day=default"]).expect(0);
+    assert!(person.run(&["quota", "show", "--key", id]).expect(0).err.contains("no limits of its own"));
+    program.run(&invoke).expect(0);
+    person.run(&["quota", "show", "--key", id, "--task", "echo"]).expect(2);
 }
 
 #[test]

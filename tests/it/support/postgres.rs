@@ -82,7 +82,30 @@ async fn prepared(dir: &Path) -> EmbeddedPostgres {
     let postgres = EmbeddedPostgres::start(dir).await.unwrap();
     sandbar::store::migrate(postgres.admin_url().expose(), MIGRATION).await.unwrap();
     postgres.set_role_passwords().await.unwrap();
+    insist_on_a_tenant(postgres.admin_url().expose()).await;
     postgres
+}
+
+/// In tests a query of tenant data on a connection without a tenant is an error, and not merely empty: whoever forgot to set
+/// one hears of it. As released it sees nothing; the function's comment keeps that form for [`Database::as_released`].
+async fn insist_on_a_tenant(admin_url: &str) {
+    let pool = PgPoolOptions::new().max_connections(1).connect(admin_url).await.unwrap();
+    let released: String = sqlx::query_scalar("SELECT pg_get_functiondef('sandbar.current_tenant'::regproc)")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+    for statement in [
+        "CREATE OR REPLACE FUNCTION sandbar.current_tenant() RETURNS uuid LANGUAGE plpgsql STABLE PARALLEL SAFE AS $f$
+         BEGIN
+           IF COALESCE(current_setting('sandbar.tenant', true), '') = '' THEN RAISE EXCEPTION 'no tenant is set'; END IF;
+           RETURN current_setting('sandbar.tenant')::uuid;
+         END $f$"
+            .to_owned(),
+        format!("COMMENT ON FUNCTION sandbar.current_tenant IS $c${released}$c$"),
+    ] {
+        sqlx::raw_sql(&statement).execute(&pool).await.unwrap();
+    }
+    pool.close().await;
 }
 
 /// A database of its own, as each role of the program reaches it.
@@ -148,6 +171,17 @@ impl Database {
     /// Role `sandbar_worker`.
     pub fn worker_url(&self) -> String {
         self.worker_url.clone()
+    }
+
+    /// Without a tenant nothing is seen, as in every installation; tests insist on one otherwise.
+    pub async fn as_released(&self) {
+        let admin = self.admin().await;
+        let released: String =
+            sqlx::query_scalar("SELECT obj_description('sandbar.current_tenant'::regproc, 'pg_proc')")
+                .fetch_one(&admin)
+                .await
+                .unwrap();
+        sqlx::raw_sql(&released).execute(&admin).await.unwrap();
     }
 
     /// A small pool as superuser, for whom row-level security does not hold.
