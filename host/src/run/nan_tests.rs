@@ -99,7 +99,7 @@ async fn results(engine: Engine) -> (Vec<u32>, Vec<u64>) {
 
 #[tokio::test]
 async fn every_nan_that_arithmetic_makes_is_the_canonical_one() {
-    let (narrow, wide) = results(engine::running(1).unwrap().0).await;
+    let (narrow, wide) = results(engine::running(1, 1).unwrap().0).await;
     let odd: Vec<_> = narrow.iter().enumerate().filter(|(_, n)| **n != F32).collect();
     assert!(odd.is_empty(), "{odd:x?}");
     let odd: Vec<_> = wide.iter().enumerate().filter(|(_, n)| **n != F64).collect();

@@ -163,7 +163,7 @@ async fn nothing_is_left(engine: wasmtime::Engine) {
 
 #[tokio::test]
 async fn nothing_of_an_attempt_is_left_where_the_kernel_tells_which_pages_it_touched() {
-    let (engine, scans) = engine::running(1).unwrap();
+    let (engine, scans) = engine::running(1, 1).unwrap();
     if !scans {
         eprintln!(
             "SKIPPED: this kernel has no PAGEMAP_SCAN (Linux 6.7), so only the other way is tested here"
@@ -175,5 +175,5 @@ async fn nothing_of_an_attempt_is_left_where_the_kernel_tells_which_pages_it_tou
 
 #[tokio::test]
 async fn nothing_of_an_attempt_is_left_where_the_kernel_does_not_tell() {
-    nothing_is_left(engine::without_scan(1).unwrap()).await;
+    nothing_is_left(engine::without_scan(1, 1).unwrap()).await;
 }
