@@ -161,10 +161,7 @@ impl CellState {
             }
             ToCell::Submit { token, attempt } => match self.modules.get(&attempt.module) {
                 Some(module) => self.executor.submit(token, module.clone(), attempt),
-                None => {
-                    let outcome = Box::new(host_fault("the module is not loaded in this cell"));
-                    self.outbox.finished(token, None, outcome);
-                }
+                None => self.outbox.refused(token, host_fault("the module is not loaded in this cell")),
             },
             ToCell::Cancel { token, why } => self.executor.cancel(token, why),
             ToCell::Http { call, message } => self.outbox.calls.deliver(call, message),

@@ -172,8 +172,7 @@ impl Executor {
         let mut state = self.shared.state();
         if state.attempts.contains_key(&token) {
             drop(state);
-            let outcome = Box::new(host_fault("the token is in use"));
-            self.shared.outbox.finished(token, None, outcome);
+            self.shared.outbox.refused(token, host_fault("the token is in use"));
             return;
         }
         state.serial += 1;
@@ -251,7 +250,7 @@ impl Executor {
                     CancelReason::Cancelled => Termination::Cancelled,
                     CancelReason::LeaseLost => Termination::LeaseLost,
                 });
-                self.shared.outbox.finished(token, None, Box::new(outcome));
+                self.shared.outbox.refused(token, outcome);
             }
         }
     }
@@ -369,13 +368,21 @@ impl State {
         tenant.running = tenant.running.saturating_sub(1);
         let runnable = u32::try_from(tenant.ready.len() + tenant.pending.len()).unwrap_or(u32::MAX);
         let runnable = runnable.saturating_add(tenant.running).saturating_add(again.into());
+        self.charge_more(id, cpu_ns);
+        runnable
+    }
+
+    /// Something was done for a tenant.
+    fn charge_more(&mut self, id: u64, cpu_ns: u64) {
+        let Some(tenant) = self.tenants.get_mut(&id) else {
+            return;
+        };
         let old = (tenant.virtual_ns, id);
         tenant.virtual_ns += cpu_ns.saturating_mul(ORDINARY_WEIGHT) / tenant.weight;
         if self.order.remove(&old) {
             let new = (tenant.virtual_ns, id);
             self.order.insert(new);
         }
-        runnable
     }
 }
 
@@ -439,7 +446,12 @@ fn work(shared: &Arc<Shared>) {
                 outcome.receipt.cpu_ns = cpu_ns;
                 finish(shared, &task, used);
                 let token = task.control.token;
-                shared.outbox.finished(token, Some(&task.control), Box::new(outcome));
+                if shared.outbox.finished(token, task.tenant, &task.control, outcome) {
+                    // Not for whoever comes next to pay.
+                    let before = clock;
+                    clock = thread_cpu_ns();
+                    shared.state().charge_more(task.tenant, clock.saturating_sub(before));
+                }
             }
             None => {
                 let again = task.state.load(Ordering::Acquire) == RUNNING_WOKEN;

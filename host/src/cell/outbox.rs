@@ -2,7 +2,7 @@
 //! Owns coalescing: whatever waits when the thread is free goes out in one write, at most one write
 //! every [`PAUSE`]; what running attempts say at most every [`REPORTS_EVERY`], what tenants use every [`USES_EVERY`].
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -28,6 +28,40 @@ const USES_EVERY: Duration = Duration::from_millis(10);
 /// after a quiet moment is not delayed.
 const PAUSE: Duration = Duration::from_micros(100);
 
+/// Bytes of log and results from which an outcome is large: it goes out beside the others, one with each write, and tenants
+/// take turns with theirs. So what a flood of logs has to wait for is the flood.
+const LARGE: u64 = 32 << 10;
+
+/// Large outcomes on their way, complete frames each.
+#[derive(Default)]
+struct Large {
+    by_tenant: HashMap<u64, VecDeque<Vec<u8>>>,
+    /// Whose is next; each tenant of the other once.
+    turns: VecDeque<u64>,
+}
+
+impl Large {
+    fn push(&mut self, tenant: u64, frame: Vec<u8>) {
+        let queue = self.by_tenant.entry(tenant).or_default();
+        if queue.is_empty() {
+            self.turns.push_back(tenant);
+        }
+        queue.push_back(frame);
+    }
+
+    fn next(&mut self) -> Option<Vec<u8>> {
+        let tenant = self.turns.pop_front()?;
+        let queue = self.by_tenant.get_mut(&tenant)?;
+        let frame = queue.pop_front();
+        if queue.is_empty() {
+            self.by_tenant.remove(&tenant);
+        } else {
+            self.turns.push_back(tenant);
+        }
+        frame
+    }
+}
+
 /// Shared by everybody in the cell that has something to say.
 pub(super) struct Outbox {
     /// HTTP calls of guests.
@@ -36,6 +70,7 @@ pub(super) struct Outbox {
     pub(super) asks: Asks,
     state: Mutex<State>,
     filled: Condvar,
+    max_frame_bytes: usize,
     /// Whether the parent wants to know who uses how much.
     report_use: bool,
     /// CPU time that was not reported yet, and attempts that could go on. Never locked for longer than an addition.
@@ -50,6 +85,7 @@ struct Next {
 
 struct State {
     packer: Packer,
+    large: Large,
     /// Attempts with a report or log records that were not sent. One may be here twice.
     reports: Vec<Arc<Control>>,
     /// Somebody used something that was not reported.
@@ -64,11 +100,13 @@ impl Outbox {
             asks: Asks::default(),
             state: Mutex::new(State {
                 packer: Packer::new(max_frame_bytes),
+                large: Large::default(),
                 reports: Vec::new(),
                 used: false,
                 waiting: false,
             }),
             filled: Condvar::new(),
+            max_frame_bytes,
             report_use,
             uses: Mutex::default(),
         }
@@ -92,18 +130,39 @@ impl Outbox {
         }
     }
 
-    /// Sends an outcome, and before it a progress report that was not sent yet.
-    pub(super) fn finished(&self, token: u64, control: Option<&Control>, outcome: Box<Outcome>) {
+    /// Sends an outcome of an attempt that never ran.
+    pub(super) fn refused(&self, token: u64, outcome: Outcome) {
+        self.send(&FromCell::Finished { token, outcome: Box::new(outcome) });
+    }
+
+    /// Sends an outcome, and before it a progress report that was not sent yet. Returns whether that was work that counts.
+    pub(super) fn finished(&self, token: u64, tenant: u64, control: &Control, outcome: Outcome) -> bool {
+        let bytes = outcome.receipt.log_bytes.saturating_add(outcome.receipt.output_bytes);
+        let message = FromCell::Finished { token, outcome: Box::new(outcome) };
+        let large = (bytes >= LARGE).then(|| {
+            // Nobody waits for the lock meanwhile.
+            let mut packer = Packer::new(self.max_frame_bytes);
+            packer.push(&message).map(|()| packer.take(Vec::new()))
+        });
         let mut state = self.state();
-        if let Some(progress) = control.and_then(Control::take_progress) {
+        if let Some(progress) = control.take_progress() {
             let _ = state.packer.push(&FromCell::Progress { token, progress });
         }
-        let message = FromCell::Finished { token, outcome };
-        if state.packer.push(&message).is_err() {
+        let is_large = large.is_some();
+        let sent = match large {
+            None => state.packer.push(&message),
+            Some(Ok(frame)) => {
+                state.large.push(tenant, frame);
+                Ok(())
+            }
+            Some(Err(error)) => Err(error),
+        };
+        if sent.is_err() {
             let outcome = Box::new(host_fault("the outcome is larger than a frame"));
             let _ = state.packer.push(&FromCell::Finished { token, outcome });
         }
         self.wake(&mut state);
+        is_large
     }
 
     /// A tenant used so much CPU time, and so many of its attempts can go on.
@@ -175,8 +234,12 @@ impl Outbox {
                     }
                 }
             }
-            if !state.packer.is_empty() {
-                return state.packer.take(spare);
+            let large = state.large.next();
+            if large.is_some() || !state.packer.is_empty() {
+                let mut bytes = state.packer.take(spare);
+                drop(state);
+                bytes.extend(large.into_iter().flatten());
+                return bytes;
             }
             state.waiting = true;
             let reports = (!state.reports.is_empty()).then_some(next.reports);
