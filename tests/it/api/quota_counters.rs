@@ -235,7 +235,7 @@ async fn storm(seed: u64, sabotage: Option<(&str, &str)>) -> Result<(), String> 
     let day = rng.random_range(100..140);
     let bounds = Bounds {
         day,
-        of_key: rng.random_range(50..60),
+        of_key: rng.random_range(15..25),
         depth: rng.random_range(8..20),
         cap: rng.random_range(2..6),
     };
