@@ -298,11 +298,12 @@ async fn a_tenant_whose_uploads_stand_still_keeps_no_other_from_uploading() {
             .body(reqwest::Body::wrap_stream(never));
         still.push(tokio_util::task::AbortOnDropHandle::new(tokio::spawn(request.send())));
     }
-    let refused = support::eventually(super::SOON, "the tenant's share to be used up", async || {
-        let answer = upload(&api, "mine", command(1)).await;
-        (answer.status == 503).then_some(answer)
+    // Two have begun when the other two are refused.
+    support::eventually(super::SOON, "the tenant's share to be used up", async || {
+        (still.iter().filter(|request| request.is_finished()).count() == 2).then_some(())
     })
     .await;
+    let refused = upload(&api, "mine", command(1)).await;
     assert_eq!(problem(&refused, 503), "overloaded");
     assert!(refused.json()["detail"].as_str().unwrap().contains("of this tenant"), "{}", refused.text());
     upload_as_other(&api, "theirs", command(1)).await.expect(201);
