@@ -102,7 +102,7 @@ async fn cpu_is_shared_by_weight_between_busy_tenants() {
     let code = artifact(SPIN).await;
     let (cell, mut events) = cell(1, 64).await;
     cell.load(&code).await.unwrap();
-    let limits = Limits { timeout_ms: 1_500, ..Limits::default() };
+    let limits = Limits { timeout_ms: 4_000, ..Limits::default() };
     // One attempt of weight 300 against ten of weight 100: three parts to one.
     let heavy = sandbar_host::run::Attempt { weight: 300, ..attempt(&code, 1, limits) };
     cell.submit(0, &heavy).unwrap();
