@@ -29,6 +29,9 @@ const MAX_REJECTION: u64 = 64 << 10;
 pub const CPU_SECONDS_PER_MIB: u64 = 4;
 /// Wall time that each whole MiB of a module adds: the CPU, on a machine that does other work as well.
 pub const WALL_PER_MIB: Duration = Duration::from_secs(8);
+/// Of the time that a compilation may take, the part in which it must have used the CPU before its length is the module's
+/// fault: with less the machine had no time for it.
+const OWN_PART: u32 = 4;
 /// Bytes that address space needs beyond the module: the program itself, its stacks.
 const MIN_ADDRESS_SPACE: u64 = 256 << 20;
 
@@ -113,6 +116,7 @@ pub async fn compile(program: &Path, bytes: Bytes, limits: &CompileLimits) -> Re
         .process_group(0)
         .kill_on_drop(true)
         .spawn()?;
+    let pid = child.id();
     let missing = || std::io::Error::other("the child has no pipe");
     let mut stdin = child.stdin.take().ok_or_else(missing)?;
     let mut stdout = child.stdout.take().ok_or_else(missing)?;
@@ -140,8 +144,19 @@ pub async fn compile(program: &Path, bytes: Bytes, limits: &CompileLimits) -> Re
         Ok::<_, std::io::Error>((verdict?, status, words))
     };
     let Ok(talked) = tokio::time::timeout(limits.wall, talk).await else {
+        let used = pid.and_then(cpu_time).unwrap_or_default();
         let _ = child.start_kill();
         let _ = child.wait().await;
+        if used < limits.wall.min(Duration::from_secs(limits.cpu_seconds)) / OWN_PART {
+            return Err(CompileError::Host(std::io::Error::new(
+                std::io::ErrorKind::TimedOut,
+                format!(
+                    "this machine was too busy to compile: {:.1} s of CPU in {:.1} s; it is worth another try",
+                    used.as_secs_f64(),
+                    limits.wall.as_secs_f64()
+                ),
+            )));
+        }
         return Err(rejected(
             RejectionCode::CompileTimeout,
             format!("compiling took longer than {:.1} s", limits.wall.as_secs_f64()),
@@ -163,6 +178,16 @@ pub async fn compile(program: &Path, bytes: Bytes, limits: &CompileLimits) -> Re
         }
         Verdict::Compiled(_) | Verdict::None => Err(died(status, &words, limits)),
     }
+}
+
+/// CPU time of a process and its threads so far.
+fn cpu_time(pid: u32) -> Option<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // After the name, which may hold anything: state, …, user time and system time as the 12th and 13th.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let ticks: u64 =
+        fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+    Some(Duration::from_millis(ticks.saturating_mul(1_000) / rustix::param::clock_ticks_per_second().max(1)))
 }
 
 enum Verdict {

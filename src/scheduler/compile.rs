@@ -18,6 +18,8 @@ use crate::store::{Result, WorkerStore};
 /// How long others leave a version alone that somebody compiles; the store adds what its size adds to the limits.
 /// More than a compilation may take in all by default.
 const LEASE: Duration = Duration::from_secs(120);
+/// How long a version waits whose compilation failed on our side.
+const LATER: Duration = Duration::from_secs(5);
 /// How often to look when nothing was heard.
 const POLL: Duration = Duration::from_secs(2);
 
@@ -63,9 +65,10 @@ async fn one(store: &WorkerStore, compiler: &Compiler, signals: &Signals, versio
             info!(task = %version.task, version = version.number, %rejection, "version rejected");
             store.version_rejected(version.tenant, version.task, version.number, &rejection).await?;
         }
-        // Ours to mend: the lease runs out and somebody tries again.
+        // Ours to mend, or this machine was too busy.
         Err(error) => {
             warn!(task = %version.task, version = version.number, %error, "compilation failed on our side");
+            store.version_later(version, LATER).await?;
         }
     }
     signals.version_changed();

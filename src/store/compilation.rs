@@ -99,6 +99,24 @@ impl WorkerStore {
         .transpose()
     }
 
+    /// It could not be tried: it is to be taken up again after this time, and not only when its lease is over.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn version_later(&self, version: &ToCompile, after: Duration) -> Result<()> {
+        sqlx::query(
+            "UPDATE versions SET compile_after = clock_timestamp() + make_interval(secs => $4)
+             WHERE tenant_id = $1 AND task_id = $2 AND number = $3 AND state = 'compiling'",
+        )
+        .bind(version.tenant)
+        .bind(version.task)
+        .bind(version.number)
+        .bind(after.as_secs_f64())
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
     /// The version compiles: it may be invoked, and is current unless a newer one is. False: somebody else said how
     /// its compilation ended.
     ///
