@@ -106,6 +106,8 @@ fn masked(mut value: Value) -> Value {
 enum Note {
     Change(Box<Entry>, oneshot::Sender<()>),
     Denial(Box<Entry>),
+    /// Write what was collected, and say so.
+    Flush(oneshot::Sender<()>),
 }
 
 /// The way to the log.
@@ -150,10 +152,15 @@ async fn write_all(store: ApiStore, mut inbox: mpsc::Receiver<Note>) {
             }
         };
         let (mut rows, mut waiting) = (Vec::new(), Vec::new());
+        let mut flush = !open;
         for note in notes {
             match note {
                 Note::Change(entry, done) => {
                     rows.push(*entry);
+                    waiting.push(done);
+                }
+                Note::Flush(done) => {
+                    flush = true;
                     waiting.push(done);
                 }
                 Note::Denial(entry) => {
@@ -166,7 +173,7 @@ async fn write_all(store: ApiStore, mut inbox: mpsc::Receiver<Note>) {
                 }
             }
         }
-        if !open {
+        if flush {
             rows.extend(denials.drain().map(|(_, entry)| entry));
         }
         if !rows.is_empty() {
@@ -211,6 +218,19 @@ impl App {
         };
         if tokio::time::timeout(MAX_WAIT, sent).await.is_err() {
             tracing::warn!("an answer did not wait any longer for its entry in the audit log");
+        }
+    }
+
+    /// Write what was collected, before Postgres cannot be reached any more.
+    pub(super) async fn audit_flush(&self) {
+        let (done, written) = oneshot::channel();
+        let flushed = async {
+            if self.inner.audit.notes.send(Note::Flush(done)).await.is_ok() {
+                let _ = written.await;
+            }
+        };
+        if tokio::time::timeout(MAX_WAIT, flushed).await.is_err() {
+            tracing::warn!("the last denied attempts may not be in the audit log: Postgres did not answer");
         }
     }
 

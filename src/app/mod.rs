@@ -191,6 +191,7 @@ impl App {
     /// Queue what was accepted, refuse what comes, and return when nothing is left to queue.
     pub async fn shutdown(&self) {
         self.inner.flusher.shutdown().await;
+        self.audit_flush().await;
         if let Err(error) = self.write_uses().await {
             tracing::debug!(%error, "cannot write when keys were used");
         }

@@ -167,7 +167,7 @@ impl Client {
         let mut key = HeaderValue::from_str(&target.key).map_err(|_| {
             Failure::new(
                 Exit::Denied,
-                format!("the API key (from {}) has characters that no key has", target.from),
+                format!("the API key (from {}) has characters that no key has", target.key_from),
             )
             .hint("a key is one line of letters, digits, '-' and '_'")
         })?;
@@ -373,8 +373,11 @@ impl Client {
             Ok(problem) => {
                 let mut failure = Failure::from_problem(problem, self.server());
                 if failure.exit == Exit::Denied {
-                    failure =
-                        failure.detail(format!("server {}, key from {}", self.server(), self.target.from));
+                    failure = failure.detail(format!(
+                        "server {}, key from {}",
+                        self.server(),
+                        self.target.key_from
+                    ));
                 }
                 failure
             }

@@ -45,7 +45,13 @@ pub fn anonymous(server: &str) -> Result<Client, Failure> {
 fn with_key(server: &str, key: &str) -> Result<Client, Failure> {
     let server = check_server(server)?;
     let certificate = local_certificate(&server);
-    Client::to(Target { server, key: key.to_owned(), from: "--server".to_owned(), certificate })
+    Client::to(Target {
+        server,
+        key: key.to_owned(),
+        from: "--server".to_owned(),
+        key_from: "the login".to_owned(),
+        certificate,
+    })
 }
 
 impl Login {

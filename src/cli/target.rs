@@ -57,8 +57,10 @@ pub struct Target {
     pub server: String,
     /// The API key.
     pub key: String,
-    /// Where this came from, for messages.
+    /// Where the address came from, for messages.
     pub from: String,
+    /// Where the key came from.
+    pub key_from: String,
     /// A certificate to trust besides the system's: the one that `sandbar dev --tls` made for this machine.
     pub certificate: Option<PathBuf>,
 }
@@ -135,18 +137,23 @@ fn resolve(flags: &Connection, around: &Surroundings, profiles: &Profiles) -> Re
         let of_dev = around.dev.as_ref().filter(|(address, _)| same_server(address, &server));
         of_profile.and_then(|p| p.key.clone()).or_else(|| of_dev.and_then(|(_, key)| key.clone()))
     };
+    let said = |key: Option<String>, from: &str| key.map(|key| (key, from.to_owned()));
+    let own = said(key, &from);
     let key = match (&around.key_of_file, &flags.profile) {
-        (Some(key), _) => Some(key.clone()),
+        (Some(key), _) => said(Some(key.clone()), "--key-file"),
         // A profile named by a flag means its own key.
-        (None, Some(_)) => key.or_else(|| around.key.clone()),
-        (None, None) => around.key.clone().or(key).or_else(kept),
+        (None, Some(_)) => own.or_else(|| said(around.key.clone(), KEY_VARIABLE)),
+        (None, None) => said(around.key.clone(), KEY_VARIABLE)
+            .or(own)
+            .or_else(|| said(kept(), "what is kept for this server")),
     };
-    let key = key.map(|key| key.trim().to_owned()).filter(|key| !key.is_empty()).ok_or_else(|| {
+    let key = key.map(|(key, from)| (key.trim().to_owned(), from)).filter(|(key, _)| !key.is_empty());
+    let (key, key_from) = key.ok_or_else(|| {
         Failure::new(Exit::Denied, format!("no API key for {server}")).hint(format!(
             "set {KEY_VARIABLE}, or use --key-file FILE, or `sandbar profile set NAME --server {server}`"
         ))
     })?;
-    Ok(Target { server, key, from, certificate: None })
+    Ok(Target { server, key, from, key_from, certificate: None })
 }
 
 fn no_dev() -> Failure {

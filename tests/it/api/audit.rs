@@ -49,6 +49,22 @@ async fn every_change_is_in_the_log_before_it_is_answered_with_what_was_and_what
 }
 
 #[tokio::test]
+async fn a_server_that_stops_writes_down_the_denied_attempts_that_it_has_collected() {
+    let api = Api::start().await;
+    for _ in 0..3 {
+        let stranger = api.client.anonymous(Method::GET, "/v1/tasks").header("x-api-key", "sbk_guess");
+        assert_eq!(problem(&send(stranger).await, 401), "unauthenticated");
+    }
+    api.app.shutdown().await;
+    let written: i64 =
+        sqlx::query_scalar("SELECT sum(times)::bigint FROM sandbar.audit WHERE operation = 'GET /v1/tasks'")
+            .fetch_one(&api.admin)
+            .await
+            .unwrap();
+    assert_eq!(written, 3);
+}
+
+#[tokio::test]
 async fn denied_attempts_are_counted_with_who_and_from_where() {
     let api = Api::start().await;
     let viewer = insert_key(&api, api.tenant, Role::Viewer, &[]).await;
