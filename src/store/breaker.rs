@@ -15,6 +15,7 @@ const MARGIN: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone)]
 pub(super) struct Guard {
     breaker: Arc<Mutex<Breaker>>,
+    failed_at: Arc<Mutex<Option<Instant>>>,
     longest: Duration,
 }
 
@@ -22,6 +23,7 @@ impl Guard {
     pub(super) fn new(connect: &Connect) -> Self {
         Self {
             breaker: Arc::default(),
+            failed_at: Arc::default(),
             longest: connect.acquire_timeout + connect.statement_timeout + MARGIN,
         }
     }
@@ -47,6 +49,9 @@ impl Guard {
             Err(_) => Err(away("Postgres did not answer in time")),
         };
         let answered = !matches!(&answer, Err(error) if is_away(error));
+        if !answered {
+            *self.failed_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        }
         if self.lock().note(Instant::now(), answered) {
             if answered {
                 tracing::info!("Postgres answers again");
@@ -55,6 +60,11 @@ impl Guard {
             }
         }
         answer
+    }
+
+    /// When a call last got no answer.
+    pub(super) fn failed_at(&self) -> Option<Instant> {
+        *self.failed_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn away_for(&self) -> Duration {

@@ -248,7 +248,7 @@ impl ApiStore {
     pub async fn tenant(&self, tenant: TenantId) -> Result<TenantConn> {
         // It has answered a moment ago; only while Postgres is away nobody gets past the breaker.
         if self.guard.away_for().is_zero()
-            && let Some(connection) = self.shelf.set_to(tenant)
+            && let Some(connection) = self.shelf.set_to(tenant, self.guard.failed_at())
         {
             return Ok(TenantConn { connection: Some(connection), shelf: self.shelf.clone(), tenant });
         }

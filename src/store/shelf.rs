@@ -24,6 +24,8 @@ pub(super) struct Shelf {
     pool: PgPool,
     /// The longest here first.
     kept: Arc<Mutex<VecDeque<Kept>>>,
+    /// When one of them turned out to be dead.
+    died_at: Arc<Mutex<Option<Instant>>>,
     capacity: usize,
 }
 
@@ -37,14 +39,21 @@ struct Kept {
 impl Shelf {
     pub(super) fn of(pool: &PgPool) -> Self {
         let capacity = pool.options().get_max_connections() as usize / 2;
-        Self { pool: pool.clone(), kept: Arc::default(), capacity }
+        Self { pool: pool.clone(), kept: Arc::default(), died_at: Arc::default(), capacity }
     }
 
-    /// One that is set to this tenant.
-    pub(super) fn set_to(&self, tenant: TenantId) -> Option<PoolConnection<Postgres>> {
+    /// One that is set to this tenant. Since `failed_at`, or since one of them was found dead, none that was here before is
+    /// taken to be alive: a Postgres that was away has left as many dead ones as there are.
+    pub(super) fn set_to(
+        &self,
+        tenant: TenantId,
+        failed_at: Option<Instant>,
+    ) -> Option<PoolConnection<Postgres>> {
+        let failed_at = failed_at.max(*self.died_at.lock().unwrap_or_else(PoisonError::into_inner));
+        let alive = |one: &Kept| one.since.elapsed() < HOT && failed_at.is_none_or(|at| one.since > at);
         let mut kept = self.lock();
         // The last one used has the warmest plans.
-        let index = kept.iter().rposition(|one| one.tenant == tenant && one.since.elapsed() < HOT)?;
+        let index = kept.iter().rposition(|one| one.tenant == tenant && alive(one))?;
         kept.remove(index).map(|one| one.connection)
     }
 
@@ -69,8 +78,12 @@ impl Shelf {
         let shelf = self.clone();
         tokio::spawn(async move {
             let settled = tokio::time::timeout(PATIENCE, connection.ping()).await;
+            if !matches!(settled, Ok(Ok(()))) {
+                *shelf.died_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+                return;
+            }
             // Somebody may wait for the pool: then it is not for us to keep.
-            if !matches!(settled, Ok(Ok(()))) || !shelf.pool_serves() || shelf.pool.is_closed() {
+            if !shelf.pool_serves() || shelf.pool.is_closed() {
                 return;
             }
             let mut kept = shelf.lock();
