@@ -38,7 +38,8 @@ const FORGET: Time = 10_000;
 const WORKERS: usize = 3;
 const SLOTS: u32 = 6;
 const MAX_HANDOVERS: i16 = 10;
-/// Where nothing breaks, nobody whom no cap holds back waits longer than this for a first start.
+/// Where nothing breaks, nobody whom no cap holds back waits longer than this for a first start; who has little weight, longer
+/// by as much as the others have more.
 const STARVES: Time = 5_000;
 
 /// Something that must never be, in words.

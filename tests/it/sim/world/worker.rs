@@ -178,9 +178,13 @@ impl World {
             self.caps.0.is_none_or(|c| c.0 != item.tenant) && self.caps.1.is_none_or(|c| c.0 != item.task);
         if !self.faulty && free && item.attempt == 1 {
             let waited = self.since.get(&item.invocation).map_or(0, |since| self.now.saturating_sub(*since));
-            if waited > STARVES {
+            let weights: Time = self.tenants.iter().map(|(_, _, weight)| Time::from(*weight)).sum();
+            let own = self.tenants.iter().find(|(tenant, ..)| *tenant == item.tenant);
+            let own = own.map_or(1, |(_, _, weight)| Time::from(*weight));
+            // A hundredth of all weights is a share that counts; with less, most of the time is others'.
+            if waited > STARVES + STARVES * weights / (own * 100) {
                 return Err(format!(
-                    "{} of tenant {} waited {waited} ms for its first start",
+                    "{} of tenant {} (weight {own} of {weights}) waited {waited} ms for its first start",
                     item.invocation, item.tenant
                 ));
             }
