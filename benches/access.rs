@@ -138,7 +138,10 @@ impl Bench {
         let over = |time: f64| format!("{:+.0}%", (time / plain - 1.0) * 100.0);
         println!("| get by id, a role that bypasses the policies, the connection kept | {plain:.0} µs | |");
         println!("| the API's role, the connection kept | {policies:.0} µs | {} |", over(policies));
-        println!("| as built: a connection of the tenant taken and given back | {built:.0} µs | {} |", over(built));
+        println!(
+            "| as built: a connection of the tenant taken and given back | {built:.0} µs | {} |",
+            over(built)
+        );
     }
 
     /// `GET /v1/me` of keys that are seen for the first time, and for the second.
