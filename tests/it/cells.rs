@@ -10,23 +10,11 @@ use sandbar::store::tenant::key_hash;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::support::wat::{QUICK, SPIN, nap};
 use crate::support::{self, Answer, Client, Deployment, Process, send};
 
 /// Longest any wait of these tests takes before it counts as failed.
 const PATIENCE: Duration = Duration::from_secs(90);
-
-/// Spins for ever.
-const SPIN: &str = r#"(module (func (export "_start") (loop $l (br $l))))"#;
-/// Ends at once.
-const QUICK: &str = r#"(module (func (export "_start")))"#;
-/// Sleeps 300 ms.
-const NAP: &str = r#"(module
-  (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
-  (memory (export "memory") 1)
-  (func (export "_start")
-    (i32.store (i32.const 16) (i32.const 1))
-    (i64.store (i32.const 24) (i64.const 300000000))
-    (drop (call $poll (i32.const 0) (i32.const 128) (i32.const 1) (i32.const 512)))))"#;
 
 /// A tenant with a key of its own.
 struct Tenant {
@@ -199,7 +187,7 @@ async fn tenants_take_turns_where_there_are_fewer_cells_than_tenants_and_never_m
     let mut tenants = Vec::new();
     for name in ["ada", "bob", "carl"] {
         let tenant = Tenant::new(&deployment, Uuid::now_v7(), name, 100).await;
-        tenant.upload("nap", NAP).await;
+        tenant.upload("nap", &nap(300)).await;
         tenants.push(tenant);
     }
     let worker = deployment.spawn_worker();
@@ -247,7 +235,7 @@ async fn cells_without_work_end_and_come_back() {
     let mut tenants = Vec::new();
     for name in ["ada", "bob"] {
         let tenant = Tenant::new(&deployment, Uuid::now_v7(), name, 100).await;
-        tenant.upload("nap", NAP).await;
+        tenant.upload("nap", &nap(300)).await;
         tenants.push(tenant);
     }
     let worker = deployment.spawn_worker();

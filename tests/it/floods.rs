@@ -7,21 +7,11 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::capabilities::Tenant;
+use crate::support::wat::{QUICK, nap};
 use crate::support::{self, Deployment};
 
 /// Longest any wait of these tests takes before it counts as failed.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(120);
-
-/// Ends at once.
-const QUICK: &str = r#"(module (func (export "_start")))"#;
-/// Sleeps two seconds.
-const NAP: &str = r#"(module
-  (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
-  (memory (export "memory") 1)
-  (func (export "_start")
-    (i32.store (i32.const 16) (i32.const 1))
-    (i64.store (i32.const 24) (i64.const 2000000000))
-    (drop (call $poll (i32.const 0) (i32.const 128) (i32.const 1) (i32.const 512)))))"#;
 
 /// A valid module that keeps the compiler busy for a good part of a second: large functions of branches over many locals.
 fn slow(n: usize) -> Vec<u8> {
@@ -49,8 +39,8 @@ async fn a_flood_of_slow_modules_keeps_no_other_tenant_from_its_one_upload_and_f
     const FLOOD: usize = 16;
     let deployment = Deployment::start(1).await;
     let (first, flooder) = (Tenant::first(&deployment), Tenant::other(&deployment, "flooder").await);
-    for (task, wat) in [("nap", NAP), ("quick", QUICK)] {
-        first.upload_bytes(task, wat::parse_str(wat).unwrap(), true).await.expect(201);
+    for (task, wat) in [("nap", nap(2_000)), ("quick", QUICK.to_owned())] {
+        first.upload_bytes(task, ::wat::parse_str(&wat).unwrap(), true).await.expect(201);
     }
     let running = first.send(Method::POST, "/v1/tasks/nap/invocations", Some(&json!({}))).await.expect(202);
     let running = format!("/v1/invocations/{}", running.json()["id"].as_str().unwrap());

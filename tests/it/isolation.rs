@@ -133,22 +133,7 @@ async fn in_every_tenant_table_the_api_role_reaches_the_rows_of_its_tenant_and_n
     let database = support::database().await;
     database.as_released().await;
     let admin = database.admin().await;
-    // Rows made of fillers keep no rule but the one under test.
-    sqlx::query(
-        "DO $$ DECLARE c record; BEGIN
-           FOR c IN SELECT conrelid::regclass AS t, conname FROM pg_constraint
-             WHERE connamespace = 'sandbar'::regnamespace AND contype IN ('c', 'f') ORDER BY contype DESC LOOP
-             EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', c.t, c.conname);
-           END LOOP;
-           FOR c IN SELECT tgrelid::regclass AS t, tgname FROM pg_trigger g JOIN pg_class r ON r.oid = g.tgrelid
-             WHERE NOT tgisinternal AND r.relnamespace = 'sandbar'::regnamespace LOOP
-             EXECUTE format('DROP TRIGGER %I ON %s', c.tgname, c.t);
-           END LOOP;
-         END $$",
-    )
-    .execute(&admin)
-    .await
-    .unwrap();
+    support::drop_rules(&admin).await;
     let tables: Vec<(String,)> = sqlx::query_as(
         "SELECT c.relname::text FROM pg_class c
          WHERE c.relnamespace = 'sandbar'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition

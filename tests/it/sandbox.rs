@@ -6,23 +6,11 @@ use reqwest::Method;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
+use crate::support::wat::{QUICK, SPIN, nap};
 use crate::support::{self, Client, Deployment, Process, send};
 
 /// Longest any wait of these tests takes before it counts as failed.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Spins for ever.
-const SPIN: &str = r#"(module (func (export "_start") (loop $l (br $l))))"#;
-/// Ends at once.
-const QUICK: &str = r#"(module (func (export "_start")))"#;
-/// Sleeps 300 ms.
-const NAP: &str = r#"(module
-  (import "wasi_snapshot_preview1" "poll_oneoff" (func $poll (param i32 i32 i32 i32) (result i32)))
-  (memory (export "memory") 1)
-  (func (export "_start")
-    (i32.store (i32.const 16) (i32.const 1))
-    (i64.store (i32.const 24) (i64.const 300000000))
-    (drop (call $poll (i32.const 0) (i32.const 128) (i32.const 1) (i32.const 512)))))"#;
 
 fn quick_settings() -> Vec<(&'static str, String)> {
     vec![
@@ -113,7 +101,7 @@ async fn attempts_that_declare_more_memory_than_is_left_wait_for_each_other() {
     settings.push(("SANDBAR_WORKER__MEMORY_BYTES", (1_700_u64 << 20).to_string()));
     let deployment = Deployment::on(support::database().await, 1, &settings).await;
     let client = deployment.client();
-    upload(&client, "nap", &NAP.replace("300000000", "1000000000")).await;
+    upload(&client, "nap", &nap(1_000)).await;
     let half = json!({"limits": {"memory_bytes": 1_u64 << 30}});
     let mut ids = Vec::new();
     for _ in 0..3 {

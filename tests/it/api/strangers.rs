@@ -84,21 +84,7 @@ async fn furnish(api: &Api) -> String {
 
 /// Every row of the first tenant, many times over, as the second one's: the same names, states, tags and times.
 async fn crowd(admin: &PgPool) -> i64 {
-    sqlx::raw_sql(
-        "DO $$ DECLARE c record; BEGIN
-           FOR c IN SELECT conrelid::regclass AS t, conname FROM pg_constraint
-             WHERE connamespace = 'sandbar'::regnamespace AND contype IN ('c', 'f') ORDER BY contype DESC LOOP
-             EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', c.t, c.conname);
-           END LOOP;
-           FOR c IN SELECT tgrelid::regclass AS t, tgname FROM pg_trigger g JOIN pg_class r ON r.oid = g.tgrelid
-             WHERE NOT tgisinternal AND r.relnamespace = 'sandbar'::regnamespace LOOP
-             EXECUTE format('DROP TRIGGER %I ON %s', c.tgname, c.t);
-           END LOOP;
-         END $$",
-    )
-    .execute(admin)
-    .await
-    .unwrap();
+    crate::support::drop_rules(admin).await;
     let tables: Vec<(String,)> = sqlx::query_as(
         "SELECT c.relname::text FROM pg_class c
          WHERE c.relnamespace = 'sandbar'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relname <> 'tenants'

@@ -11,12 +11,13 @@ mod http;
 mod postgres;
 mod process;
 mod search;
+pub mod wat;
 
 use std::time::{Duration, Instant};
 
 pub use guests::{guest, guest_p1, jaq};
 pub use http::{Answer, Client, send};
-pub use postgres::{Database, data_dir, database, fresh, own_postgres};
+pub use postgres::{Database, data_dir, database, drop_rules, fresh, own_postgres};
 pub use process::{Deployment, Process, kill, lasting_address};
 pub use search::{holds, tables_with};
 
