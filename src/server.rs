@@ -14,7 +14,6 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -30,6 +29,7 @@ use crate::app::sealed::keys::Keys;
 use crate::app::signals::Signals;
 use crate::config::{Config, Secret};
 use crate::domain::isolation::Rules;
+use crate::domain::quota::Defaults;
 use crate::store::{Connect, WorkerStore, patiently};
 use crate::worker::Stop;
 use crate::{app, scheduler, worker};
@@ -112,12 +112,12 @@ pub async fn run(config: &Config, urls: &Urls, roles: Roles, stop: Stop) -> anyh
         }
         http = Some(started);
     }
-    let kv_bytes = Arc::new(AtomicU64::new(config.quotas.kv_bytes));
+    let defaults = Arc::new(Defaults::new(http::quotas(&config.quotas)));
     let app = http.as_ref().map(Http::app);
-    duties.push(reload::on_hangup(config, app, kv_bytes.clone(), duties_stop.clone())?);
+    duties.push(reload::on_hangup(config, app, defaults.clone(), duties_stop.clone())?);
 
     let result = if roles.worker {
-        let settings = worker_settings(config, roles, vault, kv_bytes)?;
+        let settings = worker_settings(config, roles, vault, defaults)?;
         let running =
             worker::run(settings, store.clone(), signals.clone(), compiler.clone(), keys, stop.clone());
         let running = Box::pin(running);
@@ -187,7 +187,7 @@ fn worker_settings(
     config: &Config,
     roles: Roles,
     vault: Arc<app::vault::Vault>,
-    kv_bytes: Arc<AtomicU64>,
+    defaults: Arc<Defaults>,
 ) -> anyhow::Result<worker::Settings> {
     Ok(worker::Settings {
         program: std::env::current_exe().context("cannot find this program's own file")?,
@@ -217,10 +217,10 @@ fn worker_settings(
             received_bytes: config.egress.max_received_bytes,
         },
         vault,
+        defaults,
         capabilities: worker::capability::Settings {
             calls_per_s: config.capabilities.calls_per_s,
             connections: (config.database.max_connections / CAPABILITY_CONNECTIONS).max(1) as usize,
-            kv_bytes,
             seal: config.secrets.seal_payloads,
         },
         // Draining the worker of a process that is a server too must not stop the server.

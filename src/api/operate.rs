@@ -60,6 +60,7 @@ fn description(name: &str) -> &'static str {
         "erase" => "Deletes tenants whose grace time is over, with everything of them",
         "tidy" => "Forgets old idempotency keys, spent cancellations and workers long gone",
         "bulk" => "Does bulk operations, a page at a time",
+        "usage" => "Adds usage up, and lets who has used up a quota of a period wait until it ends",
         "budgets" => "Says which thresholds of budgets are reached",
         "classify" => "Finds out which kind of failure new dead letters are",
         "retention" => "Exports, if asked for, and deletes what ended longer ago than is kept",

@@ -51,6 +51,25 @@ fn reason(reason: &Reason) -> wire::WhyReason {
             current: Some(cap.running),
             ..plain("cap", format!("{} of its {} run, and {} may", cap.running, cap.of, cap.limit))
         },
+        Reason::Quota(held) => wire::WhyReason {
+            of: Some(held.of.to_owned()),
+            until: Some(held.until),
+            ..plain(
+                "quota",
+                format!("the quota {} of its {} is used up until {}", held.quota, held.of, held.until),
+            )
+        },
+        Reason::Memory { limit, used } => wire::WhyReason {
+            of: Some("tenant".to_owned()),
+            limit: Some(*limit),
+            current: Some(*used),
+            ..plain(
+                "memory-quota",
+                format!(
+                    "attempts of its tenant that run declare {used} bytes of memory, and {limit} may be declared"
+                ),
+            )
+        },
         Reason::NoWorker { idle: 0 } => plain("no-worker", "no worker runs".to_owned()),
         Reason::NoWorker { idle } => {
             plain("no-worker", format!("{idle} workers run, and each is cordoned or draining"))
@@ -133,6 +152,8 @@ mod tests {
             cancelling: false,
             dependencies: 0,
             paused: None,
+            held: None,
+            no_memory: None,
             inactive: false,
             full: vec![Cap { of: "task", limit: 2, running: 2 }],
             room: None,

@@ -38,7 +38,7 @@ pub mod upload;
 pub mod usage;
 pub mod vault;
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -49,7 +49,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::domain::ids::TenantId;
 use crate::domain::issuer::Issuer;
-use crate::domain::quota::{Amount, Level, Quota};
+use crate::domain::quota::{Amount, Defaults, Level, Quota};
 use crate::domain::rate::Rates;
 use crate::store::{ApiStore, TenantConn};
 
@@ -79,6 +79,8 @@ pub struct Settings {
     pub idempotency_ttl: Duration,
     /// Invocations of a tenant that may wait, where the tenant has no limit of its own.
     pub max_queued: u64,
+    /// Days that ended invocations are kept, where nothing else is said.
+    pub retention_days: u64,
     /// Whose tokens are believed besides our own.
     pub issuers: Vec<Issuer>,
     /// What one server lets through.
@@ -108,6 +110,7 @@ impl Default for Settings {
             request_timeout: Duration::from_secs(30),
             idempotency_ttl: Duration::from_secs(86_400),
             max_queued: 1_000_000,
+            retention_days: 30,
             issuers: Vec::new(),
             rates: Rates::UNLIMITED,
             quotas: Level::default(),
@@ -132,7 +135,7 @@ struct Inner {
     settings: Settings,
     rates: watch::Sender<Rates>,
     quotas: quota::Quotas,
-    default_quotas: RwLock<Level>,
+    default_quotas: Defaults,
     flusher: flush::Flusher,
     catalog: catalog::Catalog,
     keys: auth::Keys,
@@ -172,7 +175,7 @@ impl App {
                 streams: log::Streams::default(),
                 rates: watch::Sender::new(settings.rates),
                 quotas: quota::Quotas::default(),
-                default_quotas: RwLock::new(settings.quotas.clone()),
+                default_quotas: Defaults::new(settings.quotas.clone()),
                 store,
                 signals,
                 settings,
@@ -217,14 +220,21 @@ impl App {
 
     /// What tenants may use from now on, where nothing else is said. Holds within two seconds.
     pub fn set_default_quotas(&self, quotas: Level) {
-        *self.inner.default_quotas.write().unwrap_or_else(PoisonError::into_inner) = quotas;
+        self.inner.default_quotas.set(quotas);
     }
 
     fn default_quotas(&self) -> Level {
-        let mut level = self.inner.default_quotas.read().unwrap_or_else(PoisonError::into_inner).clone();
-        // What `depth` goes by. Where it is out of the quota's range, only this list does without it.
+        let mut level = self.inner.default_quotas.level();
+        // What `depth` and the duty `retention` go by. Where one is out of the quota's range, only this list does without it.
         let _ = level.set(Quota::QueueDepth, Some(Amount::At(self.inner.settings.max_queued)));
+        let _ = level.set(Quota::RetentionDays, Some(Amount::At(self.inner.settings.retention_days)));
         level
+    }
+
+    /// What of the defaults the database goes by.
+    #[must_use]
+    pub fn defaults_of_queues(&self) -> Level {
+        self.inner.default_quotas.of_queues()
     }
 
     /// Whether requests can be served.

@@ -31,6 +31,8 @@ const STALE_AFTER: Duration = Duration::from_secs(2);
 const MAX_TENANTS: usize = 10_000;
 /// What is known of a tenant is forgotten, and its open data key wiped, when nobody has asked for so long.
 const IDLE: Duration = Duration::from_secs(5);
+/// Tokens of one quota that a server takes ahead at the most.
+const MOST_AHEAD: u64 = 10_000;
 /// After a refusal, Postgres is asked again at the earliest after this time: somebody may have given tokens back.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// Longest time for giving tokens back when the server stops.
@@ -43,7 +45,7 @@ const MAX_WINDOWS: usize = 4_096;
 fn window_s(quota: Quota) -> Option<u32> {
     match quota {
         Quota::InvocationsPerSecond => Some(1),
-        Quota::InvocationsPerDay => Some(86_400),
+        Quota::InvocationsPerDay | Quota::EgressRequestsPerDay | Quota::EgressBytesPerDay => Some(86_400),
         _ => None,
     }
 }
@@ -119,14 +121,19 @@ impl Known {
     /// # Errors
     /// More memory was named than may be.
     pub(super) fn hold(&self, task: TaskId, limits: &mut Limits, asked: bool) -> Result<()> {
-        let bounds =
-            [self.levels.bound(Quota::AttemptMemoryBytes), self.task_bound(task, Quota::AttemptMemoryBytes)];
-        if let Some(max) = bounds.into_iter().flatten().min()
+        let of_attempt = |bound| (Quota::AttemptMemoryBytes, bound);
+        let bounds = [
+            self.levels.bound(Quota::AttemptMemoryBytes).map(of_attempt),
+            self.task_bound(task, Quota::AttemptMemoryBytes).map(of_attempt),
+            // What wants more than all may have would never start.
+            self.levels.bound(Quota::MemoryBytes).map(|bound| (Quota::MemoryBytes, bound)),
+        ];
+        if let Some((quota, max)) = bounds.into_iter().flatten().min_by_key(|(_, bound)| *bound)
             && limits.memory_bytes > max
         {
             if asked {
                 return Err(Error::OverQuota {
-                    name: Quota::AttemptMemoryBytes.as_str(),
+                    name: quota.as_str(),
                     limit: max,
                     wanted: limits.memory_bytes,
                 });
@@ -365,7 +372,8 @@ impl App {
             }
         }
         // Whoever comes now waits for this answer, and most likely needs none of its own.
-        let ask = windows.get(&slot).map_or(Tokens::default(), |window| window.tokens).to_ask(1, limit);
+        let ask =
+            windows.get(&slot).map_or(Tokens::default(), |window| window.tokens).to_ask(1, limit, MOST_AHEAD);
         let want = Want { whose, quota, window_s: seconds, limit, want: ask, back: None };
         let grant = self.tenant(tenant).await?.take_quota(&want).await?;
         let ends = now + Duration::from_millis(grant.ends_in_ms);
@@ -464,7 +472,10 @@ impl App {
             let (amount, source) = levels.holds(quota);
             let mut resets_at = None;
             let used = match quota {
-                Quota::InvocationsPerSecond | Quota::InvocationsPerDay => match amount.bound() {
+                Quota::InvocationsPerSecond
+                | Quota::InvocationsPerDay
+                | Quota::EgressRequestsPerDay
+                | Quota::EgressBytesPerDay => match amount.bound() {
                     Some(limit) => {
                         let window_s = window_s(quota).unwrap_or(1);
                         let want = Want { whose: Whose::Tenant, quota, window_s, limit, want: 0, back: None };
@@ -478,7 +489,23 @@ impl App {
                 Quota::ModuleBytes => Some(stored.bytes),
                 Quota::LogBytesPerDay => Some(connection.log_bytes_today().await?),
                 Quota::KvBytes => Some(connection.kv_bytes().await?),
-                Quota::QueueDepth | Quota::AttemptMemoryBytes | Quota::Concurrency | Quota::Weight => None,
+                Quota::FuelPerDay
+                | Quota::FuelPerMonth
+                | Quota::CpuSecondsPerDay
+                | Quota::CpuSecondsPerMonth => {
+                    let spent = connection.spent(quota).await?;
+                    resets_at = spent.map(|(_, ends_at)| ends_at);
+                    spent.map(|(used, _)| used)
+                }
+                Quota::MemoryBytes => match amount.bound() {
+                    Some(_) => Some(connection.memory_in_use().await?),
+                    None => None,
+                },
+                Quota::QueueDepth
+                | Quota::AttemptMemoryBytes
+                | Quota::Concurrency
+                | Quota::RetentionDays
+                | Quota::Weight => None,
             };
             standings.push(Standing { quota, amount, source, used, resets_at });
         }
@@ -496,8 +523,12 @@ impl App {
         changes: &[Change],
     ) -> Result<()> {
         check(changes, |_| true)?;
-        let changed =
-            self.tenant(tenant).await?.quotas_change(plan.as_ref().map(Option::as_deref), changes).await?;
+        let defaults = self.defaults_of_queues();
+        let changed = self
+            .tenant(tenant)
+            .await?
+            .quotas_change(plan.as_ref().map(Option::as_deref), changes, &defaults)
+            .await?;
         if !changed {
             let name = plan.flatten().unwrap_or_default();
             return Err(crate::app::invoke::invalid("/plan", format!("there is no plan `{name}`")));
@@ -554,10 +585,7 @@ impl App {
     /// # Errors
     /// [`Error::InvalidFields`]; [`Error::OverQuota`]; or Postgres does not answer.
     pub async fn set_plan(&self, name: &TaskName, changes: &[Change]) -> Result<()> {
-        // Those of the queue stand in the tenant's own row.
-        let of_plans =
-            |quota: Quota| !matches!(quota, Quota::QueueDepth | Quota::Concurrency | Quota::Weight);
-        check(changes, of_plans)?;
+        check(changes, |_| true)?;
         let mut level = Level::default();
         for (quota, amount) in changes {
             level.set(*quota, *amount).map_err(|why| invalid(*quota, why))?;

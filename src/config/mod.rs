@@ -298,6 +298,22 @@ pub struct Quotas {
     pub log_bytes_per_day: u64,
     /// Bytes in all key-value stores. Default 1 GiB, 0 to 10¹⁵.
     pub kv_bytes: u64,
+    /// Attempts that run at once, over all workers. Default 0, 0 to 1,000,000.
+    pub concurrency: u64,
+    /// Memory that attempts that run at once declare together, over all workers, in bytes. Default 0, 0 to 10¹⁵.
+    pub memory_bytes: u64,
+    /// Fuel that attempts use per day (UTC). Default 0, 0 to 10¹⁸.
+    pub fuel_per_day: u64,
+    /// Fuel that attempts use per month (UTC). Default 0, 0 to 10¹⁸.
+    pub fuel_per_month: u64,
+    /// Seconds of CPU that attempts use per day (UTC). Default 0, 0 to 10⁹.
+    pub cpu_s_per_day: u64,
+    /// Seconds of CPU that attempts use per month (UTC). Default 0, 0 to 10⁹.
+    pub cpu_s_per_month: u64,
+    /// HTTP requests that tasks send per day (UTC). Default 0, 0 to 10¹².
+    pub egress_requests_per_day: u64,
+    /// Bytes of bodies that HTTP requests of tasks send and receive per day (UTC). Default 0, 0 to 10¹⁵.
+    pub egress_bytes_per_day: u64,
 }
 
 impl Default for Quotas {
@@ -310,6 +326,14 @@ impl Default for Quotas {
             attempt_memory_bytes: 4 * GIB,
             log_bytes_per_day: 0,
             kv_bytes: GIB,
+            concurrency: 0,
+            memory_bytes: 0,
+            fuel_per_day: 0,
+            fuel_per_month: 0,
+            cpu_s_per_day: 0,
+            cpu_s_per_month: 0,
+            egress_requests_per_day: 0,
+            egress_bytes_per_day: 0,
         }
     }
 }

@@ -4,8 +4,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::{PoisonError, RwLock};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::domain::spending::{Measure, Period};
 
 /// What happens when a quota is hit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +23,8 @@ pub enum Effect {
     Truncates,
     /// The call of a task fails, and the task goes on.
     Fails,
+    /// What is older is deleted.
+    Deletes,
     /// Nothing ends: it says who goes first.
     Shares,
 }
@@ -34,6 +39,7 @@ impl Effect {
             Self::Waits => "waits",
             Self::Truncates => "truncates",
             Self::Fails => "fails",
+            Self::Deletes => "deletes",
             Self::Shares => "shares",
         }
     }
@@ -79,6 +85,24 @@ macro_rules! quotas {
                 matches!(self, Self::InvocationsPerSecond | Self::InvocationsPerDay)
             }
 
+            /// Whether there may be no bound at all.
+            #[must_use]
+            pub fn may_be_unlimited(self) -> bool {
+                !matches!(self, Self::Weight | Self::RetentionDays)
+            }
+
+            /// Of one that bounds the ledger of usage: what it counts, and over which time.
+            #[must_use]
+            pub fn of_period(self) -> Option<(Measure, Period)> {
+                match self {
+                    Self::FuelPerDay => Some((Measure::Fuel, Period::Day)),
+                    Self::FuelPerMonth => Some((Measure::Fuel, Period::Month)),
+                    Self::CpuSecondsPerDay => Some((Measure::CpuSeconds, Period::Day)),
+                    Self::CpuSecondsPerMonth => Some((Measure::CpuSeconds, Period::Month)),
+                    _ => None,
+                }
+            }
+
             /// What it is, for the documentation.
             #[must_use]
             pub fn describe(self) -> &'static str {
@@ -103,10 +127,26 @@ quotas! {
     AttemptMemoryBytes "attempt_memory_bytes" Forbids 65_536 4_294_967_296 true;
     /// Attempts that run at once, over all workers.
     Concurrency "concurrency" Waits 1 1_000_000 false;
+    /// Memory that attempts that run at once declare together, over all workers, in bytes.
+    MemoryBytes "memory_bytes" Waits 65_536 1_000_000_000_000_000 false;
+    /// Fuel that attempts use per day (UTC).
+    FuelPerDay "fuel_per_day" Waits 1 1_000_000_000_000_000_000 true;
+    /// Fuel that attempts use per month (UTC).
+    FuelPerMonth "fuel_per_month" Waits 1 1_000_000_000_000_000_000 true;
+    /// Seconds of CPU that attempts use per day (UTC).
+    CpuSecondsPerDay "cpu_s_per_day" Waits 1 1_000_000_000 true;
+    /// Seconds of CPU that attempts use per month (UTC).
+    CpuSecondsPerMonth "cpu_s_per_month" Waits 1 1_000_000_000 true;
     /// Log bytes kept per day (UTC); later invocations of the day log nothing.
     LogBytesPerDay "log_bytes_per_day" Truncates 0 1_000_000_000_000_000 false;
     /// Bytes in the key-value stores of its tasks: of keys and values, and 64 for each key.
     KvBytes "kv_bytes" Fails 0 1_000_000_000_000_000 false;
+    /// HTTP requests that tasks send per day (UTC), those that are refused not counted.
+    EgressRequestsPerDay "egress_requests_per_day" Fails 0 1_000_000_000_000 true;
+    /// Bytes of bodies that HTTP requests of tasks send and receive per day (UTC).
+    EgressBytesPerDay "egress_bytes_per_day" Fails 0 1_000_000_000_000_000 true;
+    /// Days that ended invocations are kept.
+    RetentionDays "retention_days" Deletes 1 3_650 false;
     /// Share of the workers beside other tenants.
     Weight "weight" Shares 1 10_000 false;
 }
@@ -222,10 +262,14 @@ impl Level {
             return Ok(());
         };
         let (min, max) = quota.range();
-        if let Amount::At(n) = amount
-            && !(min..=max).contains(&n)
-        {
-            return Err(format!("must be from {min} to {max}, or \"{UNLIMITED}\""));
+        let fits = match amount {
+            Amount::At(n) => (min..=max).contains(&n),
+            Amount::Unlimited => quota.may_be_unlimited(),
+        };
+        if !fits {
+            let or_not =
+                if quota.may_be_unlimited() { format!(", or \"{UNLIMITED}\"") } else { String::new() };
+            return Err(format!("must be from {min} to {max}{or_not}"));
         }
         self.0.insert(quota, amount);
         Ok(())
@@ -314,7 +358,44 @@ impl Levels {
     }
 }
 
-/// Tokens of one quota in one window that this server holds and has not used. Whoever takes one may accept one thing.
+/// What holds of tenants of whom nothing is said; follows the configuration.
+#[derive(Debug, Default)]
+pub struct Defaults(RwLock<Level>);
+
+impl Defaults {
+    /// This, until something else is set.
+    #[must_use]
+    pub fn new(level: Level) -> Self {
+        Self(RwLock::new(level))
+    }
+
+    /// This from now on.
+    pub fn set(&self, level: Level) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = level;
+    }
+
+    /// All of it.
+    #[must_use]
+    pub fn level(&self) -> Level {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The bound of one quota, if there is one.
+    #[must_use]
+    pub fn bound(&self, quota: Quota) -> Option<u64> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(quota)?.bound()
+    }
+
+    /// What of it the database has to know, to let tenants wait by it.
+    #[must_use]
+    pub fn of_queues(&self) -> Level {
+        let mut level = self.level();
+        level.0.retain(|quota, amount| quota.effect() == Effect::Waits && amount.bound().is_some());
+        level
+    }
+}
+
+/// Tokens of one quota in one window that this process holds and has not used. Whoever takes one may accept one thing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Tokens {
     /// Not used.
@@ -322,15 +403,13 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// How many to ask for so that `wanted` can be taken: some more than needed, so that not everything asks, and
-    /// few enough that other servers get theirs.
+    /// How many to ask for so that `wanted` can be taken: some more than needed (`most` of them), so that not everything
+    /// asks, and few enough that others get theirs.
     #[must_use]
-    pub fn to_ask(self, wanted: u64, limit: u64) -> u64 {
-        /// One server takes at most this part of a quota ahead.
+    pub fn to_ask(self, wanted: u64, limit: u64, most: u64) -> u64 {
+        /// One process takes at most this part of a quota ahead.
         const PART: u64 = 50;
-        /// And never more than this.
-        const MOST: u64 = 10_000;
-        wanted.saturating_sub(self.held).max((limit / PART).min(MOST)).min(limit.max(wanted))
+        wanted.saturating_sub(self.held).max((limit / PART).min(most)).min(limit.max(wanted))
     }
 
     /// Take them, all or none.
@@ -396,6 +475,19 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_operators_table_says_of_each_quota_what_happens() {
+        let table = include_str!("../../docs/operations.md");
+        for quota in Quota::ALL {
+            let name = format!("`{}`", quota.as_str());
+            let row = table.lines().find(|line| {
+                line.starts_with("| `") && line.split('|').nth(1).is_some_and(|first| first.contains(&name))
+            });
+            let row = row.unwrap_or_else(|| panic!("{name} is not in the table"));
+            assert!(row.contains(quota.effect().as_str()), "{name}: {row}");
+        }
+    }
+
     /// Postgres as `take_quota` is: one row.
     #[derive(Debug)]
     struct Row {
@@ -416,6 +508,7 @@ mod tests {
         #[test]
         fn a_quota_is_never_passed_and_what_is_given_back_can_be_used(
             limit in 1u64..500,
+            most in 1u64..20,
             steps in prop::collection::vec((0usize..3, 0u8..4, 1u64..20), 1..200),
         ) {
             let mut row = Row { used: 0, limit };
@@ -427,7 +520,7 @@ mod tests {
                     // A request of n.
                     0 | 1 => {
                         if servers[at].held < n {
-                            let ask = servers[at].to_ask(n, limit);
+                            let ask = servers[at].to_ask(n, limit, most);
                             prop_assert!(ask + servers[at].held >= n);
                             let granted = row.grant(ask);
                             servers[at].put_back(granted);

@@ -27,6 +27,10 @@ pub struct Facts {
     pub paused: Option<String>,
     /// Its task is not active.
     pub inactive: bool,
+    /// A quota of a period is used up.
+    pub held: Option<Held>,
+    /// Its tenant's quota `memory_bytes` has no room for it beside what runs: how much it is, and how much of it is taken.
+    pub no_memory: Option<(i64, i64)>,
     /// Caps that are full, the narrowest first.
     pub full: Vec<Cap>,
     /// While queued: invocations of its tenant that go first, counted up to a bound.
@@ -49,6 +53,17 @@ pub struct Facts {
     pub ended: i64,
     /// Within this time.
     pub ended_within: Duration,
+}
+
+/// A quota of a day or a month that is used up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// Whose: `tenant` or `task`.
+    pub of: &'static str,
+    /// Its name.
+    pub quota: String,
+    /// When the day or the month ends.
+    pub until: DateTime<Utc>,
 }
 
 /// A bound on what runs at once.
@@ -90,8 +105,17 @@ pub enum Reason {
     },
     /// Its task is not active.
     Inactive,
+    /// A quota of a day or a month is used up.
+    Quota(Held),
     /// As many run as may.
     Cap(Cap),
+    /// The attempts of its tenant that run take as much memory as they may together.
+    Memory {
+        /// Bytes that they may declare.
+        limit: i64,
+        /// Bytes that they do.
+        used: i64,
+    },
     /// No worker runs, or none that may claim.
     NoWorker {
         /// Workers that run but are cordoned or draining.
@@ -145,7 +169,7 @@ pub fn explain(facts: &Facts, now: DateTime<Utc>) -> (Vec<Reason>, Option<Estima
             let starts_in = (until - now).max(TimeDelta::zero()).to_std().unwrap_or_default();
             (reasons, (!shut(facts)).then_some(Estimate { starts_in, basis }))
         }
-        State::Queued => queued(facts),
+        State::Queued => queued(facts, now),
     }
 }
 
@@ -163,15 +187,17 @@ fn gates(facts: &Facts) -> Vec<Reason> {
     if facts.inactive {
         reasons.push(Reason::Inactive);
     }
+    reasons.extend(facts.held.clone().map(Reason::Quota));
     if facts.claiming == 0 {
         reasons.push(Reason::NoWorker { idle: facts.workers });
     }
     reasons
 }
 
-fn queued(facts: &Facts) -> (Vec<Reason>, Option<Estimate>) {
+fn queued(facts: &Facts, now: DateTime<Utc>) -> (Vec<Reason>, Option<Estimate>) {
     let mut reasons = gates(facts);
     reasons.extend(facts.full.iter().cloned().map(Reason::Cap));
+    reasons.extend(facts.no_memory.map(|(limit, used)| Reason::Memory { limit, used }));
     if facts.ahead > 0 {
         reasons.push(Reason::Queue { ahead: facts.ahead, is_bound: facts.ahead_is_bound });
     }
@@ -185,8 +211,13 @@ fn queued(facts: &Facts) -> (Vec<Reason>, Option<Estimate>) {
     }
     let estimate = if shut(facts) {
         None
+    } else if let Some(held) = &facts.held {
+        let basis = "when the quota begins anew; how long the queue is then is not known now".to_owned();
+        let starts_in = (held.until - now).max(TimeDelta::zero()).to_std().unwrap_or_default();
+        Some(Estimate { starts_in, basis })
     } else if facts.ahead == 0
         && facts.full.is_empty()
+        && facts.no_memory.is_none()
         && facts.running < facts.slots
         && facts.room != Some(0)
     {
@@ -225,6 +256,8 @@ mod tests {
             dependencies: 0,
             paused: None,
             inactive: false,
+            held: None,
+            no_memory: None,
             full: Vec::new(),
             ahead: 0,
             ahead_is_bound: false,
@@ -299,6 +332,22 @@ mod tests {
         assert_eq!(estimate, None);
         let waits = Facts { state: State::Scheduled, dependencies: 2, ..waiting() };
         assert_eq!(explain(&waits, Utc::now()), (vec![Reason::Dependency { left: 2 }], None));
+    }
+
+    #[test]
+    fn a_quota_that_is_used_up_is_named_and_its_end_is_the_estimate_unless_only_people_can_open() {
+        let now = Utc::now();
+        let held =
+            Held { of: "tenant", quota: "fuel_per_day".to_owned(), until: now + TimeDelta::seconds(60) };
+        let facts = Facts { held: Some(held.clone()), ended: 60, ahead: 1, ..waiting() };
+        let (reasons, estimate) = explain(&facts, now);
+        assert_eq!(reasons, [Reason::Quota(held.clone()), Reason::Queue { ahead: 1, is_bound: false }]);
+        assert_eq!(estimate.unwrap().starts_in, Duration::from_secs(60));
+        let over = Facts { held: Some(Held { until: now - TimeDelta::seconds(1), ..held }), ..facts };
+        assert_eq!(explain(&over, now).1.unwrap().starts_in, Duration::ZERO);
+        assert_eq!(explain(&Facts { inactive: true, ..over }, now).1, None);
+        let full = Facts { no_memory: Some((100, 90)), ..waiting() };
+        assert_eq!(explain(&full, now), (vec![Reason::Memory { limit: 100, used: 90 }], None));
     }
 
     #[test]

@@ -7,7 +7,7 @@ pub mod retention;
 mod start;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
@@ -21,8 +21,10 @@ use crate::app::signals::Signals;
 use crate::app::{self, App};
 use crate::domain::announced::Announced;
 use crate::domain::ids::WorkerId;
+use crate::domain::quota::Level;
 use crate::store::WorkerStore;
 use crate::store::duty::Held;
+use crate::store::queue::Holds;
 
 /// Rows that one run of a duty handles; what is left comes in the next, at once.
 const BATCH: i32 = 1_000;
@@ -60,7 +62,8 @@ pub async fn run(
     signals: Arc<Signals>,
     stop: CancellationToken,
 ) {
-    let duties = Duties { holder: WorkerId::generate(), settings, store, keys, app, signals, stop };
+    let applied = Mutex::default();
+    let duties = Duties { holder: WorkerId::generate(), settings, store, keys, app, signals, applied, stop };
     futures_util::future::join_all(Duty::ALL.into_iter().map(|duty| duties.keep(duty))).await;
     let release = duties.store.duties_release(duties.holder);
     if let Ok(Err(error)) = tokio::time::timeout(Duration::from_secs(2), release).await {
@@ -83,8 +86,10 @@ enum Duty {
     Expire,
     /// Tenants whose deletion has come go.
     Erase,
-    /// Old idempotency keys, spent cancellations and workers long gone are forgotten, and usage is added up.
+    /// Old idempotency keys, spent cancellations and workers long gone are forgotten.
     Tidy,
+    /// Usage is added up, and who has used up a quota of a period waits until it ends.
+    Usage,
     /// Bulk operations are done, a page at a time.
     Bulk,
     /// New dead letters get their kind of failure.
@@ -96,7 +101,7 @@ enum Duty {
 }
 
 impl Duty {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Promote,
         Self::Settle,
         Self::Unpark,
@@ -104,6 +109,7 @@ impl Duty {
         Self::Expire,
         Self::Erase,
         Self::Tidy,
+        Self::Usage,
         Self::Bulk,
         Self::Classify,
         Self::Budgets,
@@ -120,6 +126,7 @@ impl Duty {
             Self::Expire => "expire",
             Self::Erase => "erase",
             Self::Tidy => "tidy",
+            Self::Usage => "usage",
             Self::Bulk => "bulk",
             Self::Classify => "classify",
             Self::Budgets => "budgets",
@@ -142,6 +149,7 @@ impl Duty {
             | Self::Expire
             | Self::Erase
             | Self::Tidy
+            | Self::Usage
             | Self::Bulk
             | Self::Classify => settings.tick,
         }
@@ -171,6 +179,8 @@ struct Duties {
     keys: Arc<Keys>,
     app: App,
     signals: Arc<Signals>,
+    /// Defaults of quotas that all tenants have been told of.
+    applied: Mutex<Option<Level>>,
     stop: CancellationToken,
 }
 
@@ -285,13 +295,29 @@ impl Duties {
             Duty::Tidy => {
                 let tidied = store.tidy(i64::from(BATCH)).await?;
                 let settled = store.settle_live(BATCH).await?.unsigned_abs();
-                let folded = store.fold_usage(BATCH).await?.unsigned_abs();
                 let freed = store.free_modules(FREE_AFTER, FREE_BATCH).await?.unsigned_abs();
                 let forgotten = store.audit_forget(i64::from(BATCH)).await?
                     + store.people_tidy(i64::from(BATCH)).await?
                     + store.events_forget(i64::from(BATCH)).await?;
-                let rows = tidied + settled + folded + freed + forgotten;
-                Ok(Done { rows, ..Done::batch(tidied.max(settled).max(folded)) })
+                let rows = tidied + settled + freed + forgotten;
+                Ok(Done { rows, ..Done::batch(tidied.max(settled)) })
+            }
+            Duty::Usage => {
+                let (folded, tenants) = store.fold_usage(BATCH).await?;
+                let defaults = self.app.defaults_of_queues();
+                let new = {
+                    let applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
+                    applied.as_ref() != Some(&defaults)
+                };
+                let holds = store.hold_spent(&tenants, &defaults, new).await?;
+                *self.applied.lock().unwrap_or_else(PoisonError::into_inner) = Some(defaults);
+                if holds.released > 0 {
+                    self.signals.ready.announce(&Announced::Any);
+                }
+                if holds != Holds::default() {
+                    info!(?holds, "quotas of periods");
+                }
+                Ok(Done::batch(folded.unsigned_abs()))
             }
             Duty::Bulk => {
                 let (rows, again) = self.app.bulk_turn(held, store).await?;

@@ -212,6 +212,14 @@ pub(super) fn quotas(quotas: &config::Quotas) -> Level {
         (Quota::AttemptMemoryBytes, quotas.attempt_memory_bytes),
         (Quota::LogBytesPerDay, quotas.log_bytes_per_day),
         (Quota::KvBytes, quotas.kv_bytes),
+        (Quota::Concurrency, quotas.concurrency),
+        (Quota::MemoryBytes, quotas.memory_bytes),
+        (Quota::FuelPerDay, quotas.fuel_per_day),
+        (Quota::FuelPerMonth, quotas.fuel_per_month),
+        (Quota::CpuSecondsPerDay, quotas.cpu_s_per_day),
+        (Quota::CpuSecondsPerMonth, quotas.cpu_s_per_month),
+        (Quota::EgressRequestsPerDay, quotas.egress_requests_per_day),
+        (Quota::EgressBytesPerDay, quotas.egress_bytes_per_day),
     ] {
         let amount = if bound == 0 { Amount::Unlimited } else { Amount::At(bound) };
         // Their ranges are those of the configuration, which has been checked.
@@ -231,6 +239,7 @@ fn settings(config: &Config, vault: Arc<Vault>) -> app::Settings {
         request_timeout: server.request_timeout(),
         idempotency_ttl: server.idempotency_ttl(),
         max_queued: server.max_queued,
+        retention_days: config.scheduler.retention_days.into(),
         issuers: config.identity.issuers.clone(),
         rates: rates(&config.rate_limits),
         quotas: quotas(&config.quotas),

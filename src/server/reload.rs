@@ -2,7 +2,6 @@
 //! is named in the log. Owns no setting.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -10,6 +9,7 @@ use tracing::{info, warn};
 
 use crate::app::App;
 use crate::config::Config;
+use crate::domain::quota::Defaults;
 
 /// Follow the configuration until `stop`. A configuration that cannot be used changes nothing.
 ///
@@ -18,7 +18,7 @@ use crate::config::Config;
 pub(super) fn on_hangup(
     config: &Config,
     app: Option<App>,
-    kv_bytes: Arc<AtomicU64>,
+    defaults: Arc<Defaults>,
     stop: CancellationToken,
 ) -> std::io::Result<tokio::task::JoinHandle<()>> {
     let mut hangup = signal(SignalKind::hangup())?;
@@ -32,7 +32,7 @@ pub(super) fn on_hangup(
             match config.reload() {
                 Ok(read) => {
                     apply(&config, &read, app.as_ref());
-                    kv_bytes.store(read.quotas.kv_bytes, Ordering::Release);
+                    defaults.set(super::http::quotas(&read.quotas));
                     config = read;
                 }
                 Err(error) => warn!(%error, "the configuration cannot be used; nothing has changed"),

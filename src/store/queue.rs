@@ -19,7 +19,7 @@ use crate::store::invocation::Spec;
 use crate::store::lane::Lane;
 use crate::store::{ApiStore, Error, Result, TenantConn, WorkerStore};
 
-pub use moves::{Reaped, Settled};
+pub use moves::{Holds, Reaped, Settled};
 
 /// Channel that says "there may be ready work". Payload: an [`Announced`](crate::domain::announced::Announced).
 pub const READY_CHANNEL: &str = "sandbar_ready";

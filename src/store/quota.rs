@@ -8,9 +8,9 @@ use sqlx::types::Json;
 use sqlx::{Connection as _, PgConnection, Row};
 
 use crate::domain::ids::{KeyId, TaskId, TenantId};
-use crate::domain::quota::{Amount, Level, PLAIN_WEIGHT, Quota};
+use crate::domain::quota::{Amount, Level, Quota};
 use crate::store::secret::WrappedRow;
-use crate::store::{ApiStore, Error, Result, TenantConn, Tries};
+use crate::store::{ApiStore, Error, Result, TenantConn, Tries, WorkerStore};
 
 /// Tasks of a tenant that may have shares of their own: all of them are read together.
 pub const MAX_TASK_SHARES: i64 = 1_000;
@@ -132,7 +132,7 @@ fn bigint(value: u64) -> i64 {
 
 async fn read(connection: &mut PgConnection, tenant: TenantId) -> Result<TenantQuotas> {
     let row = sqlx::query(
-        "SELECT t.weight, t.max_queued, t.max_concurrency, t.seal_payloads, k.master, k.wrapped,
+        "SELECT t.seal_payloads, k.master, k.wrapped,
            q.plan, q.quotas, p.quotas AS of_plan,
            (SELECT jsonb_agg(jsonb_build_array(s.task_id, s.quotas))
             FROM (SELECT * FROM task_quotas WHERE tenant_id = $1 LIMIT $2) s) AS of_tasks,
@@ -153,17 +153,6 @@ async fn read(connection: &mut PgConnection, tenant: TenantId) -> Result<TenantQ
     let level = |name: &str| -> Result<Level> {
         Ok(row.try_get::<Option<Value>, _>(name)?.map(|value| Level::from_json(&value)).unwrap_or_default())
     };
-    let mut of_tenant = level("quotas")?;
-    // These stand where the queue looks for them.
-    let weight =
-        Some(row.try_get::<i32, _>("weight")?).filter(|weight| u64::try_from(*weight) != Ok(PLAIN_WEIGHT));
-    for (quota, value) in [
-        (Quota::Weight, weight.map(i64::from)),
-        (Quota::QueueDepth, row.try_get("max_queued")?),
-        (Quota::Concurrency, row.try_get::<Option<i32>, _>("max_concurrency")?.map(i64::from)),
-    ] {
-        of_tenant.set(quota, value.map(|n| Amount::At(count(n)))).map_err(Error::Corrupt)?;
-    }
     let of_tasks: Option<Json<Vec<(TaskId, Value)>>> = row.try_get("of_tasks")?;
     let of_tasks = of_tasks.map(|json| json.0).unwrap_or_default();
     let of_keys: Option<Json<Vec<(KeyId, KeyId, Value)>>> = row.try_get("of_keys")?;
@@ -171,7 +160,7 @@ async fn read(connection: &mut PgConnection, tenant: TenantId) -> Result<TenantQ
     Ok(TenantQuotas {
         plan: row.try_get("plan")?,
         of_plan: level("of_plan")?,
-        of_tenant,
+        of_tenant: level("quotas")?,
         of_tasks: of_tasks.into_iter().map(|(task, quotas)| (task, Level::from_json(&quotas))).collect(),
         of_keys: of_keys.into_iter().map(|(key, line, said)| (key, line, Level::from_json(&said))).collect(),
         seal_payloads: row.try_get("seal_payloads")?,
@@ -309,7 +298,7 @@ impl TenantConn {
     }
 
     /// Change this tenant's plan (`Some(None)`: none) and its own quotas. False: there is no such plan, and nothing has
-    /// changed.
+    /// changed. `defaults`: what holds of queues where neither says anything.
     ///
     /// # Errors
     /// Postgres does not answer.
@@ -317,6 +306,7 @@ impl TenantConn {
         &mut self,
         plan: Option<Option<&str>>,
         changes: &[(Quota, Option<Amount>)],
+        defaults: &Level,
     ) -> Result<bool> {
         let tenant = self.tenant();
         let mut transaction = self.begin().await?;
@@ -335,13 +325,6 @@ impl TenantConn {
         for (quota, amount) in changes {
             own.set(*quota, *amount).map_err(Error::Corrupt)?;
         }
-        let mut queue = |quota| -> Result<Option<i64>> {
-            let amount = own.get(quota);
-            own.set(quota, None).map_err(Error::Corrupt)?;
-            Ok(amount.and_then(Amount::bound).map(bigint))
-        };
-        let (weight, depth, concurrency) =
-            (queue(Quota::Weight)?, queue(Quota::QueueDepth)?, queue(Quota::Concurrency)?);
         sqlx::query(
             "INSERT INTO quotas (tenant_id, plan, quotas) VALUES ($1, $2, $3)
              ON CONFLICT (tenant_id) DO UPDATE SET plan = EXCLUDED.plan, quotas = EXCLUDED.quotas, updated_at = clock_timestamp()",
@@ -351,18 +334,11 @@ impl TenantConn {
         .bind(own.to_json())
         .execute(&mut *transaction)
         .await?;
-        sqlx::query(
-            "UPDATE tenants SET weight = COALESCE($2::int, $5), max_queued = $3, max_concurrency = $4::int
-             WHERE tenant_id = $1 AND (weight, max_queued, max_concurrency)
-               IS DISTINCT FROM (COALESCE($2::int, $5), $3, $4::int)",
-        )
-        .bind(tenant)
-        .bind(weight)
-        .bind(depth)
-        .bind(concurrency)
-        .bind(i32::try_from(PLAIN_WEIGHT).unwrap_or(i32::MAX))
-        .execute(&mut *transaction)
-        .await?;
+        sqlx::query("SELECT apply_quotas(ARRAY[$1::uuid], $2)")
+            .bind(tenant)
+            .bind(defaults.to_json())
+            .execute(&mut *transaction)
+            .await?;
         transaction.commit().await?;
         Ok(true)
     }
@@ -409,7 +385,7 @@ impl TenantConn {
                 "INSERT INTO task_quotas (tenant_id, task_id, quotas)
                  SELECT $1, $2, $3
                  WHERE (SELECT count(*) FROM task_quotas WHERE tenant_id = $1 AND task_id <> $2) < $4
-                 ON CONFLICT (tenant_id, task_id) DO UPDATE SET quotas = EXCLUDED.quotas",
+                 ON CONFLICT (tenant_id, task_id) DO UPDATE SET quotas = EXCLUDED.quotas, updated_at = clock_timestamp()",
             )
             .bind(tenant)
             .bind(task)
@@ -473,6 +449,40 @@ impl TenantConn {
         Ok(count(bytes))
     }
 
+    /// What this tenant's ledger says of a quota of a period, and when that ends. `None`: it is not one.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn spent(&mut self, quota: Quota) -> Result<Option<(u64, DateTime<Utc>)>> {
+        let Some((measure, period)) = quota.of_period() else { return Ok(None) };
+        let tenant = self.tenant();
+        let (used, ends_at): (i64, DateTime<Utc>) = sqlx::query_as(
+            "SELECT LEAST(used, 9223372036854775807)::bigint, ends_at
+             FROM budget_used($1, NULL, $2, $3, clock_timestamp())",
+        )
+        .bind(tenant)
+        .bind(measure.as_str())
+        .bind(period.as_str())
+        .fetch_one(&mut **self)
+        .await?;
+        Ok(Some((count(used), ends_at)))
+    }
+
+    /// Bytes of memory that this tenant's attempts which run now declare together; known only where that is bounded.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn memory_in_use(&mut self) -> Result<u64> {
+        let tenant = self.tenant();
+        let used: Option<i64> = sqlx::query_scalar(
+            "SELECT memory_used FROM caps WHERE tenant_id = $1 AND scope = 0 AND memory_cap IS NOT NULL",
+        )
+        .bind(tenant)
+        .fetch_optional(&mut **self)
+        .await?;
+        Ok(count(used.unwrap_or(0)))
+    }
+
     /// Take some of a quota that all servers share.
     ///
     /// # Errors
@@ -498,5 +508,42 @@ impl TenantConn {
             window: row.try_get("window_start")?,
             ends_in_ms: count(row.try_get("ends_in_ms")?),
         })
+    }
+}
+
+impl WorkerStore {
+    /// Take some of a quota per day of a tenant, or of the share that one of its tasks has; `default`: what holds of a tenant
+    /// of whom nothing else is said. `back`: given back, of the window that began then. `None`: there is no bound.
+    ///
+    /// # Errors
+    /// Postgres does not answer: then some may have been taken that nobody uses.
+    pub async fn take_quota_per_day(
+        &self,
+        (tenant, whose, quota): (TenantId, Whose, Quota),
+        default: Option<u64>,
+        want: u64,
+        back: Option<(u64, DateTime<Utc>)>,
+    ) -> Result<Option<(u64, Grant)>> {
+        let (back, back_window) = back.unzip();
+        let row = sqlx::query(
+            "SELECT bound, granted, used, window_start, ends_in_ms FROM take_quota_per_day($1, $2, $3, $4, $5, $6, $7)",
+        )
+        .bind(tenant)
+        .bind(whose.row())
+        .bind(quota.as_str())
+        .bind(default.map(bigint))
+        .bind(bigint(want))
+        .bind(bigint(back.unwrap_or(0)))
+        .bind(back_window)
+        .fetch_one(&self.pool)
+        .await?;
+        let Some(bound) = row.try_get::<Option<i64>, _>("bound")? else { return Ok(None) };
+        let grant = Grant {
+            granted: count(row.try_get("granted")?),
+            used: count(row.try_get("used")?),
+            window: row.try_get("window_start")?,
+            ends_in_ms: count(row.try_get("ends_in_ms")?),
+        };
+        Ok(Some((count(bound), grant)))
     }
 }

@@ -7,7 +7,7 @@ use sqlx::Row;
 
 use crate::domain::ids::InvocationId;
 use crate::domain::invocation::{State, UnknownState};
-use crate::domain::why::{Cap, Facts};
+use crate::domain::why::{Cap, Facts, Held};
 use crate::store::invocation::{READY, RESULT, SCHEDULED, STATE};
 use crate::store::{Error, Result, TenantConn};
 
@@ -33,7 +33,11 @@ impl TenantConn {
                  (SELECT 'tag ' || p.tag_key || ':' || p.tag_value FROM pauses p WHERE p.tenant_id = i.tenant_id AND p.kind = 'tag'
                     AND i.tags ->> p.tag_key = p.tag_value LIMIT 1) END AS paused,
                NOT t.active AS inactive,
-               i.concurrency_limit, kc.running AS key_running, o.paused AS tenant_paused, oc.cap AS tenant_cap,
+               CASE WHEN o.held_until IS NOT NULL THEN 'tenant' WHEN t.held_until IS NOT NULL THEN 'task' END AS held,
+               COALESCE(o.held_by, t.held_by) AS held_by, CASE WHEN o.held_until IS NULL THEN t.held_until ELSE o.held_until END AS held_until,
+               o.state <> 'active' OR o.paused OR o.held_until IS NOT NULL AS tenant_shut,
+               oc.memory_cap, oc.memory_used, declared_memory(i.spec) AS memory,
+               i.concurrency_limit, kc.running AS key_running, oc.cap AS tenant_cap,
                oc.running AS tenant_running, t.max_concurrency AS task_cap, tc.running AS task_running,
                CASE WHEN q.invocation_id IS NOT NULL THEN (SELECT count(*) FROM (
                  SELECT 1 FROM ready a WHERE a.tenant_id = i.tenant_id AND (a.rank, a.invocation_id) < (q.rank, q.invocation_id)
@@ -59,6 +63,16 @@ impl TenantConn {
             .parse()
             .map_err(|e: UnknownState| Error::Corrupt(e.to_string()))?;
         let ahead: i64 = row.try_get("ahead")?;
+        let held = match (row.try_get("held")?, row.try_get("held_by")?, row.try_get("held_until")?) {
+            (Some("tenant"), Some(quota), Some(until)) => Some(Held { of: "tenant", quota, until }),
+            (Some(_), Some(quota), Some(until)) => Some(Held { of: "task", quota, until }),
+            _ => None,
+        };
+        let wanted: i64 = row.try_get("memory")?;
+        let no_memory = match (row.try_get::<Option<i64>, _>("memory_cap")?, row.try_get("memory_used")?) {
+            (Some(limit), Some(used)) if used > 0 && wanted > limit - used => Some((limit, used)),
+            _ => None,
+        };
         let mut facts = Facts {
             state,
             due_at: row.try_get("due_at")?,
@@ -67,6 +81,8 @@ impl TenantConn {
             dependencies: row.try_get("dependencies")?,
             paused: row.try_get("paused")?,
             inactive: row.try_get("inactive")?,
+            held,
+            no_memory,
             full: Vec::new(),
             ahead: ahead.min(MAX_AHEAD),
             ahead_is_bound: ahead > MAX_AHEAD,
@@ -79,8 +95,8 @@ impl TenantConn {
             ended: 0,
             ended_within: RECENT,
         };
-        // A pause shuts its gate by a cap of 0, which says nothing more.
-        let tenant_cap = if row.try_get("tenant_paused")? { None } else { row.try_get("tenant_cap")? };
+        // What shuts a tenant does so by a cap of 0, which says nothing more.
+        let tenant_cap = if row.try_get("tenant_shut")? { None } else { row.try_get("tenant_cap")? };
         let caps: [(&'static str, Option<i32>, &str); 3] = [
             ("concurrency-key", row.try_get("concurrency_limit")?, "key_running"),
             ("task", row.try_get("task_cap")?, "task_running"),

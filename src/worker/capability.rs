@@ -10,7 +10,7 @@ mod secrets;
 mod start;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ use tracing::warn;
 use crate::app::sealed::keys::Keys;
 use crate::app::vault::Vault;
 use crate::domain::ids::{TaskId, TenantId};
+use crate::domain::quota::{Defaults, Quota};
 use crate::store::WorkerStore;
 use crate::store::invocation::Family;
 use crate::store::kv::AttemptName;
@@ -42,8 +43,6 @@ pub struct Settings {
     pub calls_per_s: u32,
     /// Connections that calls of guests may use at once, so that acks and claims keep theirs.
     pub connections: usize,
-    /// Bytes that a tenant's key-value stores may take when nobody says otherwise; 0: no bound. Follows the configuration.
-    pub kv_bytes: Arc<AtomicU64>,
     /// What tasks keep and start is sealed at rest, of every tenant.
     pub seal: bool,
 }
@@ -54,6 +53,7 @@ pub struct Capabilities {
     vault: Arc<Vault>,
     keys: Arc<Keys>,
     settings: Settings,
+    defaults: Arc<Defaults>,
     turns: Arc<Semaphore>,
     attempts: HashMap<u64, Arc<Attempt>>,
     tenants: HashMap<TenantId, Arc<Tenant>>,
@@ -107,8 +107,16 @@ pub struct Asker {
 
 impl Capabilities {
     /// Nothing under way.
-    pub fn new(settings: Settings, store: WorkerStore, vault: Arc<Vault>, keys: Arc<Keys>) -> Self {
+    /// `defaults`: what tenants may use of whom nothing is said.
+    pub fn new(
+        settings: Settings,
+        defaults: Arc<Defaults>,
+        store: WorkerStore,
+        vault: Arc<Vault>,
+        keys: Arc<Keys>,
+    ) -> Self {
         Self {
+            defaults,
             store,
             vault,
             keys,
@@ -157,7 +165,7 @@ impl Capabilities {
             turns: self.turns.clone(),
             store: self.store.clone(),
             vault: self.vault.clone(),
-            kv_bytes: self.settings.kv_bytes.clone(),
+            defaults: self.defaults.clone(),
             seals: Seals { keys: Arc::clone(&self.keys), asker, all: self.settings.seal },
         };
         let cell = cell.clone();
@@ -212,7 +220,7 @@ struct Question {
     turns: Arc<Semaphore>,
     store: WorkerStore,
     vault: Arc<Vault>,
-    kv_bytes: Arc<AtomicU64>,
+    defaults: Arc<Defaults>,
     seals: Seals,
 }
 
@@ -227,10 +235,7 @@ impl Question {
             }
             match ask {
                 Ask::Kv(ask) => {
-                    let quota = match self.kv_bytes.load(Ordering::Acquire) {
-                        0 => u64::MAX,
-                        bytes => bytes,
-                    };
+                    let quota = self.defaults.bound(Quota::KvBytes).unwrap_or(u64::MAX);
                     let of_task = kv::Store { store: &self.store, seals: &self.seals, attempt, quota };
                     return of_task.answer(ask).await.map(Answer::Kv);
                 }

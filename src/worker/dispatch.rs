@@ -35,7 +35,7 @@ use crate::worker::attempt::{attempt_name, ending, host_fault, without_run};
 use crate::worker::capability::{Asker, Capabilities};
 use crate::worker::cells::{Cells, Event, Place};
 use crate::worker::claim::{self, Known, Turn};
-use crate::worker::egress::{Egress, Whose};
+use crate::worker::egress::{Allowance, Egress, Whose};
 use crate::worker::http::{self, Http};
 use crate::worker::journal::Journal;
 use crate::worker::lease::Lease;
@@ -106,7 +106,7 @@ struct ClaimReport {
 /// Cells cannot be started.
 pub async fn run(
     settings: &Settings,
-    (store, keys): (&WorkerStore, &Arc<Keys>),
+    (store, keys, allowance): (&WorkerStore, &Arc<Keys>, &Arc<Allowance>),
     signals: &Arc<Signals>,
     modules: &Arc<Modules>,
     lease: &Lease,
@@ -133,9 +133,15 @@ pub async fn run(
         lease,
         journal,
         cells,
-        egress: Egress::new(settings.egress.clone(), store.clone(), settings.vault.clone())?,
+        egress: Egress::new(
+            settings.egress.clone(),
+            store.clone(),
+            settings.vault.clone(),
+            Arc::clone(allowance),
+        )?,
         capabilities: Capabilities::new(
             settings.capabilities.clone(),
+            Arc::clone(&settings.defaults),
             store.clone(),
             settings.vault.clone(),
             Arc::clone(keys),
@@ -604,7 +610,12 @@ impl Dispatch<'_> {
 
 /// Whose request it is.
 fn whose(lease: &Lease, claimed: &Claimed) -> Whose {
-    Whose { tenant: claimed.tenant, invocation: claimed.invocation, attempt: attempt_name(lease, claimed) }
+    Whose {
+        tenant: claimed.tenant,
+        task: claimed.task_id,
+        invocation: claimed.invocation,
+        attempt: attempt_name(lease, claimed),
+    }
 }
 
 async fn sleep_until(at: Option<Instant>) {

@@ -4,12 +4,13 @@
 //! Believes no cell: bodies come in pieces, within the window, or the call ends. `own`: requests that the worker makes
 //! itself, by the same rules.
 
+pub mod allowance;
 mod own;
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -28,11 +29,13 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tracing::{debug, warn};
 
-pub use own::{Fetched, Own};
+pub use allowance::{Allowance, Short};
+pub use own::{Fetched, NotSent, Own};
 
 use crate::app::secret;
 use crate::app::vault::Vault;
-use crate::domain::ids::{InvocationId, TenantId};
+use crate::domain::ids::{InvocationId, TaskId, TenantId};
+use crate::domain::quota::Quota;
 use crate::store::WorkerStore;
 use crate::store::grant::Grants;
 use crate::store::kv::AttemptName;
@@ -64,6 +67,7 @@ pub struct Egress {
     store: WorkerStore,
     vault: Arc<Vault>,
     settings: Settings,
+    allowance: Arc<Allowance>,
     attempts: HashMap<u64, Attempt>,
     /// Calls that have a task, over all attempts and by tenant.
     live: Arc<AtomicUsize>,
@@ -134,10 +138,19 @@ impl Drop for Counted {
 pub struct Whose {
     /// The tenant.
     pub tenant: TenantId,
+    /// The task.
+    pub task: TaskId,
     /// The invocation.
     pub invocation: InvocationId,
     /// Its attempt.
     pub attempt: AttemptName,
+}
+
+impl Whose {
+    /// Whose quotas count it.
+    fn of(self) -> (TenantId, TaskId) {
+        (self.tenant, self.task)
+    }
 }
 
 impl Egress {
@@ -145,13 +158,19 @@ impl Egress {
     ///
     /// # Errors
     /// One of the roots cannot be trusted, or TLS cannot be set up.
-    pub fn new(settings: Settings, store: WorkerStore, vault: Arc<Vault>) -> io::Result<Self> {
+    pub fn new(
+        settings: Settings,
+        store: WorkerStore,
+        vault: Arc<Vault>,
+        allowance: Arc<Allowance>,
+    ) -> io::Result<Self> {
         let client = Arc::new(Client::new(settings.private_networks.clone(), &settings.roots)?);
         Ok(Self {
             client,
             store,
             vault,
             settings,
+            allowance,
             attempts: HashMap::new(),
             live: Arc::default(),
             tenants: HashMap::new(),
@@ -223,6 +242,8 @@ impl Egress {
         let line = Line {
             cell: cell.clone(),
             number,
+            whose: whose.of(),
+            allowance: self.allowance.clone(),
             meter: attempt.meter.clone(),
             room: room.clone(),
             waiting: waiting.clone(),
@@ -311,6 +332,8 @@ fn refused(code: Code, words: &str) -> ToGuest {
 struct Line {
     cell: Arc<Cell>,
     number: u64,
+    whose: (TenantId, TaskId),
+    allowance: Arc<Allowance>,
     meter: Arc<Meter>,
     room: Arc<Semaphore>,
     waiting: Arc<AtomicUsize>,
@@ -330,33 +353,50 @@ impl Line {
     ) -> Result<(), Refusal> {
         let grants = granted((store, vault), whose, &mut request).await?;
         let request = &request;
-        let too_much = Arc::new(AtomicUsize::new(0));
-        let body = if request.body { self.body(pieces, too_much.clone()) } else { nothing() };
+        let taken = self.allowance.take(self.whose, Quota::EgressRequestsPerDay, 1).await;
+        taken.map_err(|short| short.refusal())?;
+        let broke_off = Arc::new(OnceLock::new());
+        let body = if request.body { self.body(pieces, broke_off.clone()) } else { nothing() };
         // Boxed: connecting is the largest part of a call, and most of its life is not that.
-        let answer = Box::pin(client.send(&grants, request, body)).await.map_err(|refusal| {
-            if too_much.load(Ordering::Acquire) > 0 { sent_too_much(self.sent_cap) } else { refusal }
-        })?;
+        let answer = match Box::pin(client.send(&grants, request, body)).await {
+            Ok(answer) => answer,
+            Err(refusal) => {
+                if by_the_rules(&refusal) {
+                    self.allowance.put_back(self.whose, Quota::EgressRequestsPerDay, 1).await;
+                }
+                return Err(broke_off.get().cloned().unwrap_or(refusal));
+            }
+        };
         let between =
             request.between_bytes_ms.map_or(BETWEEN_BYTES, Duration::from_millis).min(BETWEEN_BYTES);
         self.pass_on(answer, between).await
     }
 
     /// The body of the request as the connection reads it: what is read makes room for more.
-    fn body(&self, pieces: mpsc::Receiver<Option<Bytes>>, too_much: Arc<AtomicUsize>) -> RequestBody {
+    /// `broke_off`: set to why no more of it may go.
+    fn body(&self, pieces: mpsc::Receiver<Option<Bytes>>, broke_off: Arc<OnceLock<Refusal>>) -> RequestBody {
         let (cell, number, meter) = (self.cell.clone(), self.number, self.meter.clone());
+        let (allowance, whose) = (self.allowance.clone(), self.whose);
         let (waiting, cap) = (self.waiting.clone(), self.sent_cap);
         StreamBody::new(stream::unfold(pieces, move |mut pieces| {
-            let (cell, meter, waiting, too_much) =
-                (cell.clone(), meter.clone(), waiting.clone(), too_much.clone());
+            let (cell, meter, waiting, broke_off, allowance) =
+                (cell.clone(), meter.clone(), waiting.clone(), broke_off.clone(), allowance.clone());
             async move {
                 let piece = match pieces.recv().await {
                     Some(piece) => piece?,
                     // Never the end: half a request is not to look like a whole one.
                     None => return Some((Err(io::Error::other("the body broke off")), pieces)),
                 };
-                if !Meter::add(&meter.sent, piece.len(), cap) {
-                    too_much.store(1, Ordering::Release);
-                    return Some((Err(io::Error::other("more than the attempt may send")), pieces));
+                let refusal = if Meter::add(&meter.sent, piece.len(), cap) {
+                    let taken = allowance.take(whose, Quota::EgressBytesPerDay, piece.len() as u64).await;
+                    taken.err().map(|short| short.refusal())
+                } else {
+                    Some(sent_too_much(cap))
+                };
+                if let Some(refusal) = refusal {
+                    // The first one is the reason.
+                    let _ = broke_off.set(refusal);
+                    return Some((Err(io::Error::other("more than may be sent")), pieces));
                 }
                 let cost = cost(piece.len());
                 waiting.fetch_sub(cost as usize, Ordering::AcqRel);
@@ -390,6 +430,8 @@ impl Line {
                     format!("an attempt may receive {} bytes in all", self.received_cap),
                 ));
             }
+            let taken = self.allowance.take(self.whose, Quota::EgressBytesPerDay, data.len() as u64).await;
+            taken.map_err(|short| short.refusal())?;
             while !data.is_empty() {
                 let piece = data.split_to(data.len().min(MAX_PIECE));
                 let room = self.room.acquire_many(cost(piece.len())).await;
@@ -466,6 +508,14 @@ async fn with_secrets(
 
 fn sent_too_much(cap: u64) -> Refusal {
     Refusal::new(Code::HttpRequestBodySize, format!("an attempt may send {cap} bytes in all"))
+}
+
+/// Whether the request was refused before anything of it went out.
+fn by_the_rules(refusal: &Refusal) -> bool {
+    matches!(
+        refusal.code,
+        Code::HttpRequestDenied | Code::DestinationIpProhibited | Code::HttpRequestUriInvalid
+    )
 }
 
 fn nothing() -> RequestBody {

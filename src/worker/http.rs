@@ -23,7 +23,7 @@ use crate::app::http::HttpTask;
 use crate::domain::ids::TenantId;
 use crate::store::queue::Claimed;
 use crate::worker::attempt::host_fault;
-use crate::worker::egress::{Fetched, Own};
+use crate::worker::egress::{Fetched, NotSent, Own, Short};
 
 /// Under what the line about a request stands in the log of its attempt, as a guest's refused ones do.
 const LOG_TARGET: &str = "sandbar.http";
@@ -129,6 +129,7 @@ struct Job {
 enum End {
     Answered(Fetched, bool),
     Refused(Refusal),
+    Short(Short),
     Fault(String),
 }
 
@@ -163,6 +164,10 @@ impl Job {
                 (termination, None, words)
             }
             Ok(End::Fault(message)) => (Termination::HostFault { message: message.clone() }, None, message),
+            Ok(End::Short(short)) => {
+                let words = format!("{whom}: {}", short.refusal().message);
+                (if is_held { not_counted(&short) } else { Termination::LeaseLost }, None, words)
+            }
             Ok(End::Refused(refusal)) => {
                 let words = format!("{whom}: {}", refusal.message);
                 (if is_held { refused(&refusal) } else { Termination::LeaseLost }, None, words)
@@ -243,7 +248,8 @@ impl Job {
                 let expected = task.expects(fetched.status);
                 End::Answered(fetched, expected)
             }
-            Ok(Err(refusal)) => End::Refused(refusal),
+            Ok(Err(NotSent::Refused(refusal))) => End::Refused(refusal),
+            Ok(Err(NotSent::Short(short))) => End::Short(short),
             Err(_) => {
                 let words = format!("{whom} was not complete within {within} ms");
                 End::Refused(Refusal::new(Code::HttpResponseTimeout, words))
@@ -275,6 +281,14 @@ fn refused(refusal: &Refusal) -> Termination {
         | Code::HttpRequestUriTooLong
         | Code::HttpRequestHeaderSectionSize => failed(false),
         _ => failed(true),
+    }
+}
+
+/// What it means that the day's quota of requests or bytes did not let a request through.
+fn not_counted(short: &Short) -> Termination {
+    match short {
+        Short::UsedUp { quota, .. } => Termination::QuotaExceeded { quota: quota.as_str().to_owned() },
+        Short::Unknown => Termination::HostFault { message: short.refusal().message },
     }
 }
 

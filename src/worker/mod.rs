@@ -45,9 +45,11 @@ use crate::app::signals::Signals;
 use crate::app::vault::Vault;
 use crate::domain::announced::Announced;
 use crate::domain::isolation::Rules;
+use crate::domain::quota::Defaults;
 use crate::domain::worker::Wanted;
 use crate::store::WorkerStore;
 use crate::store::queue::{CANCEL_CHANNEL, READY_CHANNEL};
+use crate::worker::egress::Allowance;
 pub use attempt::ending;
 use journal::Journal;
 
@@ -88,6 +90,8 @@ pub struct Settings {
     pub memory_overcommit: bool,
     /// Handovers after which an invocation is given up.
     pub max_handovers: i32,
+    /// What tenants may use of whom nothing is said. Follows the configuration.
+    pub defaults: Arc<Defaults>,
     /// What guests may do by HTTP.
     pub egress: egress::Settings,
     /// Opens secrets that attempts were granted.
@@ -167,14 +171,23 @@ pub async fn run(
     let journal = Journal::open(settings.journal.as_deref()).context("cannot open worker.journal")?;
     let listening = tokio::spawn(listen(store.clone(), signals.clone(), stop.now.clone()));
     let modules = Arc::new(modules::Modules::new(compiler, store.clone()));
+    let allowance = Arc::new(Allowance::new(store.clone(), Arc::clone(&settings.defaults)));
     let mut wanted = Wanted::Active;
     let result = loop {
         let Some(lease) = lease::register(&settings, &store, &stop, wanted).await else {
             break Ok(()); // told to stop before the database answered
         };
         info!(worker = %lease.worker(), slots = settings.slots, "worker registered");
-        let ended =
-            dispatch::run(&settings, (&store, &keys), &signals, &modules, &lease, &journal, &stop).await;
+        let ended = dispatch::run(
+            &settings,
+            (&store, &keys, &allowance),
+            &signals,
+            &modules,
+            &lease,
+            &journal,
+            &stop,
+        )
+        .await;
         lease.stop();
         wanted = *lease.wanted.borrow();
         match ended {
@@ -192,6 +205,7 @@ pub async fn run(
             }
         }
     };
+    allowance.give_back().await;
     listening.abort();
     result
 }

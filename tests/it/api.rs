@@ -32,6 +32,7 @@ mod strangers;
 mod task_changes;
 mod upload;
 mod usage;
+mod waiting_quotas;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

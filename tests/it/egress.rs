@@ -2,6 +2,7 @@
 //! and nothing else does, whatever it is called.
 
 mod http_tasks;
+mod quotas;
 mod tls;
 
 use std::sync::atomic::{AtomicUsize, Ordering};

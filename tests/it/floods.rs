@@ -199,3 +199,42 @@ async fn a_log_flood_costs_its_tenant_its_own_quota_and_nobody_else_a_line() {
     let done = first.wait("words", &json!({})).await;
     assert_eq!(messages(&first, &done).await, wanted);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn work_beyond_the_fuel_of_a_day_waits_with_that_reason_and_all_of_it_runs_when_there_is_more() {
+    const ALL: usize = 40;
+    let settings =
+        [("SANDBAR_SCHEDULER__TICK_MS", "50".to_owned()), ("SANDBAR_WORKER__SLOTS", "2".to_owned())];
+    let deployment = Deployment::on(support::database().await, 1, &settings).await;
+    let (first, spender) = (Tenant::first(&deployment), Tenant::other(&deployment, "spender").await);
+    for tenant in [&first, &spender] {
+        tenant.upload_bytes("nap", ::wat::parse_str(nap(100)).unwrap(), true).await.expect(201);
+    }
+    let limit = async |fuel: Value| {
+        let quotas = json!({"quotas": {"fuel_per_day": fuel}});
+        first.send(Method::PATCH, "/v1/tenants/spender/quotas", Some(&quotas)).await.expect(200);
+    };
+    limit(json!(1)).await;
+    let batch = json!({"invocations": vec![json!({"task": "nap"}); ALL]});
+    let accepted = spender.send(Method::POST, "/v1/invocations:batch", Some(&batch)).await.expect(200).json();
+    let last = accepted["outcomes"].as_array().unwrap().last().unwrap()["id"].clone();
+    let last = format!("/v1/invocations/{}", last.as_str().unwrap());
+    let why = support::eventually(PATIENCE, "the end of the day's fuel", async || {
+        let why = spender.send(Method::GET, &format!("{last}/why"), None).await.expect(200).json();
+        (why["reasons"][0]["kind"] == "quota").then_some(why)
+    })
+    .await;
+    assert!(why["reasons"][0]["detail"].as_str().unwrap().contains("fuel_per_day"), "{why:#}");
+    let ended = async || {
+        let page = spender.send(Method::GET, "/v1/invocations?state=succeeded&limit=100", None).await;
+        page.expect(200).json()["items"].as_array().unwrap().len()
+    };
+    // The other tenant's work goes on, and what ran at that moment was not stopped; nothing more was begun.
+    assert_eq!(first.wait("nap", &json!({})).await["state"], "succeeded");
+    let held = ended().await;
+    assert!((1..ALL / 2).contains(&held), "{held}");
+    assert_eq!(first.wait("nap", &json!({})).await["state"], "succeeded");
+    assert!(ended().await <= held + 2, "{held}");
+    limit(json!("unlimited")).await;
+    support::eventually(PATIENCE, "the rest", async || (ended().await == ALL).then_some(())).await;
+}

@@ -186,6 +186,20 @@ impl Fixture {
         for (scope, running, open) in counted {
             assert_eq!(i64::from(running), open, "a counter of scope {scope}");
         }
+        let memory: Vec<(i64, i64)> = sqlx::query_as(
+            "SELECT c.memory_used, (SELECT COALESCE(sum(COALESCE(i.spec #>> '{limits,1}', '67108864')::bigint), 0)::bigint FROM sandbar.leases l
+               CROSS JOIN LATERAL unnest(l.tenants, l.invocations, l.attempts, l.flags) u(tenant, id, attempt, flags)
+               JOIN sandbar.invocations i ON i.invocation_id = u.id
+               WHERE u.tenant = c.tenant_id AND u.flags & 64 <> 0
+                 AND NOT EXISTS (SELECT 1 FROM sandbar.attempts a WHERE a.invocation_id = u.id AND a.attempt = u.attempt))
+             FROM sandbar.caps c WHERE c.scope = 0",
+        )
+        .fetch_all(&self.admin)
+        .await
+        .unwrap();
+        for (used, open) in memory {
+            assert_eq!(used, open, "bytes of memory of a tenant");
+        }
     }
 
     async fn sql(&self, statement: &str) {

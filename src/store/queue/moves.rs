@@ -6,7 +6,8 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use sqlx::Row;
 
-use crate::domain::ids::{InvocationId, WorkerId};
+use crate::domain::ids::{InvocationId, TenantId, WorkerId};
+use crate::domain::quota::Level;
 use crate::store::{Result, WorkerStore};
 
 /// What telling dependants did.
@@ -18,6 +19,15 @@ pub struct Settled {
     pub cancelled: i32,
     /// There is more to do at once.
     pub more: bool,
+}
+
+/// Tenants and tasks that a look found at the end of a quota, or not any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Holds {
+    /// Nothing more of them starts from now on.
+    pub held: i32,
+    /// They may start again.
+    pub released: i32,
 }
 
 impl WorkerStore {
@@ -75,16 +85,40 @@ impl WorkerStore {
         Ok(back)
     }
 
-    /// Add up to `limit` entries of the usage ledger to its hours. Returns how many.
+    /// Add up to `limit` entries of the usage ledger to its hours. Returns how many, and whose they were.
     ///
     /// # Errors
     /// Postgres does not answer.
-    pub async fn fold_usage(&self, limit: i32) -> Result<i64> {
+    pub async fn fold_usage(&self, limit: i32) -> Result<(i64, Vec<TenantId>)> {
         let mut transaction = self.begin().await?;
-        let folded =
-            sqlx::query_scalar("SELECT fold_usage($1)").bind(limit).fetch_one(&mut *transaction).await?;
+        let folded = sqlx::query_as("SELECT folded, tenants FROM fold_usage($1)")
+            .bind(limit)
+            .fetch_one(&mut *transaction)
+            .await?;
         transaction.commit().await?;
         Ok(folded)
+    }
+
+    /// Let tenants and tasks that have used up a quota of a period wait until it ends, and let those go that have not any more:
+    /// of `tenants`, of all that wait, and of those of whom something else was said in the last seconds, or (`all`)
+    /// ever. `defaults`: what holds where nothing else is said.
+    ///
+    /// # Errors
+    /// Postgres does not answer.
+    pub async fn hold_spent(&self, tenants: &[TenantId], defaults: &Level, all: bool) -> Result<Holds> {
+        let mut transaction = self.begin().await?;
+        let (held, released) = sqlx::query_as("SELECT held, released FROM hold_spent($1, $2, $3)")
+            .bind(tenants)
+            .bind(defaults.to_json())
+            .bind(all)
+            .fetch_one(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        let holds = Holds { held, released };
+        if holds.released > 0 {
+            self.notify_ready().await?;
+        }
+        Ok(holds)
     }
 
     /// End waiting invocations whose expiry has passed; at most `limit`.

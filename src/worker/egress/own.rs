@@ -12,8 +12,13 @@ use sandbar_host::egress::call::{Code, Headers, Refusal, Request};
 use sandbar_host::egress::client::{Answer, Client, Frame, RequestBody, broken_body};
 use tokio::time::timeout;
 
-use super::{BETWEEN_BYTES, Counted, Egress, FULL, Meter, Whose, granted, is_full, nothing, sent_too_much};
+use super::allowance::{Allowance, Short};
+use super::{
+    BETWEEN_BYTES, Counted, Egress, FULL, Meter, Whose, by_the_rules, granted, is_full, nothing,
+    sent_too_much,
+};
 use crate::app::vault::Vault;
+use crate::domain::quota::Quota;
 use crate::store::WorkerStore;
 use crate::worker::lease::{Held, Lease};
 
@@ -26,7 +31,29 @@ pub struct Own {
     held: Held,
     meter: Arc<Meter>,
     caps: (u64, u64),
+    allowance: Arc<Allowance>,
     _counted: [Counted; 2],
+}
+
+/// Why nothing came back.
+#[derive(Debug, Clone)]
+pub enum NotSent {
+    /// The request was not let through, or failed.
+    Refused(Refusal),
+    /// The tenant or the task may send no more today.
+    Short(Short),
+}
+
+impl From<Refusal> for NotSent {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<Short> for NotSent {
+    fn from(short: Short) -> Self {
+        Self::Short(short)
+    }
 }
 
 /// What came back.
@@ -59,6 +86,7 @@ impl Egress {
             held: lease.held(),
             meter: self.attempts.entry(token).or_default().meter.clone(),
             caps: (self.settings.sent_bytes, self.settings.received_bytes),
+            allowance: self.allowance.clone(),
             _counted: [Counted::new(&self.live), Counted::new(&tenant)],
         })
     }
@@ -78,19 +106,36 @@ impl Own {
     /// Send it, and keep up to `keep` bytes of the answer's body. The rest is read and counted, up to the cap.
     ///
     /// # Errors
-    /// It may not go where it wants to, or fails; more is sent or comes than an attempt may send or receive.
-    pub async fn send(&self, mut request: Request, body: Bytes, keep: u64) -> Result<Fetched, Refusal> {
+    /// It may not go where it wants to, or fails; more is sent or comes than an attempt may send or receive, or than its
+    /// tenant or task may today.
+    pub async fn send(&self, mut request: Request, body: Bytes, keep: u64) -> Result<Fetched, NotSent> {
         let grants = granted((&self.store, &self.vault), self.whose, &mut request).await?;
         let (sent_cap, received_cap) = self.caps;
         if body.len() as u64 > sent_cap {
-            return Err(sent_too_much(sent_cap));
+            return Err(sent_too_much(sent_cap).into());
         }
         if !self.is_held() {
-            return Err(Refusal::new(Code::ConnectionTerminated, "the attempt is to end"));
+            return Err(Refusal::new(Code::ConnectionTerminated, "the attempt is to end").into());
+        }
+        let whose = self.whose.of();
+        let sent = if request.body { body.len() as u64 } else { 0 };
+        self.allowance.take(whose, Quota::EgressRequestsPerDay, 1).await?;
+        if let Err(short) = self.allowance.take(whose, Quota::EgressBytesPerDay, sent).await {
+            self.allowance.put_back(whose, Quota::EgressRequestsPerDay, 1).await;
+            return Err(short.into());
         }
         let body = if request.body { self.body(body) } else { nothing() };
         // Boxed: connecting is the largest part of a call, and most of its life is not that.
-        let answer = Box::pin(self.client.send(&grants, &request, body)).await?;
+        let answer = match Box::pin(self.client.send(&grants, &request, body)).await {
+            Ok(answer) => answer,
+            Err(refusal) => {
+                if by_the_rules(&refusal) {
+                    self.allowance.put_back(whose, Quota::EgressRequestsPerDay, 1).await;
+                    self.allowance.put_back(whose, Quota::EgressBytesPerDay, sent).await;
+                }
+                return Err(refusal.into());
+            }
+        };
         let Answer { status, headers, mut body, connection } = answer;
         let keep = usize::try_from(keep).unwrap_or(usize::MAX);
         let mut fetched = Fetched { status, headers, body: Vec::new(), dropped: 0 };
@@ -105,11 +150,10 @@ impl Own {
             // Trailers of responses are left out.
             let Ok(data) = frame.map_err(|error| broken_body(&error))?.into_data() else { continue };
             if !Meter::add(&self.meter.received, data.len(), received_cap) {
-                return Err(Refusal::new(
-                    Code::HttpResponseBodySize,
-                    format!("an attempt may receive {received_cap} bytes in all"),
-                ));
+                let words = format!("an attempt may receive {received_cap} bytes in all");
+                return Err(Refusal::new(Code::HttpResponseBodySize, words).into());
             }
+            self.allowance.take(whose, Quota::EgressBytesPerDay, data.len() as u64).await?;
             let kept = data.len().min(keep.saturating_sub(fetched.body.len()));
             fetched.body.extend_from_slice(data.get(..kept).unwrap_or_default());
             fetched.dropped = fetched.dropped.saturating_add((data.len() - kept) as u64);

@@ -244,11 +244,11 @@ async fn storm(seed: u64, sabotage: Option<(&str, &str)>) -> Result<(), String> 
     api.echo().await;
     if let Some((check, without)) = sabotage {
         let definition: String =
-            sqlx::query_scalar("SELECT pg_get_functiondef('sandbar.take_quota'::regproc)")
+            sqlx::query_scalar("SELECT pg_get_functiondef('sandbar.take_quota_of'::regproc)")
                 .fetch_one(&api.admin)
                 .await
                 .unwrap();
-        assert!(definition.contains(check), "take_quota has changed");
+        assert!(definition.contains(check), "take_quota_of has changed");
         sqlx::raw_sql(&definition.replace(check, without)).execute(&api.admin).await.unwrap();
     }
     let quotas =

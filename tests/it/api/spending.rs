@@ -15,7 +15,7 @@ impl Api {
     }
 
     /// What an ack would add to the ledger.
-    async fn spend(&self, task: TaskId, attempts: i64, fuel: i64, cpu_s: i64) {
+    pub(super) async fn spend(&self, task: TaskId, attempts: i64, fuel: i64, cpu_s: i64) {
         sqlx::query(
             "INSERT INTO sandbar.usage_deltas (tenant_id, task_id, hour, attempts, succeeded, fuel, cpu_ns, wall_ns,
                input_bytes, output_bytes, log_bytes, egress_bytes)

@@ -178,6 +178,96 @@ async fn of_a_concurrency_key_only_so_many_run_and_other_keys_are_not_held_up() 
     f.check_places().await;
 }
 
+fn sized(f: &Fixture, mib: u64) -> NewInvocation {
+    let mut row = f.row();
+    row.spec.limits.memory_bytes = mib << 20;
+    row
+}
+
+#[tokio::test]
+async fn a_tenants_attempts_never_declare_more_memory_than_it_may_have_and_small_ones_do_not_pass_a_large_one()
+ {
+    let f = Fixture::new().await;
+    f.enqueue(&[f.row(), sized(&f, 7)]).await;
+    let declared: Vec<i64> = sqlx::query_scalar(
+        "SELECT sandbar.declared_memory(spec) FROM sandbar.invocations ORDER BY invocation_id",
+    )
+    .fetch_all(&f.admin)
+    .await
+    .unwrap();
+    assert_eq!(declared, [i64::try_from(Limits::default().memory_bytes).unwrap(), 7 << 20]);
+    let me = f.register().await;
+    let before = f.claim(me, 10).await;
+    f.ack(me, &succeeded(before)).await;
+
+    f.sql("UPDATE tenants SET max_memory = 10 << 20").await;
+    let rows: Vec<_> = [4, 4, 4, 1, 10, 1].map(|mib| sized(&f, mib)).into();
+    f.enqueue(&rows).await;
+    let (a, b) = (f.register().await, f.register().await);
+    let ids = |claimed: &[Claimed]| claimed.iter().map(|c| c.invocation).collect::<Vec<_>>();
+    let mut first = f.claim(a, 10).await;
+    assert_eq!(ids(&first), [rows[0].id, rows[1].id], "8 of 10 MiB, and the next wants 4");
+    assert!(f.worker.ready_tenants(10).await.unwrap().is_empty(), "its next has no room");
+    assert!(f.claim(b, 10).await.is_empty());
+    f.check_places().await;
+    assert!(f.worker.ack(a.0, a.1, &succeeded(vec![first.remove(0)])).await.unwrap().wake);
+    assert_eq!(f.worker.ready_tenants(10).await.unwrap().len(), 1);
+    let second = f.claim(b, 10).await;
+    assert_eq!(ids(&second), [rows[2].id, rows[3].id], "4 + 4 + 1; the next wants all 10");
+    f.ack(a, &succeeded(first)).await;
+    assert!(
+        f.claim(a, 10).await.is_empty(),
+        "the last one wants little, and waits for the large one before it"
+    );
+    f.check_places().await;
+    // A worker that dies gives back what its work declared.
+    f.reap(b).await;
+    assert_eq!(f.claim(a, 10).await.len(), 2, "those that were handed on");
+    f.check_places().await;
+
+    // What was accepted when more was allowed runs alone.
+    let large = f.claim(a, 10).await;
+    assert!(large.is_empty());
+    f.sql("UPDATE tenants SET max_memory = 2 << 20").await;
+    f.reap(a).await;
+    let a = f.register().await;
+    for expected in [&rows[2], &rows[3], &rows[4], &rows[5]] {
+        let one = f.claim(a, 10).await;
+        assert_eq!(ids(&one), [expected.id]);
+        f.check_places().await;
+        f.ack(a, &succeeded(one)).await;
+    }
+    f.check_places().await;
+}
+
+#[tokio::test]
+async fn a_bound_of_memory_that_is_set_while_work_runs_counts_what_runs_and_one_that_goes_lets_all_run() {
+    let f = Fixture::new().await;
+    f.enqueue(&(0..8).map(|_| sized(&f, 2)).collect::<Vec<_>>()).await;
+    let me = f.register().await;
+    let first = f.claim(me, 3).await;
+    f.sql("UPDATE tenants SET max_memory = 9 << 20").await;
+    f.check_places().await;
+    let second = f.claim(me, 10).await;
+    assert_eq!(second.len(), 1, "6 of 9 MiB are taken");
+    f.ack(me, &succeeded(first)).await;
+    f.check_places().await;
+    f.sql("UPDATE tenants SET max_memory = NULL").await;
+    let rest = f.claim(me, 10).await;
+    assert_eq!(rest.len(), 4);
+    // Those that were not counted are given back to nobody.
+    f.sql("UPDATE tenants SET max_memory = 4 << 20").await;
+    f.check_places().await;
+    f.ack(me, &succeeded(rest)).await;
+    f.ack(me, &succeeded(second)).await;
+    f.check_places().await;
+    let used: i64 = sqlx::query_scalar("SELECT memory_used FROM sandbar.caps WHERE scope = 0")
+        .fetch_one(&f.admin)
+        .await
+        .unwrap();
+    assert_eq!(used, 0);
+}
+
 /// Several workers on connections of their own claim, acknowledge, release and die at random. At no moment does anything
 /// run above its cap, and in the end everything has run. `Err` says what was seen otherwise.
 async fn storm(f: Fixture, seed: u64, caps: Caps) -> Result<(), String> {
@@ -189,7 +279,14 @@ async fn storm(f: Fixture, seed: u64, caps: Caps) -> Result<(), String> {
     if let Some(cap) = caps.tenant {
         f.sql(&format!("UPDATE tenants SET max_concurrency = {cap}")).await;
     }
-    let row = |n: i32| if n % 3 == 0 { f.row() } else { keyed(&f, &format!("k{}", n % 5), caps.key) };
+    if let Some(cap) = caps.memory {
+        f.sql(&format!("UPDATE tenants SET max_memory = {cap}::bigint << 20")).await;
+    }
+    let row = |n: i32| {
+        let mut row = if n % 3 == 0 { f.row() } else { keyed(&f, &format!("k{}", n % 5), caps.key) };
+        row.spec.limits.memory_bytes = [1, 3, 8, 2][n as usize % 4] << 20;
+        row
+    };
     let rows: Vec<_> = (0..120).map(row).collect();
     f.enqueue(&rows).await;
     let total = i64::try_from(rows.len()).unwrap();
@@ -205,7 +302,7 @@ async fn storm(f: Fixture, seed: u64, caps: Caps) -> Result<(), String> {
                     return Err("stuck".to_owned());
                 }
                 held.extend(f.claim(me, rng.random_range(1..12)).await);
-                caps.check(&running(&f).await)?;
+                caps.check(&running(&f).await, running_bytes(&f).await)?;
                 match rng.random_range(0..10) {
                     0 => {
                         // Dies with what it holds.
@@ -241,18 +338,21 @@ async fn storm(f: Fixture, seed: u64, caps: Caps) -> Result<(), String> {
 struct Caps {
     tenant: Option<i32>,
     task: Option<i32>,
+    /// In MiB.
+    memory: Option<i64>,
     key: u32,
 }
 
 impl Caps {
-    fn check(&self, running: &HashMap<String, i64>) -> Result<(), String> {
+    fn check(&self, running: &HashMap<String, i64>, bytes: i64) -> Result<(), String> {
         let all: i64 = running.values().sum();
         let within = |cap: Option<i32>| cap.is_none_or(|cap| all <= i64::from(cap));
         let keys = running.iter().all(|(key, n)| key.is_empty() || *n <= i64::from(self.key));
-        if within(self.tenant) && within(self.task) && keys {
+        let fits = self.memory.is_none_or(|cap| bytes <= cap << 20);
+        if within(self.tenant) && within(self.task) && keys && fits {
             Ok(())
         } else {
-            Err(format!("{running:?} under {self:?}"))
+            Err(format!("{running:?} and {bytes} bytes under {self:?}"))
         }
     }
 }
@@ -273,6 +373,19 @@ async fn running(f: &Fixture) -> HashMap<String, i64> {
     .collect()
 }
 
+/// Bytes of memory that what runs declares, from the leases alone.
+async fn running_bytes(f: &Fixture) -> i64 {
+    sqlx::query_scalar(
+        "SELECT COALESCE(sum(COALESCE(i.spec #>> '{limits,1}', '67108864')::bigint), 0)::bigint FROM sandbar.leases l
+           CROSS JOIN LATERAL unnest(l.invocations, l.attempts) u(id, attempt)
+           JOIN sandbar.invocations i ON i.invocation_id = u.id
+         WHERE NOT EXISTS (SELECT 1 FROM sandbar.attempts a WHERE a.invocation_id = u.id AND a.attempt = u.attempt)",
+    )
+    .fetch_one(&f.admin)
+    .await
+    .unwrap()
+}
+
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
@@ -280,16 +393,18 @@ fn runtime() -> tokio::runtime::Runtime {
 #[test]
 fn caps_hold_among_concurrent_workers_that_die() {
     let runtime = runtime();
-    let cases = (any::<u32>(), prop::option::of(1..12i32), prop::option::of(1..12i32), 1..4u32);
+    let cap = || prop::option::of(1..12i32);
+    // The largest of what is queued has 8 MiB.
+    let cases = (any::<u32>(), cap(), cap(), prop::option::of(8..30i64), 1..4u32);
     let config = ProptestConfig {
-        cases: 4,
+        cases: 5,
         failure_persistence: None,
         max_shrink_iters: 0,
         ..ProptestConfig::default()
     };
-    proptest!(config, |((seed, tenant, task, key) in cases)| {
+    proptest!(config, |((seed, tenant, task, memory, key) in cases)| {
         let seen = runtime.block_on(async {
-            storm(Fixture::new().await, u64::from(seed), Caps { tenant, task, key }).await
+            storm(Fixture::new().await, u64::from(seed), Caps { tenant, task, memory, key }).await
         });
         prop_assert_eq!(seen, Ok(()));
     });
@@ -302,6 +417,7 @@ fn without_any_one_of_its_checks_the_storm_sees_a_cap_broken() {
         ("claim", "GREATEST(LEAST(u.n, l.free), 0)", "u.n"),
         ("pass_gates", "m.task_place > m.free", "false"),
         ("pass_gates", "x.running + m.key_place <= m.lim", "true"),
+        ("fit_memory", "so_far <= room", "true"),
     ] {
         let seen = runtime().block_on(async {
             let f = Fixture::new().await;
@@ -312,10 +428,12 @@ fn without_any_one_of_its_checks_the_storm_sees_a_cap_broken() {
                     .unwrap();
             assert!(definition.contains(check), "{function} has changed");
             f.sql(&definition.replace(check, without)).await;
+            let none = Caps { tenant: None, task: None, memory: None, key: 9 };
             let caps = match check {
-                check if check.contains("LEAST") => Caps { tenant: Some(2), task: None, key: 9 },
-                check if check.contains("task") => Caps { tenant: None, task: Some(2), key: 9 },
-                _ => Caps { tenant: None, task: None, key: 1 },
+                check if check.contains("LEAST") => Caps { tenant: Some(2), ..none },
+                check if check.contains("task") => Caps { task: Some(2), ..none },
+                check if check.contains("room") => Caps { memory: Some(9), ..none },
+                _ => Caps { key: 1, ..none },
             };
             storm(f, 7, caps).await
         });
