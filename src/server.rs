@@ -23,6 +23,7 @@ use sandbar_host::artifact::{ArtifactCache, ArtifactKey};
 use sandbar_host::compile::CompileLimits;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
 use crate::app::sealed::keys::Keys;
@@ -118,9 +119,11 @@ pub async fn run(config: &Config, urls: &Urls, roles: Roles, stop: Stop) -> anyh
 
     let result = if roles.worker {
         let settings = worker_settings(config, roles, vault, defaults)?;
+        // On the runtime's own threads: the thread that waits for a role is woken by the kernel for each event.
         let running =
             worker::run(settings, store.clone(), signals.clone(), compiler.clone(), keys, stop.clone());
-        let running = Box::pin(running);
+        let running = AbortOnDropHandle::new(tokio::spawn(running));
+        let running = async { running.await.context("the worker panicked")? };
         if let Some(http) = &mut http {
             tokio::select! {
                 result = running => result,

@@ -179,15 +179,12 @@ fn attempt(hash: ModuleHash) -> Attempt {
 async fn through_cell(cell: &Cell, events: &mut CellEvents, hash: ModuleHash, total: u64) {
     let one = attempt(hash);
     let (mut sent, mut done) = (0, 0);
-    let mut buffer = Vec::new();
     while done < total {
         while sent < total && sent - done < IN_FLIGHT {
             cell.submit(sent, &one).unwrap();
             sent += 1;
         }
-        buffer.clear();
-        events.recv_many(&mut buffer, 1024).await;
-        for event in &buffer {
+        for event in events.recv_all().await.unwrap() {
             match event {
                 CellEvent::Finished { outcome, .. } => {
                     assert_eq!(outcome.termination, Termination::Succeeded);

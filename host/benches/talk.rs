@@ -84,15 +84,12 @@ async fn measure() -> Result<()> {
 /// Pushes a round of attempts through a cell.
 async fn through(cell: &Cell, events: &mut CellEvents, one: &Attempt) -> Result<()> {
     let (mut sent, mut done) = (0, 0);
-    let mut buffer = Vec::new();
     while done < ROUND {
         while sent < ROUND && sent - done < IN_FLIGHT {
             cell.submit(sent, one)?;
             sent += 1;
         }
-        buffer.clear();
-        ensure!(events.recv_many(&mut buffer, 1_024).await > 0, "the cell is gone");
-        for event in &buffer {
+        for event in events.recv_all().await.context("the cell is gone")? {
             match event {
                 CellEvent::Finished { outcome, .. } => {
                     ensure!(outcome.termination == Termination::Succeeded, "{:?}", outcome.termination);

@@ -21,7 +21,7 @@ use crate::domain::rooms::{Reach, Room, Rooms, Step};
 use crate::worker::Settings;
 
 /// Events waiting for the dispatcher, over all cells. A full queue makes cells wait, not lose.
-const EVENT_QUEUE: usize = 1024;
+const EVENT_QUEUE: usize = 64;
 /// Waits between starts of a cell that dies young.
 const RESTART_MIN: Duration = Duration::from_millis(50);
 const RESTART_MAX: Duration = Duration::from_secs(5);
@@ -38,7 +38,7 @@ pub enum Event {
     /// A cell is ready there.
     Up(Place, Arc<Cell>),
     /// The cell there said something.
-    Cell(Place, CellEvent),
+    Cell(Place, Vec<CellEvent>),
     /// The cell there was ended, and is gone.
     Left(Place),
 }
@@ -348,24 +348,22 @@ async fn forward(
 ) -> bool {
     let mut ending = false;
     loop {
-        let event = tokio::select! {
+        let frame = tokio::select! {
             biased;
             () = end.cancelled(), if !ending => {
                 ending = true;
                 cell.kill();
                 continue;
             }
-            event = said.recv() => event,
+            frame = said.recv_all() => frame,
         };
-        match event {
-            None => return true,
-            Some(CellEvent::Gone { .. }) if ending => {}
-            Some(event) => {
-                if events.send(Event::Cell(place, event)).await.is_err() {
-                    cell.kill();
-                    return false;
-                }
-            }
+        let Some(mut frame) = frame else { return true };
+        if ending {
+            frame.retain(|event| !matches!(event, CellEvent::Gone { .. }));
+        }
+        if !frame.is_empty() && events.send(Event::Cell(place, frame)).await.is_err() {
+            cell.kill();
+            return false;
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The worker's one loop: claim what free slots can start, hand it to cells, take the ends. All its state is here and
 //! single-threaded; whatever waits (database, compiler, loading) happens in tasks that report back. `start`: from the
-//! claim to the cell.
+//! claim to the cell; `said`: what cells report.
 
+mod said;
 mod start;
 
 use std::collections::{BTreeSet, HashMap};
@@ -10,8 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sandbar_host::capability::call::Ask;
-use sandbar_host::cell::{CancelReason, Cell, CellEvent, LoadError};
+use sandbar_host::cell::{CancelReason, Cell, LoadError};
 use sandbar_host::outcome::{Outcome, Termination};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
@@ -26,13 +26,12 @@ use crate::domain::ids::{InvocationId, TaskId};
 use crate::domain::lease::free_slots;
 use crate::domain::retry::{Verdict as Become, decide};
 use crate::domain::worker::Wanted;
-use crate::store::invocation::Family;
 use crate::store::queue::{Claimed, Finished, Withheld};
 use crate::store::{Error, WorkerStore};
 use crate::worker::ack;
 use crate::worker::admission::Admission;
 use crate::worker::attempt::{attempt_name, ending, host_fault, without_run};
-use crate::worker::capability::{Asker, Capabilities};
+use crate::worker::capability::Capabilities;
 use crate::worker::cells::{Cells, Event, Place};
 use crate::worker::claim::{self, Known, Turn};
 use crate::worker::egress::{Allowance, Egress, Whose};
@@ -446,59 +445,9 @@ impl Dispatch<'_> {
                 self.cells.left(place);
                 self.lease.gauge.cells(self.cells.pids());
             }
-            Event::Cell(_, CellEvent::Finished { token, outcome }) => self.end(token, *outcome),
-            Event::Cell(_, CellEvent::Progress { token, progress }) => {
-                if let Some(flight) = self.in_flight.get(&token) {
-                    live::progress(&self.live, &flight.claimed, flight.started_at, &progress);
-                }
-            }
-            Event::Cell(_, CellEvent::Log { token, first, records }) => {
-                if let Some(flight) = self.in_flight.get_mut(&token) {
-                    flight.live.log(&self.live, &flight.claimed, flight.started_at, first, &records);
-                }
-            }
-            Event::Cell(place, CellEvent::Http { token, call, message }) => {
-                let flight = self.in_flight.get(&token).filter(|flight| flight.place == Some(place));
-                if let (Some(flight), Some(cell)) = (flight, self.cells.get(place)) {
-                    let whose = whose(self.lease, &flight.claimed);
-                    self.egress.hear(self.lease, whose, cell, token, call, message);
-                }
-            }
-            Event::Cell(place, CellEvent::Ask { token, call, ask: Ask::Memory { bytes } }) => {
-                if self.in_flight.get(&token).is_some_and(|flight| flight.place == Some(place)) {
-                    self.admission.memory().ask(token, call, bytes);
-                }
-            }
-            Event::Cell(place, CellEvent::Ask { token, call, ask }) => {
-                let flight = self.in_flight.get(&token).filter(|flight| flight.place == Some(place));
-                if let (Some(flight), Some(cell)) = (flight, self.cells.get(place)) {
-                    let asker = Asker {
-                        attempt: attempt_name(self.lease, &flight.claimed),
-                        tenant: flight.claimed.tenant,
-                        task: flight.claimed.task_id,
-                        family: flight
-                            .claimed
-                            .spec
-                            .family
-                            .unwrap_or(Family { root: flight.claimed.invocation, depth: 0 }),
-                    };
-                    self.capabilities.hear(self.lease, asker, cell, (token, call), ask);
-                }
-            }
-            Event::Cell(place, CellEvent::Used(uses)) => self.cells.used(place, &uses),
-            Event::Cell(place, CellEvent::Gone { reason }) => {
-                self.cells.down(place);
-                let lost: Vec<u64> = self
-                    .in_flight
-                    .iter()
-                    .filter(|(_, f)| f.place == Some(place))
-                    .map(|(token, _)| *token)
-                    .collect();
-                warn!(reason, attempts = lost.len(), "a cell died");
-                self.admission.died(&lost, &reason);
-                for token in lost {
-                    self.admission.ended(token, false);
-                    self.end(token, host_fault(&format!("its cell died: {reason}")));
+            Event::Cell(place, said) => {
+                for one in said {
+                    self.said(place, one);
                 }
             }
         }

@@ -3,7 +3,7 @@
 //! it or breaks the protocol, the process ends at once.
 
 use std::collections::HashMap;
-use std::io::{Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -27,6 +27,8 @@ use crate::walls;
 
 /// Descriptors of a cell: socket, stderr, the timer runtime, and one memory image per loaded memory.
 const MAX_FILES: u64 = 16_384;
+/// Bytes that are read at once; larger frames are read into their own place.
+const READ_BYTES: usize = 64 << 10;
 /// Descriptors below this number stay the standard ones.
 const FIRST_FREE_FD: i32 = 3;
 
@@ -50,8 +52,10 @@ fn serve() -> anyhow::Result<()> {
     let files = hard.map_or(MAX_FILES, |hard| hard.min(MAX_FILES));
     setrlimit(Resource::Nofile, Rlimit { current: Some(files), maximum: Some(files) })?;
     let socket = fcntl_dupfd_cloexec(rustix::stdio::stdin(), FIRST_FREE_FD)?;
-    let mut input = UnixStream::from(socket);
+    let input = UnixStream::from(socket);
     let mut output = input.try_clone()?;
+    // A frame and its length in one read.
+    let mut input = BufReader::with_capacity(READ_BYTES, input);
 
     let mut frame = Vec::new();
     let mut first = None;

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -34,8 +35,10 @@ use crate::walls::Walls;
 
 /// From start to ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
-/// Events that wait for a slow consumer before the cell is made to wait.
-const MAX_WAITING_EVENTS: usize = 1_024;
+/// Frames of events that wait for a slow consumer before the cell is made to wait.
+const MAX_WAITING_FRAMES: usize = 16;
+/// Bytes that are read at once where no frame says that there are more.
+const READ_BYTES: usize = 64 << 10;
 /// Attempts that may be in the cell for each slot it has; more would only wait there.
 const MAX_QUEUE_PER_SLOT: usize = 4;
 /// After the cell stopped reading: the wait for the outcomes it had sent.
@@ -137,18 +140,28 @@ pub enum LoadError {
 
 /// Events of one cell, ending with [`CellEvent::Gone`].
 pub struct CellEvents {
-    events: mpsc::Receiver<CellEvent>,
+    frames: mpsc::Receiver<Vec<CellEvent>>,
+    /// The rest of a frame.
+    rest: std::vec::IntoIter<CellEvent>,
 }
 
 impl CellEvents {
     /// The next event; none after [`CellEvent::Gone`].
     pub async fn recv(&mut self) -> Option<CellEvent> {
-        self.events.recv().await
+        loop {
+            if let Some(event) = self.rest.next() {
+                return Some(event);
+            }
+            self.rest = self.frames.recv().await?.into_iter();
+        }
     }
 
-    /// Appends up to `limit` events to `buffer`; returns how many. 0 means the end.
-    pub async fn recv_many(&mut self, buffer: &mut Vec<CellEvent>, limit: usize) -> usize {
-        self.events.recv_many(buffer, limit).await
+    /// The next events, as many as came together; none after [`CellEvent::Gone`].
+    pub async fn recv_all(&mut self) -> Option<Vec<CellEvent>> {
+        if self.rest.len() > 0 {
+            return Some(std::mem::take(&mut self.rest).collect());
+        }
+        self.frames.recv().await
     }
 }
 
@@ -226,7 +239,7 @@ impl Cell {
         let pid = child.id().ok_or_else(|| io::Error::other("the cell ended at once"))?;
         let max_frame = config.max_frame_bytes.clamp(MIN_FRAME_BYTES, MAX_FRAME_BYTES);
         let (reader, mut writer) = UnixStream::from_std(ours)?.into_split();
-        let mut input = Input { reader, max_frame, frame: Vec::new() };
+        let mut input = Input { reader, max_frame, buffer: BytesMut::new() };
         let slots = config.slots.clamp(1, MAX_SLOTS);
         let threads = u32::try_from(config.threads.clamp(1, 256)).unwrap_or(1);
         let hello = async {
@@ -284,9 +297,9 @@ impl Cell {
                 clock: 0,
             }),
         });
-        let (events, receiver) = mpsc::channel(MAX_WAITING_EVENTS);
+        let (events, frames) = mpsc::channel(MAX_WAITING_FRAMES);
         tokio::spawn(supervise(shared.clone(), child, input, writer, events));
-        Ok((Self { shared, pid, walls }, CellEvents { events: receiver }))
+        Ok((Self { shared, pid, walls }, CellEvents { frames, rest: Vec::new().into_iter() }))
     }
 
     /// Makes sure that the code of a module is in the cell; sends it at most once while it stays
@@ -523,28 +536,37 @@ impl Book {
 struct Input {
     reader: OwnedReadHalf,
     max_frame: usize,
-    frame: Vec<u8>,
+    /// Read and not unpacked.
+    buffer: BytesMut,
 }
 
 impl Input {
-    /// Reads one frame of messages; false at the end of the stream.
+    /// Reads one frame of messages; false at the end of the stream. What comes behind it in the same moment is read with
+    /// it and kept for the next call.
     async fn read(&mut self, messages: &mut Vec<FromCell>) -> io::Result<bool> {
-        let mut header = [0u8; HEADER_BYTES];
-        match self.reader.read_exact(&mut header).await {
-            Ok(_) => {}
-            Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
-            Err(err) => return Err(err),
+        loop {
+            let mut missing = READ_BYTES;
+            if let Some(header) = self.buffer.first_chunk::<HEADER_BYTES>() {
+                let whole = HEADER_BYTES + frame_len(*header, self.max_frame).map_err(protocol)?;
+                if let Some(frame) = self.buffer.get(HEADER_BYTES..whole) {
+                    unpack::<FromCell>(frame, |message| messages.push(message)).map_err(protocol)?;
+                    self.buffer.advance(whole);
+                    // A buffer that once was huge is not kept.
+                    if self.buffer.is_empty() && whole > 4 << 20 {
+                        self.buffer = BytesMut::new();
+                    }
+                    return Ok(true);
+                }
+                missing = missing.max(whole - self.buffer.len());
+            }
+            self.buffer.reserve(missing);
+            if self.reader.read_buf(&mut self.buffer).await? == 0 {
+                if self.buffer.is_empty() {
+                    return Ok(false);
+                }
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
         }
-        let len = frame_len(header, self.max_frame).map_err(protocol)?;
-        self.frame.clear();
-        self.frame.resize(len, 0);
-        self.reader.read_exact(&mut self.frame).await?;
-        unpack::<FromCell>(&self.frame, |message| messages.push(message)).map_err(protocol)?;
-        // A buffer that once was huge is not kept.
-        if self.frame.capacity() > 4 << 20 {
-            self.frame = Vec::new();
-        }
-        Ok(true)
     }
 }
 
@@ -558,7 +580,7 @@ async fn supervise(
     mut child: Child,
     input: Input,
     writer: OwnedWriteHalf,
-    events: mpsc::Sender<CellEvent>,
+    events: mpsc::Sender<Vec<CellEvent>>,
 ) {
     let why = tokio::select! {
         why = receive(&shared, input, &events) => why,
@@ -578,10 +600,10 @@ async fn supervise(
     }
     let end = end_of(&mut child).await;
     let reason = format!("{why}; {end}");
-    let _ = events.send(CellEvent::Gone { reason }).await;
+    let _ = events.send(vec![CellEvent::Gone { reason }]).await;
 }
 
-async fn receive(shared: &Shared, mut input: Input, events: &mpsc::Sender<CellEvent>) -> String {
+async fn receive(shared: &Shared, mut input: Input, events: &mpsc::Sender<Vec<CellEvent>>) -> String {
     let mut messages = Vec::new();
     loop {
         match input.read(&mut messages).await {
@@ -592,23 +614,24 @@ async fn receive(shared: &Shared, mut input: Input, events: &mpsc::Sender<CellEv
         if !note(shared, &mut messages) {
             return "it broke the protocol".to_owned();
         }
-        for message in messages.drain(..) {
-            let event = match message {
-                FromCell::Finished { token, outcome } => CellEvent::Finished { token, outcome },
-                FromCell::Progress { token, progress } => CellEvent::Progress { token, progress },
-                FromCell::Log { token, first, records } => CellEvent::Log { token, first, records },
-                FromCell::Http { token, call, message } => CellEvent::Http { token, call, message },
-                FromCell::Ask { token, call, ask } => CellEvent::Ask { token, call, ask },
-                FromCell::Used(report) => {
-                    CellEvent::Used(shared.book().tenants.believe(&report, Instant::now()))
-                }
-                FromCell::Ready(_) | FromCell::Loaded(_) | FromCell::NotLoaded { .. } => continue,
-            };
-            if events.send(event).await.is_err() {
-                return "nobody listens to it".to_owned();
-            }
+        let frame: Vec<_> = messages.drain(..).filter_map(|message| event(shared, message)).collect();
+        if !frame.is_empty() && events.send(frame).await.is_err() {
+            return "nobody listens to it".to_owned();
         }
     }
+}
+
+/// What the consumer hears of a message.
+fn event(shared: &Shared, message: FromCell) -> Option<CellEvent> {
+    Some(match message {
+        FromCell::Finished { token, outcome } => CellEvent::Finished { token, outcome },
+        FromCell::Progress { token, progress } => CellEvent::Progress { token, progress },
+        FromCell::Log { token, first, records } => CellEvent::Log { token, first, records },
+        FromCell::Http { token, call, message } => CellEvent::Http { token, call, message },
+        FromCell::Ask { token, call, ask } => CellEvent::Ask { token, call, ask },
+        FromCell::Used(report) => CellEvent::Used(shared.book().tenants.believe(&report, Instant::now())),
+        FromCell::Ready(_) | FromCell::Loaded(_) | FromCell::NotLoaded { .. } => return None,
+    })
 }
 
 /// Enters what a frame says into the book, and brings it under the limits of its attempt; false if it says what a cell

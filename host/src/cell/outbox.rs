@@ -1,6 +1,7 @@
 //! What a cell has to tell its parent, and the thread that tells it.
 //! Owns coalescing: whatever waits when the thread is free goes out in one write, at most one write
-//! every [`PAUSE`]; what running attempts say at most every [`REPORTS_EVERY`], what tenants use every [`USES_EVERY`].
+//! every [`PAUSE`], and fewer while much is said ([`pause`]); what running attempts say at most every [`REPORTS_EVERY`], what
+//! tenants use every [`USES_EVERY`].
 
 use std::collections::{HashMap, VecDeque};
 use std::io::Write;
@@ -27,6 +28,39 @@ const USES_EVERY: Duration = Duration::from_millis(10);
 /// switches on the way to the parent and back, several times what the attempt itself costs. An outcome that comes
 /// after a quiet moment is not delayed.
 const PAUSE: Duration = Duration::from_micros(100);
+/// Longest pause: what waits for it has waited longer in the queue of the cell.
+const LONGEST_PAUSE: Duration = Duration::from_millis(1);
+/// Messages that one write should carry while many are said.
+const MESSAGES: f64 = 16.0;
+/// With fewer messages in a second, the pause is the shortest.
+const MANY_PER_S: f64 = 5_000.0;
+
+/// The pause after a write, by how many messages there were in each second lately.
+fn pause(per_s: f64) -> Duration {
+    if per_s < MANY_PER_S {
+        return PAUSE;
+    }
+    Duration::from_secs_f64(MESSAGES / per_s).clamp(PAUSE, LONGEST_PAUSE)
+}
+
+/// Messages in a second, of late: each span counts by how long it was, against [`Rate::OVER`].
+struct Rate {
+    per_s: f64,
+    since: Instant,
+}
+
+impl Rate {
+    /// What is longer ago than this counts for little.
+    const OVER: f64 = 0.01;
+
+    fn note(&mut self, messages: usize, now: Instant) -> f64 {
+        let span = now.saturating_duration_since(self.since).as_secs_f64().max(1e-6);
+        self.since = now;
+        let keep = (-span / Self::OVER).exp();
+        self.per_s = self.per_s * keep + messages as f64 / span * (1.0 - keep);
+        self.per_s
+    }
+}
 
 /// Bytes of log and results from which an outcome is large: it goes out beside the others, one with each write, and tenants
 /// take turns with theirs. So what a flood of logs has to wait for is the flood.
@@ -197,18 +231,20 @@ impl Outbox {
         let mut spare = Vec::new();
         let now = Instant::now();
         let mut next = Next { reports: now, uses: now };
+        let mut rate = Rate { per_s: 0.0, since: now };
         loop {
-            let bytes = self.next(&mut next, spare);
+            let (messages, bytes) = self.next(&mut next, spare);
             if stream.write_all(&bytes).is_err() {
                 return;
             }
-            std::thread::sleep(PAUSE);
+            std::thread::sleep(pause(rate.note(messages, Instant::now())));
             // A buffer that once was huge is not kept.
             spare = if bytes.capacity() <= 4 << 20 { bytes } else { Vec::new() };
         }
     }
 
-    fn next(&self, next: &mut Next, spare: Vec<u8>) -> Vec<u8> {
+    /// How many messages there are to send, and they.
+    fn next(&self, next: &mut Next, spare: Vec<u8>) -> (usize, Vec<u8>) {
         let mut state = self.state();
         loop {
             let now = Instant::now();
@@ -236,10 +272,11 @@ impl Outbox {
             }
             let large = state.large.next();
             if large.is_some() || !state.packer.is_empty() {
+                let messages = state.packer.messages() + usize::from(large.is_some());
                 let mut bytes = state.packer.take(spare);
                 drop(state);
                 bytes.extend(large.into_iter().flatten());
-                return bytes;
+                return (messages, bytes);
             }
             state.waiting = true;
             let reports = (!state.reports.is_empty()).then_some(next.reports);

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use postcard::ser_flavors::Flavor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::blob;
@@ -225,6 +226,7 @@ pub fn frame_len(header: [u8; HEADER_BYTES], max: usize) -> Result<usize, Protoc
 #[derive(Debug)]
 pub struct Packer {
     bytes: Vec<u8>,
+    messages: usize,
     /// Where the open frame begins.
     open: Option<usize>,
     max: usize,
@@ -234,7 +236,7 @@ impl Packer {
     /// Frames of up to `max` bytes.
     #[must_use]
     pub const fn new(max: usize) -> Self {
-        Self { bytes: Vec::new(), open: None, max }
+        Self { bytes: Vec::new(), messages: 0, open: None, max }
     }
 
     /// Adds a message.
@@ -268,6 +270,7 @@ impl Packer {
             return Err(ProtocolError::TooLong { len, max: self.max });
         }
         self.seal(start, len);
+        self.messages += 1;
         Ok(())
     }
 
@@ -288,8 +291,7 @@ impl Packer {
     }
 
     fn encode<M: Serialize>(&mut self, message: &M) -> Result<(), ProtocolError> {
-        postcard::to_extend(message, Sink(&mut self.bytes))
-            .map(drop)
+        postcard::serialize_with_flavor(message, Sink(&mut self.bytes))
             .map_err(|err| ProtocolError::Malformed(err.to_string()))
     }
 
@@ -323,6 +325,12 @@ impl Packer {
         self.bytes.len()
     }
 
+    /// Messages that wait.
+    #[must_use]
+    pub fn messages(&self) -> usize {
+        self.messages
+    }
+
     /// Whether nothing waits.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -332,6 +340,7 @@ impl Packer {
     /// Takes all complete frames, leaving `spare` as the next buffer.
     pub fn take(&mut self, mut spare: Vec<u8>) -> Vec<u8> {
         spare.clear();
+        self.messages = 0;
         self.open = None;
         std::mem::replace(&mut self.bytes, spare)
     }
@@ -340,9 +349,21 @@ impl Packer {
 /// Lets postcard append to a borrowed vector.
 struct Sink<'a>(&'a mut Vec<u8>);
 
-impl Extend<u8> for Sink<'_> {
-    fn extend<I: IntoIterator<Item = u8>>(&mut self, bytes: I) {
-        self.0.extend(bytes);
+impl Flavor for Sink<'_> {
+    type Output = ();
+
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.0.push(byte);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<()> {
+        Ok(())
     }
 }
 
