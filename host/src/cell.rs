@@ -4,6 +4,7 @@
 mod child;
 mod client;
 mod executor;
+mod large;
 mod outbox;
 mod present;
 pub mod protocol;

@@ -12,12 +12,12 @@ use std::process::Command;
 use bytes::Bytes;
 use common::{attempt, cell, finished, next, program};
 use sandbar_host::ModuleKind;
-use sandbar_host::cell::protocol::{FromCell, Packer};
+use sandbar_host::cell::protocol::{FromCell, LARGE, Packer};
 use sandbar_host::cell::{Cell, CellConfig, CellEvent};
 use sandbar_host::compile::{CompileError, CompileLimits, compile};
 use sandbar_host::inspect::{RejectionCode, inspect};
 use sandbar_host::limits::Limits;
-use sandbar_host::outcome::Termination;
+use sandbar_host::outcome::{Outcome, Receipt, Termination};
 use sandbar_host::walls::Walls;
 
 /// Modules that are made, half of them to be run.
@@ -211,6 +211,18 @@ fn a_spoilt_self_description_is_refused_by_name_or_within_bounds() {
     assert_eq!(inspect(&described(deep.as_bytes())).unwrap_err().code, RejectionCode::BadManifest);
 }
 
+fn succeeded() -> Outcome {
+    Outcome {
+        termination: Termination::Succeeded,
+        receipt: Receipt::default(),
+        output: Vec::new(),
+        content_type: String::new(),
+        logs: Vec::new(),
+        backtrace: Vec::new(),
+        artifacts: Vec::new(),
+    }
+}
+
 /// A cell that says hello as it should and then these bytes.
 async fn lying_cell(dir: &Path, words: &[u8]) -> std::io::Result<(Cell, sandbar_host::cell::CellEvents)> {
     let mut hello = Packer::new(1 << 20);
@@ -245,6 +257,14 @@ async fn a_cell_that_lies_is_killed_and_its_parent_goes_on() {
     ];
     let progress = sandbar_host::cell::Progress { done: 1, total: 2, message: "m".into() };
     lies.push(frame(&FromCell::Progress { token: 7, progress }));
+    // Large outcomes have a thread of their own: of an attempt that is not there, cut off, and not alone in a frame.
+    let large = || FromCell::Large { token: 7, outcome: Box::new(succeeded()) };
+    lies.push(frame(&large()));
+    lies.push(vec![2, 0, 0, 0, LARGE, 7]);
+    let mut packer = Packer::new(1 << 20);
+    packer.push(&FromCell::Used(Vec::new())).unwrap();
+    packer.push(&large()).unwrap();
+    lies.push(packer.take(Vec::new()));
     let mut dice = Dice(SEED);
     for _ in 0..12 {
         let len = dice.roll(300) + 1;

@@ -10,16 +10,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::{Buf as _, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::{Child, Command};
 use tokio::sync::{Notify, mpsc, oneshot};
 
+use super::large::Large;
 use super::present::{Present, Use};
 use super::protocol::{
-    CODE_CHUNK_BYTES, Configure, FromCell, HEADER_BYTES, Limit, MAX_CODE_BYTES, MAX_TENANTS, Packer,
+    CODE_CHUNK_BYTES, Configure, FromCell, HEADER_BYTES, LARGE, Limit, MAX_CODE_BYTES, MAX_TENANTS, Packer,
     ProtocolError, ToCell, VERSION, frame_len, unpack,
 };
 use super::{CellConfig, MAX_FRAME_BYTES, MAX_SLOTS, MIN_FRAME_BYTES, SUBCOMMAND};
@@ -39,12 +40,17 @@ const READY_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_WAITING_FRAMES: usize = 16;
 /// Bytes that are read at once where no frame says that there are more.
 const READ_BYTES: usize = 64 << 10;
+/// Buffers that have grown beyond this are not kept.
+const HUGE_BYTES: usize = 4 << 20;
 /// Attempts that may be in the cell for each slot it has; more would only wait there.
 const MAX_QUEUE_PER_SLOT: usize = 4;
 /// After the cell stopped reading: the wait for the outcomes it had sent.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How long a killed process may take to be collected.
 const REAP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why a cell is ended that says what it may not.
+const BROKEN: &str = "it broke the protocol";
 
 /// What a cell reports.
 #[derive(Debug)]
@@ -172,11 +178,13 @@ pub struct Cell {
     walls: Walls,
 }
 
-struct Shared {
+pub(super) struct Shared {
     gone: AtomicBool,
     /// Something waits for the writer.
     filled: Notify,
     kill: Notify,
+    /// A large frame was not as it should be.
+    pub(super) broken: Notify,
     max_attempts: usize,
     code_cache_bytes: u64,
     book: Mutex<Book>,
@@ -214,6 +222,11 @@ impl Shared {
 
     fn is_gone(&self) -> bool {
         self.gone.load(Ordering::Acquire)
+    }
+
+    /// An attempt ended; what was remembered of it, unless it was not there.
+    pub(super) fn finished(&self, token: u64) -> Option<Sent> {
+        self.book().finished(token)
     }
 }
 
@@ -256,10 +269,13 @@ impl Cell {
                 .map_err(protocol)?;
             writer.write_all(&packer.take(Vec::new())).await?;
             let mut messages = Vec::new();
-            let walls = match (input.read(&mut messages).await?, messages.as_slice()) {
-                (true, [FromCell::Ready(walls)]) => *walls,
-                _ => return Err(io::Error::other("the cell did not get ready")),
+            if let Some(frame) = input.frame().await? {
+                messages_of(&frame, &mut messages)?;
+            }
+            let [FromCell::Ready(walls)] = messages.as_slice() else {
+                return Err(io::Error::other("the cell did not get ready"));
             };
+            let walls = *walls;
             match walls.missing(config.require_walls) {
                 missing if missing.is_empty() => Ok(walls),
                 missing => Err(io::Error::new(
@@ -286,6 +302,7 @@ impl Cell {
             gone: AtomicBool::new(false),
             filled: Notify::new(),
             kill: Notify::new(),
+            broken: Notify::new(),
             max_attempts: (slots as usize).saturating_mul(MAX_QUEUE_PER_SLOT),
             code_cache_bytes: config.code_cache_bytes,
             book: Mutex::new(Book {
@@ -541,33 +558,38 @@ struct Input {
 }
 
 impl Input {
-    /// Reads one frame of messages; false at the end of the stream. What comes behind it in the same moment is read with
-    /// it and kept for the next call.
-    async fn read(&mut self, messages: &mut Vec<FromCell>) -> io::Result<bool> {
+    /// Reads one frame; `None` at the end of the stream. What comes behind it in the same moment is read with it and kept
+    /// for the next call.
+    async fn frame(&mut self) -> io::Result<Option<Bytes>> {
         loop {
             let mut missing = READ_BYTES;
             if let Some(header) = self.buffer.first_chunk::<HEADER_BYTES>() {
                 let whole = HEADER_BYTES + frame_len(*header, self.max_frame).map_err(protocol)?;
-                if let Some(frame) = self.buffer.get(HEADER_BYTES..whole) {
-                    unpack::<FromCell>(frame, |message| messages.push(message)).map_err(protocol)?;
-                    self.buffer.advance(whole);
+                if self.buffer.len() >= whole {
+                    let mut frame = self.buffer.split_to(whole).freeze();
+                    frame.advance(HEADER_BYTES);
                     // A buffer that once was huge is not kept.
-                    if self.buffer.is_empty() && whole > 4 << 20 {
+                    if whole > HUGE_BYTES && self.buffer.is_empty() {
                         self.buffer = BytesMut::new();
                     }
-                    return Ok(true);
+                    return Ok(Some(frame));
                 }
                 missing = missing.max(whole - self.buffer.len());
             }
             self.buffer.reserve(missing);
             if self.reader.read_buf(&mut self.buffer).await? == 0 {
                 if self.buffer.is_empty() {
-                    return Ok(false);
+                    return Ok(None);
                 }
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
     }
+}
+
+/// Adds the messages of a frame.
+fn messages_of(frame: &[u8], messages: &mut Vec<FromCell>) -> io::Result<()> {
+    unpack::<FromCell>(frame, |message| messages.push(message)).map_err(protocol)
 }
 
 fn protocol(err: ProtocolError) -> io::Error {
@@ -582,12 +604,16 @@ async fn supervise(
     writer: OwnedWriteHalf,
     events: mpsc::Sender<Vec<CellEvent>>,
 ) {
+    let mut large = Large::new(shared.clone(), events.clone());
     let why = tokio::select! {
-        why = receive(&shared, input, &events) => why,
+        why = receive(&shared, input, &events, &mut large) => why,
         why = send(&shared, writer) => why,
+        () = shared.broken.notified() => BROKEN.to_owned(),
         () = shared.kill.notified() => "it was killed by its worker".to_owned(),
     };
     shared.gone.store(true, Ordering::Release);
+    // What the cell had sent counts, also when it is gone.
+    large.finish().await;
     let waiting: Vec<_> = {
         let mut book = shared.book();
         book.attempts.clear();
@@ -603,16 +629,28 @@ async fn supervise(
     let _ = events.send(vec![CellEvent::Gone { reason }]).await;
 }
 
-async fn receive(shared: &Shared, mut input: Input, events: &mpsc::Sender<Vec<CellEvent>>) -> String {
+async fn receive(
+    shared: &Shared,
+    mut input: Input,
+    events: &mpsc::Sender<Vec<CellEvent>>,
+    large: &mut Large,
+) -> String {
     let mut messages = Vec::new();
     loop {
-        match input.read(&mut messages).await {
-            Ok(true) => {}
-            Ok(false) => return "it closed its socket".to_owned(),
-            Err(err) => return format!("its socket: {err}"),
+        let read = match input.frame().await {
+            Ok(Some(frame)) if frame.first() == Some(&LARGE) => match large.unpack(frame).await {
+                Ok(()) => continue,
+                Err(err) => Err(err),
+            },
+            Ok(Some(frame)) => messages_of(&frame, &mut messages),
+            Ok(None) => return "it closed its socket".to_owned(),
+            Err(err) => Err(err),
+        };
+        if let Err(err) = read {
+            return format!("its socket: {err}");
         }
         if !note(shared, &mut messages) {
-            return "it broke the protocol".to_owned();
+            return BROKEN.to_owned();
         }
         let frame: Vec<_> = messages.drain(..).filter_map(|message| event(shared, message)).collect();
         if !frame.is_empty() && events.send(frame).await.is_err() {
@@ -630,7 +668,9 @@ fn event(shared: &Shared, message: FromCell) -> Option<CellEvent> {
         FromCell::Http { token, call, message } => CellEvent::Http { token, call, message },
         FromCell::Ask { token, call, ask } => CellEvent::Ask { token, call, ask },
         FromCell::Used(report) => CellEvent::Used(shared.book().tenants.believe(&report, Instant::now())),
-        FromCell::Ready(_) | FromCell::Loaded(_) | FromCell::NotLoaded { .. } => return None,
+        FromCell::Ready(_) | FromCell::Loaded(_) | FromCell::NotLoaded { .. } | FromCell::Large { .. } => {
+            return None;
+        }
     })
 }
 
@@ -639,7 +679,8 @@ fn event(shared: &Shared, message: FromCell) -> Option<CellEvent> {
 fn note(shared: &Shared, messages: &mut [FromCell]) -> bool {
     let mut book = shared.book();
     messages.iter_mut().all(|message| match message {
-        FromCell::Ready(_) => false,
+        // Those have their own way.
+        FromCell::Ready(_) | FromCell::Large { .. } => false,
         FromCell::Loaded(hash) => book.loaded(hash, &Ok(())),
         FromCell::NotLoaded { hash, message } => book.loaded(hash, &Err(LoadError::Refused(message.clone()))),
         FromCell::Finished { token, outcome } => {
@@ -673,8 +714,7 @@ async fn send(shared: &Shared, mut writer: OwnedWriteHalf) -> String {
             tokio::time::sleep(LAST_WORDS).await;
             return format!("its socket: {err}");
         }
-        // A buffer that once was huge is not kept.
-        spare = if bytes.capacity() <= 4 << 20 { bytes } else { Vec::new() };
+        spare = if bytes.capacity() <= HUGE_BYTES { bytes } else { Vec::new() };
     }
 }
 

@@ -64,7 +64,7 @@ impl Rate {
 
 /// Bytes of log and results from which an outcome is large: it goes out beside the others, one with each write, and tenants
 /// take turns with theirs. So what a flood of logs has to wait for is the flood.
-const LARGE: u64 = 32 << 10;
+const LARGE_BYTES: u64 = 32 << 10;
 
 /// Large outcomes on their way, complete frames each.
 #[derive(Default)]
@@ -172,8 +172,11 @@ impl Outbox {
     /// Sends an outcome, and before it a progress report that was not sent yet. Returns whether that was work that counts.
     pub(super) fn finished(&self, token: u64, tenant: u64, control: &Control, outcome: Outcome) -> bool {
         let bytes = outcome.receipt.log_bytes.saturating_add(outcome.receipt.output_bytes);
-        let message = FromCell::Finished { token, outcome: Box::new(outcome) };
-        let large = (bytes >= LARGE).then(|| {
+        let outcome = Box::new(outcome);
+        let is_large = bytes >= LARGE_BYTES;
+        let message =
+            if is_large { FromCell::Large { token, outcome } } else { FromCell::Finished { token, outcome } };
+        let large = is_large.then(|| {
             // Nobody waits for the lock meanwhile.
             let mut packer = Packer::new(self.max_frame_bytes);
             packer.push(&message).map(|()| packer.take(Vec::new()))
@@ -182,7 +185,6 @@ impl Outbox {
         if let Some(progress) = control.take_progress() {
             let _ = state.packer.push(&FromCell::Progress { token, progress });
         }
-        let is_large = large.is_some();
         let sent = match large {
             None => state.packer.push(&message),
             Some(Ok(frame)) => {

@@ -17,7 +17,7 @@ use crate::run::Attempt;
 use crate::walls::Walls;
 
 /// Version of the protocol; the child refuses another.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 /// Bytes of a frame's length.
 pub const HEADER_BYTES: usize = 4;
 /// A frame that has reached this size is closed and a new one begun.
@@ -192,7 +192,18 @@ pub enum FromCell {
     },
     /// What tenants used since the last report; at most [`MAX_TENANTS`] of them.
     Used(Vec<Used>),
+    /// An attempt ended with much to tell. Alone in its frame, so that whoever reads it may leave that for later.
+    Large {
+        /// Which.
+        token: u64,
+        /// How.
+        #[serde(with = "outcome")]
+        outcome: Box<Outcome>,
+    },
 }
+
+/// The first byte of a frame with a [`FromCell::Large`]: the number of the variant.
+pub const LARGE: u8 = 9;
 
 /// A frame or message that cannot be read or written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
