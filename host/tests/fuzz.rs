@@ -12,7 +12,7 @@ use std::process::Command;
 use bytes::Bytes;
 use common::{attempt, cell, finished, next, program};
 use sandbar_host::ModuleKind;
-use sandbar_host::cell::protocol::{FromCell, LARGE, Packer};
+use sandbar_host::cell::protocol::{FromCell, Packer};
 use sandbar_host::cell::{Cell, CellConfig, CellEvent};
 use sandbar_host::compile::{CompileError, CompileLimits, compile};
 use sandbar_host::inspect::{RejectionCode, inspect};
@@ -224,17 +224,25 @@ fn succeeded() -> Outcome {
 }
 
 /// A cell that says hello as it should and then these bytes.
-async fn lying_cell(dir: &Path, words: &[u8]) -> std::io::Result<(Cell, sandbar_host::cell::CellEvents)> {
+async fn lying_cell(
+    dir: &Path,
+    words: &[u8],
+    large: &[u8],
+) -> std::io::Result<(Cell, sandbar_host::cell::CellEvents)> {
     let mut hello = Packer::new(1 << 20);
     hello.push(&FromCell::Ready(Walls::default())).unwrap();
     let mut bytes = hello.take(Vec::new());
     bytes.extend_from_slice(words);
     std::fs::write(dir.join("words"), bytes).unwrap();
+    std::fs::write(dir.join("large"), large).unwrap();
     let script = dir.join("cell");
     // It waits for the parent to close the socket, so that its end is not what ends it.
     std::fs::write(
         &script,
-        format!("#!/bin/sh\n/bin/cat '{}/words' >&0\n/bin/cat >/dev/null\n", dir.display()),
+        format!(
+            "#!/bin/sh\n/bin/cat '{0}/words' >&0\n/bin/cat '{0}/large'\n/bin/cat >/dev/null\n",
+            dir.display()
+        ),
     )
     .unwrap();
     std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o700)).unwrap();
@@ -255,16 +263,12 @@ async fn a_cell_that_lies_is_killed_and_its_parent_goes_on() {
         // A frame of the largest size that says nothing of what it announces.
         vec![1, 0, 0, 0, 0xff],
     ];
-    let progress = sandbar_host::cell::Progress { done: 1, total: 2, message: "m".into() };
-    lies.push(frame(&FromCell::Progress { token: 7, progress }));
-    // Large outcomes have a thread of their own: of an attempt that is not there, cut off, and not alone in a frame.
-    let large = || FromCell::Large { token: 7, outcome: Box::new(succeeded()) };
-    lies.push(frame(&large()));
-    lies.push(vec![2, 0, 0, 0, LARGE, 7]);
-    let mut packer = Packer::new(1 << 20);
-    packer.push(&FromCell::Used(Vec::new())).unwrap();
-    packer.push(&large()).unwrap();
-    lies.push(packer.take(Vec::new()));
+    lies.push(frame(&FromCell::Finished { token: 7, outcome: Box::new(succeeded()) }));
+    let large = frame(&FromCell::Large { token: 7, outcome: Box::new(succeeded()) });
+    lies.push(large.clone());
+    // By the socket of large outcomes: of an attempt that is not there, cut short, too long, and something else.
+    let large_lies =
+        [large, vec![2, 0, 0, 0, 9, 7], u32::MAX.to_le_bytes().to_vec(), frame(&FromCell::Used(Vec::new()))];
     let mut dice = Dice(SEED);
     for _ in 0..12 {
         let len = dice.roll(300) + 1;
@@ -273,13 +277,16 @@ async fn a_cell_that_lies_is_killed_and_its_parent_goes_on() {
         lie.extend(noise);
         lies.push(lie);
     }
-    for lie in lies {
+    let lies = lies.into_iter().map(|lie| (lie, Vec::new()));
+    for (lie, large) in lies.chain(large_lies.map(|lie| (Vec::new(), lie))) {
         let dir = tempfile::tempdir().unwrap();
-        let Ok((_cell, mut events)) = lying_cell(dir.path(), &lie).await else {
+        let Ok((_cell, mut events)) = lying_cell(dir.path(), &lie, &large).await else {
             // The lie came in the same breath as the hello, and was heard.
             continue;
         };
-        let CellEvent::Gone { reason } = next(&mut events).await else { panic!("{lie:?} was believed") };
-        assert!(reason.contains("protocol") || reason.contains("its socket"), "{lie:?}: {reason}");
+        let CellEvent::Gone { reason } = next(&mut events).await else {
+            panic!("{lie:?} {large:?} was believed")
+        };
+        assert!(reason.contains("protocol") || reason.contains("its socket"), "{lie:?} {large:?}: {reason}");
     }
 }

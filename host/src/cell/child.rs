@@ -1,8 +1,9 @@
 //! The process that is a cell: reads what the parent says and hands it to the executor.
-//! Has no files, no credentials and no network; the socket is its only door. When the parent closes
-//! it or breaks the protocol, the process ends at once.
+//! Has no files, no credentials and no network; two sockets are its only doors. When the parent closes
+//! one or breaks the protocol, the process ends at once.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::{BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
@@ -14,6 +15,7 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 use wasmtime::Engine;
 
 use super::executor::Executor;
+use super::large::NICE;
 use super::outbox::Outbox;
 use super::protocol::{
     Configure, FromCell, HEADER_BYTES, MAX_CODE_BYTES, ToCell, VERSION, frame_len, unpack,
@@ -32,7 +34,8 @@ const READ_BYTES: usize = 64 << 10;
 /// Descriptors below this number stay the standard ones.
 const FIRST_FREE_FD: i32 = 3;
 
-/// Body of the hidden subcommand `__cell`: speaks the protocol on descriptor 0 until it is closed.
+/// Body of the hidden subcommand `__cell`: speaks the protocol on descriptor 0 until it is closed, and writes large outcomes
+/// to descriptor 1.
 #[must_use]
 pub fn child_main() -> ExitCode {
     match serve() {
@@ -54,6 +57,7 @@ fn serve() -> anyhow::Result<()> {
     let socket = fcntl_dupfd_cloexec(rustix::stdio::stdin(), FIRST_FREE_FD)?;
     let input = UnixStream::from(socket);
     let mut output = input.try_clone()?;
+    let mut large = File::from(fcntl_dupfd_cloexec(rustix::stdio::stdout(), FIRST_FREE_FD)?);
     // A frame and its length in one read.
     let mut input = BufReader::with_capacity(READ_BYTES, input);
 
@@ -85,6 +89,13 @@ fn serve() -> anyhow::Result<()> {
     walls.pagemap_scan = pagemap_scan;
     let mut cell = CellState::new(engine, &config, outbox.clone())?;
     let told = outbox.clone();
+    let bulky = outbox.clone();
+    std::thread::Builder::new().name("sandbar-large".to_owned()).spawn(move || {
+        // On Linux this is the niceness of the thread alone.
+        let _ = rustix::process::nice(NICE);
+        bulky.run_large(&mut large);
+        std::process::exit(0);
+    })?;
     std::thread::Builder::new().name("sandbar-outbox".to_owned()).spawn(move || {
         outbox.run(&mut output);
         // The parent does not listen any more: nothing here is worth finishing.

@@ -20,7 +20,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use super::large::Large;
 use super::present::{Present, Use};
 use super::protocol::{
-    CODE_CHUNK_BYTES, Configure, FromCell, HEADER_BYTES, LARGE, Limit, MAX_CODE_BYTES, MAX_TENANTS, Packer,
+    CODE_CHUNK_BYTES, Configure, FromCell, HEADER_BYTES, Limit, MAX_CODE_BYTES, MAX_TENANTS, Packer,
     ProtocolError, ToCell, VERSION, frame_len, unpack,
 };
 use super::{CellConfig, MAX_FRAME_BYTES, MAX_SLOTS, MIN_FRAME_BYTES, SUBCOMMAND};
@@ -41,7 +41,7 @@ const MAX_WAITING_FRAMES: usize = 16;
 /// Bytes that are read at once where no frame says that there are more.
 const READ_BYTES: usize = 64 << 10;
 /// Buffers that have grown beyond this are not kept.
-const HUGE_BYTES: usize = 4 << 20;
+pub(super) const HUGE_BYTES: usize = 4 << 20;
 /// Attempts that may be in the cell for each slot it has; more would only wait there.
 const MAX_QUEUE_PER_SLOT: usize = 4;
 /// After the cell stopped reading: the wait for the outcomes it had sent.
@@ -237,13 +237,14 @@ impl Cell {
     /// The process cannot be started, or does not answer as it should.
     pub async fn spawn(config: &CellConfig) -> io::Result<(Self, CellEvents)> {
         let (ours, theirs) = StdUnixStream::pair()?;
+        let (large, large_theirs) = StdUnixStream::pair()?;
         ours.set_nonblocking(true)?;
         let mut child = Command::new(&config.program)
             .arg(SUBCOMMAND)
             .env_clear()
             .current_dir("/")
             .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
-            .stdout(Stdio::null())
+            .stdout(Stdio::from(std::os::fd::OwnedFd::from(large_theirs)))
             .stderr(Stdio::inherit())
             // Ctrl-C in a terminal is for the parent, which ends its children in order.
             .process_group(0)
@@ -315,7 +316,8 @@ impl Cell {
             }),
         });
         let (events, frames) = mpsc::channel(MAX_WAITING_FRAMES);
-        tokio::spawn(supervise(shared.clone(), child, input, writer, events));
+        let large = Large::start(shared.clone(), events.clone(), large, max_frame)?;
+        tokio::spawn(supervise(shared.clone(), child, input, writer, events, large));
         Ok((Self { shared, pid, walls }, CellEvents { frames, rest: Vec::new().into_iter() }))
     }
 
@@ -603,20 +605,17 @@ async fn supervise(
     input: Input,
     writer: OwnedWriteHalf,
     events: mpsc::Sender<Vec<CellEvent>>,
+    large: Large,
 ) {
-    let mut large = Large::new(shared.clone(), events.clone());
     let why = tokio::select! {
-        why = receive(&shared, input, &events, &mut large) => why,
+        why = receive(&shared, input, &events) => why,
         why = send(&shared, writer) => why,
         () = shared.broken.notified() => BROKEN.to_owned(),
         () = shared.kill.notified() => "it was killed by its worker".to_owned(),
     };
     shared.gone.store(true, Ordering::Release);
-    // What the cell had sent counts, also when it is gone.
-    large.finish().await;
     let waiting: Vec<_> = {
         let mut book = shared.book();
-        book.attempts.clear();
         book.code_bytes = 0;
         book.out.take(Vec::new());
         book.modules.drain().filter_map(|(_, module)| module.waiting).flatten().collect()
@@ -625,23 +624,17 @@ async fn supervise(
         let _ = tell.send(Err(LoadError::Gone));
     }
     let end = end_of(&mut child).await;
+    // What the cell had sent counts, also when it is gone.
+    large.finish().await;
+    shared.book().attempts.clear();
     let reason = format!("{why}; {end}");
     let _ = events.send(vec![CellEvent::Gone { reason }]).await;
 }
 
-async fn receive(
-    shared: &Shared,
-    mut input: Input,
-    events: &mpsc::Sender<Vec<CellEvent>>,
-    large: &mut Large,
-) -> String {
+async fn receive(shared: &Shared, mut input: Input, events: &mpsc::Sender<Vec<CellEvent>>) -> String {
     let mut messages = Vec::new();
     loop {
         let read = match input.frame().await {
-            Ok(Some(frame)) if frame.first() == Some(&LARGE) => match large.unpack(frame).await {
-                Ok(()) => continue,
-                Err(err) => Err(err),
-            },
             Ok(Some(frame)) => messages_of(&frame, &mut messages),
             Ok(None) => return "it closed its socket".to_owned(),
             Err(err) => Err(err),
@@ -686,16 +679,19 @@ fn note(shared: &Shared, messages: &mut [FromCell]) -> bool {
         FromCell::Finished { token, outcome } => {
             book.finished(*token).map(|sent| sent.outcome(outcome)).is_some()
         }
-        // A report may overtake nothing, so its attempt is still there.
-        // A call is let go of a little later than its attempt ends.
+        // A call is let go of a little later than its attempt ends, and a large outcome may overtake what was said before it.
         FromCell::Http { .. } | FromCell::Ask { .. } => true,
         FromCell::Used(report) => report.len() <= MAX_TENANTS,
-        FromCell::Progress { token, progress } => {
+        FromCell::Progress { progress, .. } => {
             recheck::progress(&mut progress.message);
-            book.attempts.contains_key(token)
+            true
         }
         FromCell::Log { token, records, .. } => {
-            book.attempts.get_mut(token).map(|out| out.sent.log(records)).is_some()
+            match book.attempts.get_mut(token) {
+                Some(out) => out.sent.log(records),
+                None => records.clear(),
+            }
+            true
         }
     })
 }

@@ -1,89 +1,88 @@
-//! Large outcomes of one cell, unpacked on a thread of the lowest priority: thousands of log lines take milliseconds, and
-//! nobody's guests are to wait for somebody's flood. Owns that thread; what is believed of an outcome is `client`'s.
+//! Large outcomes of one cell: they come by a socket of their own and are read and unpacked on a thread that yields to
+//! guests. Thousands of log lines take milliseconds, and nobody's guests are to wait for somebody's flood. Owns that
+//! thread; what is believed of an outcome is `client`'s.
 
-use std::io;
+use std::io::{self, Read};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
-use super::client::{CellEvent, Shared};
-use super::protocol::{FromCell, unpack};
+use super::client::{CellEvent, HUGE_BYTES, Shared};
+use super::protocol::{FromCell, HEADER_BYTES, frame_len, unpack};
 
-/// Frames that wait for the thread before the cell is made to wait, besides the one in its hands.
-const MAX_WAITING: usize = 1;
 /// How long the thread may take with what waits when the cell is gone.
 const LAST_FRAMES: Duration = Duration::from_secs(5);
-/// Below guests: what they can do at the same time, they do first.
-const NICE: i32 = 19;
+/// Niceness of the threads, here and in the cell, that have to do with large outcomes: beside guests (10) they get a
+/// third of what those get.
+pub(super) const NICE: i32 = 15;
 
-/// The thread, from the first large outcome on.
+/// The thread.
 pub(super) struct Large {
-    shared: Arc<Shared>,
-    events: mpsc::Sender<Vec<CellEvent>>,
-    thread: Option<Thread>,
-}
-
-struct Thread {
-    frames: mpsc::Sender<Bytes>,
+    socket: UnixStream,
     /// Dropped when it ends.
     done: oneshot::Receiver<()>,
 }
 
 impl Large {
-    pub(super) fn new(shared: Arc<Shared>, events: mpsc::Sender<Vec<CellEvent>>) -> Self {
-        Self { shared, events, thread: None }
-    }
-
-    /// Hand a frame over; waits while another one waits.
+    /// Read until the cell is gone, or breaks the rules: then `shared.broken` is told.
     ///
     /// # Errors
-    /// There is no thread to be had, or it has ended: an earlier frame was not as it should be, or nobody listens.
-    pub(super) async fn unpack(&mut self, frame: Bytes) -> io::Result<()> {
-        if self.thread.is_none() {
-            let (frames, waiting) = mpsc::channel(MAX_WAITING);
-            let (tell, done) = oneshot::channel();
-            let (shared, events) = (self.shared.clone(), self.events.clone());
-            std::thread::Builder::new().name("sandbar-large".to_owned()).spawn(move || {
-                let _ended = tell;
-                if !run(&shared, waiting, &events) {
-                    shared.broken.notify_one();
-                }
-            })?;
-            self.thread = Some(Thread { frames, done });
-        }
-        let sent = match &self.thread {
-            Some(thread) => thread.frames.send(frame).await.is_ok(),
-            None => false,
-        };
-        if sent { Ok(()) } else { Err(io::Error::other("nobody unpacks its large frames")) }
+    /// There is no thread or no descriptor to be had.
+    pub(super) fn start(
+        shared: Arc<Shared>,
+        events: mpsc::Sender<Vec<CellEvent>>,
+        socket: UnixStream,
+        max_frame: usize,
+    ) -> io::Result<Self> {
+        let mut reading = socket.try_clone()?;
+        let (tell, done) = oneshot::channel();
+        std::thread::Builder::new().name("sandbar-large".to_owned()).spawn(move || {
+            let _ended: oneshot::Sender<()> = tell;
+            // On Linux this is the niceness of the thread alone.
+            let _ = rustix::process::nice(NICE);
+            if !run(&shared, &mut reading, max_frame, &events) {
+                shared.broken.notify_one();
+            }
+        })?;
+        Ok(Self { socket, done })
     }
 
-    /// Wait until everything that was handed over is unpacked and said, for a while.
+    /// Wait, for a while, until everything that the cell had sent is said. The cell is gone.
     pub(super) async fn finish(self) {
-        if let Some(Thread { frames, done }) = self.thread {
-            drop(frames);
-            let _ = tokio::time::timeout(LAST_FRAMES, done).await;
-        }
+        // What is there is still read, and nothing more is waited for, whoever else may hold the other end.
+        let _ = self.socket.shutdown(Shutdown::Read);
+        let _ = tokio::time::timeout(LAST_FRAMES, self.done).await;
     }
 }
 
 /// Until no more frames come; false: one was not as it should be.
 fn run(
-    shared: &Arc<Shared>,
-    mut frames: mpsc::Receiver<Bytes>,
+    shared: &Shared,
+    socket: &mut UnixStream,
+    max_frame: usize,
     events: &mpsc::Sender<Vec<CellEvent>>,
 ) -> bool {
-    // On Linux this is the niceness of the thread alone.
-    let _ = rustix::process::nice(NICE);
-    while let Some(frame) = frames.blocking_recv() {
+    let mut frame = Vec::new();
+    loop {
+        let mut header = [0; HEADER_BYTES];
+        // The end of the cell, in the midst of a frame or not, is noticed elsewhere.
+        if socket.read_exact(&mut header).is_err() {
+            return true;
+        }
+        let Ok(len) = frame_len(header, max_frame) else { return false };
+        frame.clear();
+        frame.resize(len, 0);
+        if socket.read_exact(&mut frame).is_err() {
+            return true;
+        }
         let (mut first, mut more) = (None, false);
         let read = unpack::<FromCell>(&frame, |message| {
             more |= first.is_some();
             first = Some(message);
         });
-        drop(frame);
         let (Ok(()), Some(FromCell::Large { token, mut outcome }), false) = (read, first, more) else {
             return false;
         };
@@ -92,6 +91,8 @@ fn run(
         if events.blocking_send(vec![CellEvent::Finished { token, outcome }]).is_err() {
             return true;
         }
+        if frame.capacity() > HUGE_BYTES {
+            frame = Vec::new();
+        }
     }
-    true
 }

@@ -62,7 +62,7 @@ impl Rate {
     }
 }
 
-/// Bytes of log and results from which an outcome is large: it goes out beside the others, one with each write, and tenants
+/// Bytes of log and results from which an outcome is large: it goes out by a socket and a thread of its own, and tenants
 /// take turns with theirs. So what a flood of logs has to wait for is the flood.
 const LARGE_BYTES: u64 = 32 << 10;
 
@@ -104,6 +104,9 @@ pub(super) struct Outbox {
     pub(super) asks: Asks,
     state: Mutex<State>,
     filled: Condvar,
+    /// Never locked together with `state`.
+    large: Mutex<Large>,
+    large_filled: Condvar,
     max_frame_bytes: usize,
     /// Whether the parent wants to know who uses how much.
     report_use: bool,
@@ -119,7 +122,6 @@ struct Next {
 
 struct State {
     packer: Packer,
-    large: Large,
     /// Attempts with a report or log records that were not sent. One may be here twice.
     reports: Vec<Arc<Control>>,
     /// Somebody used something that was not reported.
@@ -134,12 +136,13 @@ impl Outbox {
             asks: Asks::default(),
             state: Mutex::new(State {
                 packer: Packer::new(max_frame_bytes),
-                large: Large::default(),
                 reports: Vec::new(),
                 used: false,
                 waiting: false,
             }),
             filled: Condvar::new(),
+            large: Mutex::default(),
+            large_filled: Condvar::new(),
             max_frame_bytes,
             report_use,
             uses: Mutex::default(),
@@ -172,33 +175,50 @@ impl Outbox {
     /// Sends an outcome, and before it a progress report that was not sent yet. Returns whether that was work that counts.
     pub(super) fn finished(&self, token: u64, tenant: u64, control: &Control, outcome: Outcome) -> bool {
         let bytes = outcome.receipt.log_bytes.saturating_add(outcome.receipt.output_bytes);
+        if let Some(progress) = control.take_progress() {
+            self.send(&FromCell::Progress { token, progress });
+        }
         let outcome = Box::new(outcome);
         let is_large = bytes >= LARGE_BYTES;
-        let message =
-            if is_large { FromCell::Large { token, outcome } } else { FromCell::Finished { token, outcome } };
-        let large = is_large.then(|| {
+        let sent = if is_large {
             // Nobody waits for the lock meanwhile.
             let mut packer = Packer::new(self.max_frame_bytes);
-            packer.push(&message).map(|()| packer.take(Vec::new()))
-        });
-        let mut state = self.state();
-        if let Some(progress) = control.take_progress() {
-            let _ = state.packer.push(&FromCell::Progress { token, progress });
-        }
-        let sent = match large {
-            None => state.packer.push(&message),
-            Some(Ok(frame)) => {
-                state.large.push(tenant, frame);
-                Ok(())
-            }
-            Some(Err(error)) => Err(error),
+            packer.push(&FromCell::Large { token, outcome }).map(|()| {
+                self.large().push(tenant, packer.take(Vec::new()));
+                self.large_filled.notify_one();
+            })
+        } else {
+            let mut state = self.state();
+            let sent = state.packer.push(&FromCell::Finished { token, outcome });
+            self.wake(&mut state);
+            sent
         };
         if sent.is_err() {
-            let outcome = Box::new(host_fault("the outcome is larger than a frame"));
-            let _ = state.packer.push(&FromCell::Finished { token, outcome });
+            self.refused(token, host_fault("the outcome is larger than a frame"));
         }
-        self.wake(&mut state);
         is_large
+    }
+
+    fn large(&self) -> MutexGuard<'_, Large> {
+        self.large.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes large outcomes until the parent is gone.
+    pub(super) fn run_large(&self, stream: &mut impl Write) {
+        loop {
+            let frame = {
+                let mut large = self.large();
+                loop {
+                    if let Some(frame) = large.next() {
+                        break frame;
+                    }
+                    large = self.large_filled.wait(large).unwrap_or_else(PoisonError::into_inner);
+                }
+            };
+            if stream.write_all(&frame).is_err() {
+                return;
+            }
+        }
     }
 
     /// A tenant used so much CPU time, and so many of its attempts can go on.
@@ -272,13 +292,9 @@ impl Outbox {
                     }
                 }
             }
-            let large = state.large.next();
-            if large.is_some() || !state.packer.is_empty() {
-                let messages = state.packer.messages() + usize::from(large.is_some());
-                let mut bytes = state.packer.take(spare);
-                drop(state);
-                bytes.extend(large.into_iter().flatten());
-                return (messages, bytes);
+            if !state.packer.is_empty() {
+                let messages = state.packer.messages();
+                return (messages, state.packer.take(spare));
             }
             state.waiting = true;
             let reports = (!state.reports.is_empty()).then_some(next.reports);

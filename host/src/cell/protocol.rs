@@ -192,7 +192,7 @@ pub enum FromCell {
     },
     /// What tenants used since the last report; at most [`MAX_TENANTS`] of them.
     Used(Vec<Used>),
-    /// An attempt ended with much to tell. Alone in its frame, so that whoever reads it may leave that for later.
+    /// An attempt ended with much to tell. By the second socket only, each in a frame of its own.
     Large {
         /// Which.
         token: u64,
@@ -201,9 +201,6 @@ pub enum FromCell {
         outcome: Box<Outcome>,
     },
 }
-
-/// The first byte of a frame with a [`FromCell::Large`]: the number of the variant.
-pub const LARGE: u8 = 9;
 
 /// A frame or message that cannot be read or written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
