@@ -370,6 +370,9 @@ impl App {
             if window.dry.is_some_and(|(of, until)| of == limit && now < until) {
                 return Err(used_up(slot, limit, window, seconds));
             }
+        } else if let Some(window) = windows.get_mut(&slot) {
+            // One that is over has taken its tokens with it: they count for nothing in what is asked for now.
+            window.tokens = Tokens::default();
         }
         // Whoever comes now waits for this answer, and most likely needs none of its own.
         let ask =

@@ -136,6 +136,9 @@ impl Allowance {
             if count.dry_until.is_some_and(|until| now < until) {
                 return Err(used_up(quota, whose, count.bound.unwrap_or(0)));
             }
+        } else {
+            // A window that is over has taken its tokens with it.
+            count.tokens = Tokens::default();
         }
         let most = if quota == Quota::EgressBytesPerDay { MOST_BYTES } else { MOST_REQUESTS };
         let ask = count.bound.map_or(n, |bound| count.tokens.to_ask(n, bound, most));
