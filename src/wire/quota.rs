@@ -34,7 +34,7 @@ pub struct QuotaStanding {
     #[schema(example = "plan")]
     pub source: String,
     /// What happens when it is hit: `refuses` (429), `forbids` (403), `waits`, `truncates`, `fails` (the call of
-    /// a task, which goes on); `deletes` (what is older), `shares` says who goes first.
+    /// a task, which goes on), `deletes` (what is older); `shares` says who goes first.
     #[schema(example = "refuses")]
     pub effect: String,
     /// How much is used; absent where it is not counted.
