@@ -44,7 +44,7 @@ use sqlx::{Connection, PgConnection, PgPool, Postgres};
 
 use crate::domain::ids::TenantId;
 use crate::store::lane::Lane;
-use crate::store::shelf::Shelf;
+use crate::store::shelf::{Restarts, STARTED, Shelf};
 
 /// What can go wrong between us and Postgres, as far as callers decide on it.
 #[derive(Debug, thiserror::Error)]
@@ -203,24 +203,13 @@ fn options(connect: &Connect, role: &str) -> Result<PgConnectOptions> {
     Ok(options.application_name("sandbar").options(settings))
 }
 
-async fn pool(connect: &Connect, role: &'static str) -> Result<PgPool> {
+fn pool(connect: &Connect) -> PgPoolOptions {
     PgPoolOptions::new()
         .max_connections(connect.max_connections)
         .acquire_timeout(connect.acquire_timeout)
         .idle_timeout(Duration::from_secs(600))
         // A dead server is found by the statement's own failure; a ping per checkout would cost a round trip each.
         .test_before_acquire(false)
-        .after_release(move |connection, _| {
-            Box::pin(async move {
-                if role == API_ROLE {
-                    sqlx::query("SELECT set_config('sandbar.tenant', '', false)").execute(connection).await?;
-                }
-                Ok(true)
-            })
-        })
-        .connect_with(options(connect, role)?)
-        .await
-        .map_err(Error::from)
 }
 
 /// Postgres as the API's role.
@@ -237,8 +226,25 @@ impl ApiStore {
     /// # Errors
     /// The URL is not one, or Postgres does not answer in time.
     pub async fn connect(connect: &Connect) -> Result<Self> {
-        let pool = pool(connect, API_ROLE).await?;
-        Ok(Self { shelf: Shelf::of(&pool), pool, guard: breaker::Guard::new(connect) })
+        let restarts = Restarts::default();
+        let noted = restarts.clone();
+        let pool = pool(connect)
+            .after_connect(move |connection, _| {
+                let noted = noted.clone();
+                Box::pin(async move {
+                    noted.note(sqlx::query_scalar(STARTED).fetch_one(connection).await?);
+                    Ok(())
+                })
+            })
+            .after_release(|connection, _| {
+                Box::pin(async move {
+                    sqlx::query("SELECT set_config('sandbar.tenant', '', false)").execute(connection).await?;
+                    Ok(true)
+                })
+            })
+            .connect_with(options(connect, API_ROLE)?)
+            .await?;
+        Ok(Self { shelf: Shelf::of(&pool, restarts), pool, guard: breaker::Guard::new(connect) })
     }
 
     /// A connection that sees this tenant and nobody else. The only way to tenant data.
@@ -372,7 +378,8 @@ impl WorkerStore {
     /// # Errors
     /// The URL is not one, or Postgres does not answer in time.
     pub async fn connect(connect: &Connect) -> Result<Self> {
-        Ok(Self { pool: pool(connect, WORKER_ROLE).await?, lanes: Arc::default(), fence: None })
+        let pool = pool(connect).connect_with(options(connect, WORKER_ROLE)?).await?;
+        Ok(Self { pool, lanes: Arc::default(), fence: None })
     }
 
     /// A connection of its own that hears notifications and reconnects by itself.

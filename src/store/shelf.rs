@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
 use sqlx::pool::PoolConnection;
 use sqlx::{Connection, PgPool, Postgres};
 
@@ -18,14 +19,50 @@ const LONGEST: Duration = Duration::from_secs(30);
 /// What a connection gets to finish what its last user may have left under way.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Asks a new connection when its Postgres began.
+pub(super) const STARTED: &str = "SELECT pg_postmaster_start_time()";
+
+/// When Postgres was last found to be another than before: connections from before are dead, though for a request or two a
+/// backend may outlive its postmaster, and look alive.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Restarts(Arc<Mutex<Seen>>);
+
+#[derive(Debug, Default)]
+struct Seen {
+    started: Option<DateTime<Utc>>,
+    at: Option<Instant>,
+}
+
+impl Restarts {
+    /// A new connection is to a Postgres that began then.
+    pub(super) fn note(&self, started: DateTime<Utc>) {
+        let mut seen = self.lock();
+        if seen.started.replace(started).is_some_and(|before| before != started) {
+            seen.at = Some(Instant::now());
+        }
+    }
+
+    /// A connection was found dead.
+    fn one_died(&self) {
+        self.lock().at = Some(Instant::now());
+    }
+
+    fn seen_at(&self) -> Option<Instant> {
+        self.lock().at
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Seen> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// At most half of a pool's connections. Cheap to clone; clones share them.
 #[derive(Debug, Clone)]
 pub(super) struct Shelf {
     pool: PgPool,
     /// The longest here first.
     kept: Arc<Mutex<VecDeque<Kept>>>,
-    /// When one of them turned out to be dead.
-    died_at: Arc<Mutex<Option<Instant>>>,
+    restarts: Restarts,
     capacity: usize,
 }
 
@@ -37,19 +74,20 @@ struct Kept {
 }
 
 impl Shelf {
-    pub(super) fn of(pool: &PgPool) -> Self {
+    pub(super) fn of(pool: &PgPool, restarts: Restarts) -> Self {
         let capacity = pool.options().get_max_connections() as usize / 2;
-        Self { pool: pool.clone(), kept: Arc::default(), died_at: Arc::default(), capacity }
+        Self { pool: pool.clone(), kept: Arc::default(), restarts, capacity }
     }
 
-    /// One that is set to this tenant. Since `failed_at`, or since one of them was found dead, none that was here before is
+    /// One that is set to this tenant. Since `failed_at`, since one of them was found dead, and since a new connection met a
+    /// Postgres that had started anew, none that was here before is
     /// taken to be alive: a Postgres that was away has left as many dead ones as there are.
     pub(super) fn set_to(
         &self,
         tenant: TenantId,
         failed_at: Option<Instant>,
     ) -> Option<PoolConnection<Postgres>> {
-        let failed_at = failed_at.max(*self.died_at.lock().unwrap_or_else(PoisonError::into_inner));
+        let failed_at = failed_at.max(self.restarts.seen_at());
         let alive = |one: &Kept| one.since.elapsed() < HOT && failed_at.is_none_or(|at| one.since > at);
         let mut kept = self.lock();
         // The last one used has the warmest plans.
@@ -79,7 +117,7 @@ impl Shelf {
         tokio::spawn(async move {
             let settled = tokio::time::timeout(PATIENCE, connection.ping()).await;
             if !matches!(settled, Ok(Ok(()))) {
-                *shelf.died_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+                shelf.restarts.one_died();
                 return;
             }
             // Somebody may wait for the pool: then it is not for us to keep.
