@@ -128,7 +128,6 @@ async fn a_task_that_has_used_up_its_share_of_cpu_waits_and_other_tasks_go_on() 
     let reason = &said["reasons"][0];
     assert_eq!((&reason["kind"], &reason["of"]), (&json!("quota"), &json!("task")), "{said:#}");
     assert!(reason["detail"].as_str().unwrap().contains("cpu_s_per_month"), "{said:#}");
-    // A pause beside it stays when the share goes.
     share(&api, "echo", json!({"quotas": {"cpu_s_per_month": null}})).await;
     assert_eq!(look(&api).await, (0, 1));
     assert_eq!(api.worker.unpark(100).await.unwrap(), 1);
