@@ -360,6 +360,25 @@ async fn a_suspended_tenant_starts_nothing_new_and_comes_back() {
 }
 
 #[tokio::test]
+async fn a_worker_that_remembers_a_suspended_tenant_gets_nothing_of_it_until_it_is_active() {
+    let api = Api::start().await;
+    api.echo().await;
+    let me = api.register().await;
+    api.client.enqueue("echo", &json!({})).await.expect(202);
+    let state = async |state: &str| {
+        sqlx::query("UPDATE sandbar.tenants SET state = $1 WHERE name = 'one'")
+            .bind(state)
+            .execute(&api.admin)
+            .await
+            .unwrap();
+    };
+    state("suspended").await;
+    assert!(api.try_claim(me).await.is_empty());
+    state("active").await;
+    api.claim(me).await;
+}
+
+#[tokio::test]
 async fn a_deleted_tenant_goes_with_everything_and_no_other_loses_a_row() {
     let api = Api::start().await;
     api.echo().await;
