@@ -176,6 +176,15 @@ impl Api {
         self.task("echo", "task", &json!({})).await
     }
 
+    /// Suspends the first tenant, or lets it be active again: nobody may do that to their own through the API.
+    async fn set_state(&self, state: &str) {
+        sqlx::query("UPDATE sandbar.tenants SET state = $1 WHERE name = 'one'")
+            .bind(state)
+            .execute(&self.admin)
+            .await
+            .unwrap();
+    }
+
     fn as_other(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         self.client.anonymous(method, path).header("x-api-key", OTHER_KEY)
     }

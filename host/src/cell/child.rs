@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufReader, Read, Write};
+use std::io::{BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -17,9 +17,7 @@ use wasmtime::Engine;
 use super::executor::Executor;
 use super::large::NICE;
 use super::outbox::Outbox;
-use super::protocol::{
-    Configure, FromCell, HEADER_BYTES, MAX_CODE_BYTES, ToCell, VERSION, frame_len, unpack,
-};
+use super::protocol::{Configure, FromCell, MAX_CODE_BYTES, ToCell, VERSION, read_frame, unpack};
 use super::{MAX_FRAME_BYTES, MAX_SLOTS, MIN_FRAME_BYTES};
 use crate::artifact::Artifact;
 use crate::engine;
@@ -119,21 +117,6 @@ fn serve() -> anyhow::Result<()> {
     }
     // Threads may be deep in guest code: leave without waiting for them.
     std::process::exit(0)
-}
-
-/// Reads one frame; false at the end of the stream.
-fn read_frame(input: &mut impl Read, max: usize, frame: &mut Vec<u8>) -> anyhow::Result<bool> {
-    let mut header = [0u8; HEADER_BYTES];
-    match input.read_exact(&mut header) {
-        Ok(()) => {}
-        Err(err) if err.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(false),
-        Err(err) => return Err(err.into()),
-    }
-    let len = frame_len(header, max)?;
-    frame.clear();
-    frame.resize(len, 0);
-    input.read_exact(frame)?;
-    Ok(true)
 }
 
 struct CellState {

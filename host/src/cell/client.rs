@@ -661,9 +661,7 @@ fn event(shared: &Shared, message: FromCell) -> Option<CellEvent> {
         FromCell::Http { token, call, message } => CellEvent::Http { token, call, message },
         FromCell::Ask { token, call, ask } => CellEvent::Ask { token, call, ask },
         FromCell::Used(report) => CellEvent::Used(shared.book().tenants.believe(&report, Instant::now())),
-        FromCell::Ready(_) | FromCell::Loaded(_) | FromCell::NotLoaded { .. } | FromCell::Large { .. } => {
-            return None;
-        }
+        FromCell::Ready(_) | FromCell::Loaded(_) | FromCell::NotLoaded { .. } => return None,
     })
 }
 
@@ -672,8 +670,7 @@ fn event(shared: &Shared, message: FromCell) -> Option<CellEvent> {
 fn note(shared: &Shared, messages: &mut [FromCell]) -> bool {
     let mut book = shared.book();
     messages.iter_mut().all(|message| match message {
-        // Those have their own way.
-        FromCell::Ready(_) | FromCell::Large { .. } => false,
+        FromCell::Ready(_) => false,
         FromCell::Loaded(hash) => book.loaded(hash, &Ok(())),
         FromCell::NotLoaded { hash, message } => book.loaded(hash, &Err(LoadError::Refused(message.clone()))),
         FromCell::Finished { token, outcome } => {

@@ -2,7 +2,7 @@
 //! guests. Thousands of log lines take milliseconds, and nobody's guests are to wait for somebody's flood. Owns that
 //! thread; what is believed of an outcome is `client`'s.
 
-use std::io::{self, Read};
+use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use super::client::{CellEvent, HUGE_BYTES, Shared};
-use super::protocol::{FromCell, HEADER_BYTES, frame_len, unpack};
+use super::protocol::{FromCell, read_frame, unpack};
 
 /// How long the thread may take with what waits when the cell is gone.
 const LAST_FRAMES: Duration = Duration::from_secs(5);
@@ -67,23 +67,18 @@ fn run(
 ) -> bool {
     let mut frame = Vec::new();
     loop {
-        let mut header = [0; HEADER_BYTES];
-        // The end of the cell, in the midst of a frame or not, is noticed elsewhere.
-        if socket.read_exact(&mut header).is_err() {
-            return true;
-        }
-        let Ok(len) = frame_len(header, max_frame) else { return false };
-        frame.clear();
-        frame.resize(len, 0);
-        if socket.read_exact(&mut frame).is_err() {
-            return true;
+        match read_frame(socket, max_frame, &mut frame) {
+            Ok(true) => {}
+            Err(err) if err.kind() == io::ErrorKind::InvalidData => return false,
+            // The end of the cell, in the midst of a frame or not, is noticed elsewhere.
+            Ok(false) | Err(_) => return true,
         }
         let (mut first, mut more) = (None, false);
         let read = unpack::<FromCell>(&frame, |message| {
             more |= first.is_some();
             first = Some(message);
         });
-        let (Ok(()), Some(FromCell::Large { token, mut outcome }), false) = (read, first, more) else {
+        let (Ok(()), Some(FromCell::Finished { token, mut outcome }), false) = (read, first, more) else {
             return false;
         };
         let Some(sent) = shared.finished(token) else { return false };

@@ -178,18 +178,18 @@ impl Outbox {
         if let Some(progress) = control.take_progress() {
             self.send(&FromCell::Progress { token, progress });
         }
-        let outcome = Box::new(outcome);
         let is_large = bytes >= LARGE_BYTES;
+        let message = FromCell::Finished { token, outcome: Box::new(outcome) };
         let sent = if is_large {
             // Nobody waits for the lock meanwhile.
             let mut packer = Packer::new(self.max_frame_bytes);
-            packer.push(&FromCell::Large { token, outcome }).map(|()| {
+            packer.push(&message).map(|()| {
                 self.large().push(tenant, packer.take(Vec::new()));
                 self.large_filled.notify_one();
             })
         } else {
             let mut state = self.state();
-            let sent = state.packer.push(&FromCell::Finished { token, outcome });
+            let sent = state.packer.push(&message);
             self.wake(&mut state);
             sent
         };

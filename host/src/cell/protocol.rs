@@ -1,6 +1,7 @@
 //! What a parent and a cell say to each other: frames of a little-endian `u32` length and a run of
 //! postcard messages. Owns encoding and its bounds; a length is checked before anything is allocated.
 
+use std::io::{self, Read};
 use std::time::Duration;
 
 use postcard::ser_flavors::Flavor;
@@ -147,7 +148,7 @@ pub enum FromCell {
         /// Why.
         message: String,
     },
-    /// An attempt ended.
+    /// An attempt ended. By the second socket, where there is nothing else, if it has much to tell.
     Finished {
         /// Which.
         token: u64,
@@ -192,14 +193,6 @@ pub enum FromCell {
     },
     /// What tenants used since the last report; at most [`MAX_TENANTS`] of them.
     Used(Vec<Used>),
-    /// An attempt ended with much to tell. By the second socket only, each in a frame of its own.
-    Large {
-        /// Which.
-        token: u64,
-        /// How.
-        #[serde(with = "outcome")]
-        outcome: Box<Outcome>,
-    },
 }
 
 /// A frame or message that cannot be read or written.
@@ -228,6 +221,24 @@ pub fn frame_len(header: [u8; HEADER_BYTES], max: usize) -> Result<usize, Protoc
         return Err(ProtocolError::TooLong { len, max });
     }
     Ok(len)
+}
+
+/// Reads one frame without its length; false at the end of the stream.
+///
+/// # Errors
+/// The stream breaks off or fails; [`io::ErrorKind::InvalidData`]: the frame is longer than `max`.
+pub(super) fn read_frame(input: &mut impl Read, max: usize, frame: &mut Vec<u8>) -> io::Result<bool> {
+    let mut header = [0u8; HEADER_BYTES];
+    match input.read_exact(&mut header) {
+        Ok(()) => {}
+        Err(err) if err.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+        Err(err) => return Err(err),
+    }
+    let len = frame_len(header, max).map_err(|err| io::Error::new(io::ErrorKind::InvalidData, err))?;
+    frame.clear();
+    frame.resize(len, 0);
+    input.read_exact(frame)?;
+    Ok(true)
 }
 
 /// Messages on their way, packed into as few frames as sensible.

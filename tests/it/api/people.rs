@@ -365,16 +365,9 @@ async fn a_worker_that_remembers_a_suspended_tenant_gets_nothing_of_it_until_it_
     api.echo().await;
     let me = api.register().await;
     api.client.enqueue("echo", &json!({})).await.expect(202);
-    let state = async |state: &str| {
-        sqlx::query("UPDATE sandbar.tenants SET state = $1 WHERE name = 'one'")
-            .bind(state)
-            .execute(&api.admin)
-            .await
-            .unwrap();
-    };
-    state("suspended").await;
+    api.set_state("suspended").await;
     assert!(api.try_claim(me).await.is_empty());
-    state("active").await;
+    api.set_state("active").await;
     api.claim(me).await;
 }
 

@@ -426,16 +426,9 @@ async fn an_erased_key_takes_all_that_it_sealed_along_and_a_new_one_begins_anew(
     let nobody = format!("/v1/tenants/{}/key", uuid::Uuid::now_v7());
     let nobody = support::send(api.client.request(Method::DELETE, &nobody)).await;
     assert_eq!(problem(&nobody, 404), "tenant-not-found");
-    let set = async |state: &str| {
-        sqlx::query("UPDATE sandbar.tenants SET state = $1 WHERE name = 'one'")
-            .bind(state)
-            .execute(&api.admin)
-            .await
-            .unwrap();
-    };
-    set("suspended").await;
+    api.set_state("suspended").await;
     erase().await.expect(204);
-    set("active").await;
+    api.set_state("active").await;
 
     for what in ["result", "logs", "artifacts/left.txt"] {
         let gone = api.client.get(&format!("/v1/invocations/{}/{what}", ids.0)).await;
@@ -488,11 +481,7 @@ async fn a_key_that_another_server_erased_is_used_no_more_after_the_bound() {
     assert!(worker.by_id(api.tenant, &old).await.unwrap().is_ok());
 
     for state in ["suspended", "active"] {
-        sqlx::query("UPDATE sandbar.tenants SET state = $1 WHERE name = 'one'")
-            .bind(state)
-            .execute(&api.admin)
-            .await
-            .unwrap();
+        api.set_state(state).await;
         if state == "suspended" {
             let key = api.client.request(Method::DELETE, &format!("/v1/tenants/{}/key", api.tenant));
             support::send(key).await.expect(204);
