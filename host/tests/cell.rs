@@ -6,7 +6,7 @@ mod common;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, QUICK, SPIN, artifact, attempt, cell, finished, gone, next, program};
+use common::{PATIENCE, QUICK, SPIN, artifact, attempt, cell, finished, gone, next, program, script};
 use sandbar_host::cell::{CancelReason, Cell, CellConfig, CellEvent, LoadError, SubmitError, protocol};
 use sandbar_host::limits::Limits;
 use sandbar_host::outcome::{Termination, TrapKind};
@@ -228,18 +228,14 @@ async fn a_program_that_speaks_nonsense_is_no_cell() {
 
 /// A program that says it is ready and then sends `frame`.
 fn impostor(dir: &tempfile::TempDir, frame: &[u8]) -> std::path::PathBuf {
-    use std::os::unix::fs::PermissionsExt;
     let mut ready = protocol::Packer::new(1 << 20);
     ready.push(&protocol::FromCell::Ready(sandbar_host::walls::Walls::default())).unwrap();
     let mut bytes = ready.take(Vec::new());
     bytes.extend_from_slice(frame);
     let octal: String = bytes.iter().map(|b| format!("\\{b:03o}")).collect();
-    let path = dir.path().join("impostor");
     // The answer goes out on the socket, which is its standard input; then it waits to be killed.
-    std::fs::write(&path, format!("#!/bin/sh\nprintf '{octal}' >&0\nread never\nread never\nsleep 100\n"))
-        .unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    path
+    let body = format!("printf '{octal}' >&0\nread never\nread never\nsleep 100");
+    script(&dir.path().join("impostor"), &body)
 }
 
 #[tokio::test]

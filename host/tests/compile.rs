@@ -4,13 +4,12 @@
 mod common;
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::{QUICK, compiler, program};
+use common::{QUICK, compiler, program, script};
 use sandbar_host::compile::{CompileError, CompileLimits, compile};
 use sandbar_host::inspect::{Rejection, RejectionCode};
 use sandbar_host::{ArtifactError, ModuleHash};
@@ -87,27 +86,19 @@ async fn a_function_newer_than_this_host_is_an_unknown_import() {
     assert!(rejection.detail.contains("wasi:cli/exit"), "{rejection}");
 }
 
-/// A program that takes the module and never answers.
-fn silent(dir: &tempfile::TempDir, what: &str) -> PathBuf {
-    use std::os::unix::fs::PermissionsExt as _;
-    let program = dir.path().join("program");
-    std::fs::write(&program, format!("#!/bin/sh\n{what}\n")).unwrap();
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-    program
-}
-
 #[tokio::test]
 async fn a_compilation_that_got_no_time_says_nothing_about_the_module() {
     let dir = tempfile::tempdir().unwrap();
     let limits = CompileLimits { wall: Duration::from_secs(1), ..CompileLimits::default() };
     let bytes = Bytes::from_static(b"\0asm\x01\0\0\0");
-    let waits = silent(&dir, "exec sleep 30");
+    // Programs that take the module and never answer.
+    let waits = script(&dir.path().join("waits"), "exec sleep 30");
     match compile(&waits, bytes.clone(), &limits).await {
         Err(CompileError::Host(error)) => assert!(error.to_string().contains("too busy"), "{error}"),
         other => panic!("{other:?}"),
     }
     // One that did get it. On a busy machine it may take several tries until it has.
-    let spins = silent(&dir, "while :; do :; done");
+    let spins = script(&dir.path().join("spins"), "while :; do :; done");
     for _ in 0..20 {
         match compile(&spins, bytes.clone(), &limits).await {
             Err(CompileError::Rejected(rejection)) => {

@@ -5,12 +5,11 @@
 
 mod common;
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use bytes::Bytes;
-use common::{attempt, cell, finished, next, program};
+use common::{attempt, cell, finished, next, program, script};
 use sandbar_host::ModuleKind;
 use sandbar_host::cell::protocol::{FromCell, Packer};
 use sandbar_host::cell::{Cell, CellConfig, CellEvent};
@@ -235,18 +234,9 @@ async fn lying_cell(
     bytes.extend_from_slice(words);
     std::fs::write(dir.join("words"), bytes).unwrap();
     std::fs::write(dir.join("large"), large).unwrap();
-    let script = dir.join("cell");
     // It waits for the parent to close the socket, so that its end is not what ends it.
-    std::fs::write(
-        &script,
-        format!(
-            "#!/bin/sh\n/bin/cat '{0}/words' >&0\n/bin/cat '{0}/large'\n/bin/cat >/dev/null\n",
-            dir.display()
-        ),
-    )
-    .unwrap();
-    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o700)).unwrap();
-    Cell::spawn(&CellConfig::new(script)).await
+    let body = format!("/bin/cat '{0}/words' >&0\n/bin/cat '{0}/large'\n/bin/cat >/dev/null", dir.display());
+    Cell::spawn(&CellConfig::new(script(&dir.join("cell"), &body))).await
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ mod common;
 
 use std::process::Command;
 
-use common::{QUICK, artifact, attempt, cell, finished, program};
+use common::{QUICK, artifact, attempt, cell, finished, program, script};
 use sandbar_host::cell::{Cell, CellConfig};
 use sandbar_host::limits::Limits;
 use sandbar_host::outcome::Termination;
@@ -179,14 +179,10 @@ async fn every_thread_of_a_cell_stands_behind_the_walls_and_guests_run_there() {
 /// A program that says it is a cell without any wall.
 fn naked(dir: &tempfile::TempDir) -> std::path::PathBuf {
     use sandbar_host::cell::protocol::{FromCell, Packer};
-    use std::os::unix::fs::PermissionsExt;
     let mut ready = Packer::new(1 << 20);
     ready.push(&FromCell::Ready(Walls::default())).unwrap();
     let octal: String = ready.take(Vec::new()).iter().map(|b| format!("\\{b:03o}")).collect();
-    let path = dir.path().join("naked");
-    std::fs::write(&path, format!("#!/bin/sh\nprintf '{octal}' >&0\nread never\nsleep 100\n")).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    path
+    script(&dir.path().join("naked"), &format!("printf '{octal}' >&0\nread never\nsleep 100"))
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! What the tests of compile children and cells share.
 #![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +24,19 @@ pub const QUICK: &str = r#"(module (func (export "_start")))"#;
 
 pub fn program() -> PathBuf {
     PathBuf::from(env!("CARGO_BIN_EXE_sandbar-cell"))
+}
+
+/// A shell script that can be run. A child writes it: were it open for writing here, a child that
+/// another test forks at that moment would hold it open too, and running it would be refused as
+/// "text file busy".
+pub fn script(path: &Path, body: &str) -> PathBuf {
+    let written = std::process::Command::new("/bin/sh")
+        .args(["-c", r##"printf '#!/bin/sh\n%s\n' "$2" >"$1" && chmod 700 "$1""##, "sh"])
+        .args([path.as_os_str(), body.as_ref()])
+        .status()
+        .unwrap();
+    assert!(written.success(), "{}: {written}", path.display());
+    path.to_owned()
 }
 
 pub fn compiler(dir: &tempfile::TempDir, limits: CompileLimits) -> Compiler {
