@@ -168,7 +168,7 @@ fn no_op(claimed: sandbar::store::queue::Claimed) -> Finished {
             },
             output: b"1".to_vec(),
             content_type: "application/json".to_owned(),
-            logs: Vec::new(),
+            logs: sandbar_host::log::Log::default(),
             backtrace: Vec::new(),
             artifacts: Vec::new(),
         },

@@ -257,7 +257,7 @@ fn succeeded(claimed: Claimed) -> Finished {
             receipt: Receipt { fuel_exact: true, ..Receipt::default() },
             output: b"null".to_vec(),
             content_type: "application/json".to_owned(),
-            logs: Vec::new(),
+            logs: sandbar_host::log::Log::default(),
             backtrace: Vec::new(),
             artifacts: Vec::new(),
         },

@@ -226,7 +226,7 @@ fn benches(c: &mut Criterion) {
 
     let runtime = Runtime::new(64).unwrap();
     let loaded = runtime.load(&code).unwrap();
-    let run = || runtime.attempt(loaded.clone(), attempt(code.hash), Arc::new(Control::new(0)));
+    let run = || runtime.attempt(loaded.clone(), attempt(code.hash), Arc::new(Control::new(0, 0)));
     group.bench_function("host/1-thread", |b| {
         b.to_async(&tokio).iter(|| async {
             assert_eq!(run().await.termination, Termination::Succeeded);

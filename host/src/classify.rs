@@ -117,7 +117,7 @@ fn termination(err: &wasmtime::Error, facts: Facts, outside: bool) -> Terminatio
 }
 
 fn message(words: &str) -> String {
-    clean(words.as_bytes(), MAX_MESSAGE).0
+    clean(words.as_bytes(), MAX_MESSAGE).0.into_owned()
 }
 
 fn kind(trap: Trap) -> TrapKind {
@@ -185,5 +185,5 @@ fn function(name: Option<&str>, index: u32) -> String {
 }
 
 fn symbol_text(text: &str) -> String {
-    clean(text.as_bytes(), MAX_SYMBOL).0
+    clean(text.as_bytes(), MAX_SYMBOL).0.into_owned()
 }

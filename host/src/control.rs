@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::outcome::LogRecord;
+use crate::log::Log;
 use crate::output::{SharedCapture, lock};
 use crate::state::LiveSink;
 
@@ -54,6 +54,8 @@ pub struct Progress {
 pub struct Control {
     /// The executor's name of the attempt; 0 outside a cell.
     pub(crate) token: u64,
+    /// Whose it is.
+    pub(crate) tenant: u64,
     stop: AtomicU8,
     cancel_asked: AtomicBool,
     watches_cancel: AtomicBool,
@@ -73,9 +75,10 @@ pub struct Control {
 impl Control {
     /// Reins of an attempt that has not begun.
     #[must_use]
-    pub fn new(token: u64) -> Self {
+    pub fn new(token: u64, tenant: u64) -> Self {
         Self {
             token,
+            tenant,
             stop: AtomicU8::new(0),
             cancel_asked: AtomicBool::new(false),
             watches_cancel: AtomicBool::new(false),
@@ -110,7 +113,7 @@ impl Control {
     }
 
     /// What was written since the last time; see [`crate::output::Capture::news`].
-    pub(crate) fn take_log(&self, max_bytes: usize) -> Option<(u32, Vec<LogRecord>)> {
+    pub(crate) fn take_log(&self, max_bytes: usize) -> Option<(u32, Log)> {
         self.telling.store(false, Ordering::Release);
         let (capture, _) = self.live.get()?;
         lock(capture).news(max_bytes)
@@ -242,7 +245,7 @@ mod tests {
 
     #[test]
     fn the_first_reason_to_stop_stays() {
-        let control = Control::new(0);
+        let control = Control::new(0, 0);
         control.cancel(CancelReason::LeaseLost);
         control.cancel(CancelReason::Cancelled);
         assert_eq!(control.stopped(), Some(Stop::LeaseLost));
@@ -250,7 +253,7 @@ mod tests {
 
     #[test]
     fn a_watching_task_gets_grace_and_a_lost_lease_gives_none() {
-        let control = Control::new(0);
+        let control = Control::new(0, 0);
         assert!(!control.watch_cancel());
         control.cancel(CancelReason::Cancelled);
         assert_eq!(control.stopped(), None);
@@ -258,7 +261,7 @@ mod tests {
         assert!(control.remaining(Instant::now()) <= CANCEL_GRACE);
         control.expire();
         assert_eq!(control.stopped(), Some(Stop::Cancelled));
-        let control = Control::new(0);
+        let control = Control::new(0, 0);
         control.watch_cancel();
         control.cancel(CancelReason::LeaseLost);
         assert_eq!(control.stopped(), Some(Stop::LeaseLost));
@@ -266,7 +269,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_waiting_future_is_dropped_as_soon_as_it_is_cancelled() {
-        let control = std::sync::Arc::new(Control::new(0));
+        let control = std::sync::Arc::new(Control::new(0, 0));
         let other = control.clone();
         let task = tokio::spawn(async move { guard(&other, std::future::pending::<()>()).await });
         tokio::task::yield_now().await;

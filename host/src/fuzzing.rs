@@ -15,7 +15,7 @@ pub fn log(limit: u64, pieces: &[Vec<u8>]) {
     }
     let kept = capture.finish();
     assert!(kept.log_kept <= limit);
-    for record in &kept.records {
+    for record in kept.log.records() {
         assert!(!record.message.contains(|c: char| c.is_control() && c != '\t'));
     }
 }

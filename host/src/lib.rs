@@ -19,6 +19,7 @@ pub mod fuzzing;
 pub mod inspect;
 pub mod limiter;
 pub mod limits;
+pub mod log;
 pub mod manifest;
 mod module;
 pub mod outcome;

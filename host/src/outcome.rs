@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::files::File;
+use crate::log::Log;
 
 /// Why an attempt ended. Closed: a new reason must be classified wherever this is matched.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -162,7 +163,7 @@ pub struct Frame {
 }
 
 /// Everything that comes back from one attempt.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
     /// Why it ended.
     pub termination: Termination,
@@ -173,10 +174,9 @@ pub struct Outcome {
     /// Media type of `output`.
     pub content_type: String,
     /// The log, in order.
-    pub logs: Vec<LogRecord>,
+    pub logs: Log,
     /// Guest backtrace after a trap, innermost frame first, at most 64 frames.
     pub backtrace: Vec<Frame>,
     /// Files that were collected, in the order of their paths.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub artifacts: Vec<File>,
 }

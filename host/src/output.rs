@@ -1,6 +1,7 @@
 //! What a guest says: stdout, stderr and log records, under limits and cleaned.
 //! Owns truncation and counting; never fails and never makes a guest fail for writing too much.
 
+use std::borrow::Cow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -10,7 +11,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use wasmtime_wasi::cli::{IsTerminal, StdinStream, StdoutStream};
 use wasmtime_wasi::p2::{InputStream, OutputStream, Pollable, StreamError, StreamResult};
 
-use crate::outcome::{LogLevel, LogRecord};
+use crate::log::{Line as Record, Log, Text};
+use crate::outcome::LogLevel;
 
 /// Bytes of one line of text; the rest of a longer line is dropped and counted.
 pub(crate) const MAX_LINE: usize = 8 << 10;
@@ -25,13 +27,13 @@ const WRITE_PERMIT: usize = 64 << 10;
 
 /// Makes guest text fit for storage and terminals: valid UTF-8, no control characters but tab,
 /// newlines as `\n`, at most `max` bytes. Returns the text and how many input bytes were cut.
-pub(crate) fn clean(bytes: &[u8], max: usize) -> (String, u64) {
+pub(crate) fn clean(bytes: &[u8], max: usize) -> (Cow<'_, str>, u64) {
     let kept = &bytes[..bytes.len().min(max)];
     let cut = (bytes.len() - kept.len()) as u64;
     if let Ok(text) = std::str::from_utf8(kept)
         && !text.contains(|c: char| c.is_control() && c != '\t')
     {
-        return (text.to_owned(), cut);
+        return (Cow::Borrowed(text), cut);
     }
     let mut text = String::with_capacity(kept.len());
     for c in String::from_utf8_lossy(kept).chars() {
@@ -43,7 +45,7 @@ pub(crate) fn clean(bytes: &[u8], max: usize) -> (String, u64) {
             c => text.push(c),
         }
     }
-    (text, cut)
+    (Cow::Owned(text), cut)
 }
 
 /// Everything an attempt wrote so far.
@@ -55,9 +57,9 @@ pub(crate) struct Capture {
     log_kept: u64,
     log_dropped: u64,
     full: bool,
-    records: Vec<LogRecord>,
-    /// How many of them were given out while the attempt runs.
-    told: usize,
+    log: Log,
+    /// Bytes and records of it that were given out while the attempt runs.
+    told: (usize, usize),
     out_limit: u64,
     out: Vec<u8>,
     out_dropped: u64,
@@ -88,7 +90,7 @@ pub(crate) enum Stream {
 pub(crate) struct Captured {
     pub(crate) out: Vec<u8>,
     pub(crate) out_dropped: u64,
-    pub(crate) records: Vec<LogRecord>,
+    pub(crate) log: Log,
     pub(crate) log_kept: u64,
     pub(crate) log_dropped: u64,
 }
@@ -102,8 +104,8 @@ impl Capture {
             log_kept: 0,
             log_dropped: 0,
             full: false,
-            records: Vec::new(),
-            told: 0,
+            log: Log::default(),
+            told: (0, 0),
             out_limit,
             out: Vec::new(),
             out_dropped: 0,
@@ -144,7 +146,7 @@ impl Capture {
             let (key, key_cut) = clean(key.as_bytes(), MAX_TARGET);
             let (value, value_cut) = clean(value.as_bytes(), MAX_LINE);
             cut += key_cut + value_cut;
-            kept_fields.push((key, value));
+            kept_fields.push((Text(key), Text(value)));
         }
         self.keep(raw as u64, cut, level, target, message, kept_fields);
     }
@@ -154,14 +156,14 @@ impl Capture {
         raw: u64,
         cut: u64,
         level: LogLevel,
-        target: String,
-        message: String,
-        fields: Vec<(String, String)>,
+        target: Cow<'_, str>,
+        message: Cow<'_, str>,
+        fields: Vec<(Text<'_>, Text<'_>)>,
     ) {
         self.log_charged += raw - cut + RECORD_OVERHEAD;
         self.log_kept += raw - cut;
         self.log_dropped += cut;
-        self.records.push(LogRecord { at_us: self.at_us(), level, target, message, fields });
+        self.log.push(&Record { at_us: self.at_us(), level, target, message, fields });
     }
 
     pub(crate) fn write(&mut self, stream: Stream, bytes: &[u8]) {
@@ -211,27 +213,29 @@ impl Capture {
             line.bytes.pop();
         }
         let (message, _) = clean(&line.bytes, MAX_LINE);
+        self.keep(raw + cut, cut, LogLevel::Info, Cow::Borrowed(target), message, Vec::new());
         line.bytes.clear();
-        self.keep(raw + cut, cut, LogLevel::Info, target.to_owned(), message, Vec::new());
     }
 
     /// Whether there are records that [`Self::news`] has not given out.
     pub(crate) fn has_news(&self) -> bool {
-        self.told < self.records.len()
+        self.told.0 < self.log.as_bytes().len()
     }
 
     /// Records since the last call, as many as begin within `max_bytes`, and the number of the first of them. They are
     /// given out once more at the end, with all the others.
-    pub(crate) fn news(&mut self, max_bytes: usize) -> Option<(u32, Vec<LogRecord>)> {
-        let first = self.told;
-        let mut bytes = 0;
-        while let Some(record) = self.records.get(self.told).filter(|_| bytes < max_bytes) {
-            let fields: usize = record.fields.iter().map(|(k, v)| k.len() + v.len()).sum();
-            bytes += record.target.len() + record.message.len() + fields;
-            self.told += 1;
-        }
-        let news = self.records.get(first..self.told).filter(|news| !news.is_empty())?;
-        Some((u32::try_from(first).ok()?, news.to_vec()))
+    pub(crate) fn news(&mut self, max_bytes: usize) -> Option<(u32, Log)> {
+        let (from, first) = self.told;
+        let rest = self.log.as_bytes().get(from..).filter(|rest| !rest.is_empty())?;
+        // The last one that begins within goes whole.
+        let last = rest.iter().skip(max_bytes.checked_sub(1)?).position(|byte| *byte == b'\n');
+        let news = match last {
+            Some(after) => rest.get(..max_bytes + after)?,
+            None => rest,
+        };
+        let news = Log::of_lines(news.to_vec());
+        self.told = (from + news.as_bytes().len(), first + news.count());
+        Some((u32::try_from(first).ok()?, news))
     }
 
     /// Ends open lines and takes everything out.
@@ -244,11 +248,11 @@ impl Capture {
                 self.finish_line(&mut line, target);
             }
         }
-        self.told = 0;
+        self.told = (0, 0);
         Captured {
             out: std::mem::take(&mut self.out),
             out_dropped: self.out_dropped,
-            records: std::mem::take(&mut self.records),
+            log: std::mem::take(&mut self.log),
             log_kept: self.log_kept,
             log_dropped: self.log_dropped,
         }
@@ -448,9 +452,9 @@ mod tests {
         capture.write(Stream::StderrLines, b"one\r\nt");
         capture.write(Stream::StderrLines, b"wo\nthree");
         let got = capture.finish();
-        let messages: Vec<_> = got.records.iter().map(|r| r.message.as_str()).collect();
+        let messages: Vec<_> = got.log.records().map(|r| r.message).collect();
         assert_eq!(messages, ["one", "two", "three"]);
-        assert!(got.records.iter().all(|r| r.target == "stderr"));
+        assert!(got.log.records().all(|r| r.target == "stderr"));
     }
 
     #[test]
@@ -458,7 +462,7 @@ mod tests {
         let mut capture = capture(1000, 0);
         capture.write(Stream::StderrLines, b"\xff\x00a\tb\x1b[31m\n");
         let got = capture.finish();
-        let message = &got.records[0].message;
+        let message = got.log.records().next().unwrap().message;
         assert!(message.contains("a\tb"), "{message:?}");
         assert!(!message.contains(|c: char| c.is_control() && c != '\t'));
     }
@@ -469,7 +473,7 @@ mod tests {
         capture.write(Stream::StderrLines, &vec![b'x'; MAX_LINE + 10]);
         capture.write(Stream::StderrLines, b"yy\n");
         let got = capture.finish();
-        assert_eq!(got.records[0].message.len(), MAX_LINE);
+        assert_eq!(got.log.records().next().unwrap().message.len(), MAX_LINE);
         assert_eq!(got.log_dropped, 12);
         assert_eq!(got.log_kept, MAX_LINE as u64);
     }
@@ -481,7 +485,7 @@ mod tests {
         capture.record(LogLevel::Info, "t", "0123456789", &[]);
         capture.write(Stream::StderrLines, b"x\n");
         let got = capture.finish();
-        assert_eq!(got.records.len(), 1);
+        assert_eq!(got.log.count(), 1);
         assert_eq!((got.log_kept, got.log_dropped), (11, 13));
     }
 
@@ -497,7 +501,7 @@ mod tests {
             }
             let got = capture.finish();
             proptest::prop_assert!(got.log_kept <= limit);
-            for record in &got.records {
+            for record in got.log.records() {
                 proptest::prop_assert!(!record.message.contains(|c: char| c.is_control() && c != '\t'));
                 proptest::prop_assert!(record.message.len() <= 3 * MAX_LINE);
             }
@@ -516,16 +520,18 @@ mod tests {
         for text in ["one", "two", "three"] {
             capture.record(LogLevel::Info, "t", text, &[]);
         }
-        let texts = |news: Option<(u32, Vec<LogRecord>)>| {
-            news.map(|(first, records)| (first, records.into_iter().map(|r| r.message).collect::<Vec<_>>()))
+        let texts = |news: Option<(u32, Log)>| {
+            news.map(|(first, log)| (first, log.records().map(|r| r.message).collect::<Vec<_>>()))
         };
-        // The second begins within five bytes, the third does not.
-        assert_eq!(texts(capture.news(5)), Some((0, vec!["one".to_owned(), "two".to_owned()])));
-        assert_eq!(texts(capture.news(5)), Some((2, vec!["three".to_owned()])));
+        let line = capture.log.as_bytes().len() / 3;
+        // The second begins within, the third does not.
+        assert_eq!(texts(capture.news(line + 5)), Some((0, vec!["one".to_owned(), "two".to_owned()])));
+        assert!(capture.news(0).is_none());
+        assert_eq!(texts(capture.news(1)), Some((2, vec!["three".to_owned()])));
         assert!(capture.news(5).is_none());
         capture.record(LogLevel::Info, "t", "four", &[]);
         assert!(capture.has_news());
-        assert_eq!(capture.finish().records.len(), 4);
+        assert_eq!(capture.finish().log.count(), 4);
         assert!(!capture.has_news() && capture.news(5).is_none());
     }
 
@@ -533,7 +539,7 @@ mod tests {
     fn empty_lines_cannot_fill_memory() {
         let mut capture = capture(1 << 10, 0);
         capture.write(Stream::StderrLines, &vec![b'\n'; 1 << 20]);
-        assert!(capture.finish().records.len() <= 32);
+        assert!(capture.finish().log.count() <= 32);
     }
 
     #[test]

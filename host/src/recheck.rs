@@ -3,12 +3,14 @@
 //! sizes, text without control characters, counts that can be. Owns these second bounds; never decides what an end
 //! means, and cannot know whether a plausible lie is one.
 
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use crate::engine::BACKTRACE_FRAMES;
 use crate::files::{MAX_ARTIFACTS, check_path};
 use crate::limits::Limits;
-use crate::outcome::{LogRecord, Outcome, Termination};
+use crate::log::Log;
+use crate::outcome::{Outcome, Termination};
 use crate::output::{MAX_FIELDS, MAX_LINE, MAX_TARGET, RECORD_OVERHEAD, media_type};
 use crate::run::{Attempt, MAX_RETRY_AFTER_MS};
 
@@ -103,7 +105,7 @@ impl Sent {
     }
 
     /// The same for records that come while the attempt runs.
-    pub(crate) fn log(&mut self, news: &mut Vec<LogRecord>) {
+    pub(crate) fn log(&mut self, news: &mut Log) {
         records(news, &mut self.live_room);
     }
 }
@@ -142,37 +144,48 @@ fn log_room(limits: &Limits) -> u64 {
     limits.log_bytes.saturating_mul(GROWTH as u64)
 }
 
-/// As many records as there is room for.
-fn records(records: &mut Vec<LogRecord>, room: &mut u64) {
-    let mut fits = 0;
-    for record in records.iter_mut() {
-        tidy(&mut record.target, MAX_TARGET * GROWTH);
-        tidy(&mut record.message, MAX_LINE * GROWTH);
+/// As many records as there is room for, up to one that is none. All of them are written anew, so that the form is ours,
+/// whatever the cell's was.
+fn records(log: &mut Log, room: &mut u64) {
+    let said = std::mem::take(log);
+    let mut kept = Log::with_capacity(said.as_bytes().len());
+    for record in said.read() {
+        let Some(mut record) = record else { break };
+        tidy_cow(&mut record.target, MAX_TARGET * GROWTH);
+        tidy_cow(&mut record.message, MAX_LINE * GROWTH);
         record.fields.truncate(MAX_FIELDS);
         for (key, value) in &mut record.fields {
-            tidy(key, MAX_TARGET * GROWTH);
-            tidy(value, MAX_LINE * GROWTH);
+            tidy_cow(&mut key.0, MAX_TARGET * GROWTH);
+            tidy_cow(&mut value.0, MAX_LINE * GROWTH);
         }
         record.at_us = record.at_us.min(MAX_COUNT);
-        let fields: usize = record.fields.iter().map(|(key, value)| key.len() + value.len()).sum();
+        let fields: usize = record.fields.iter().map(|(key, value)| key.0.len() + value.0.len()).sum();
         let cost = (record.target.len() + record.message.len() + fields) as u64 + RECORD_OVERHEAD;
         // The streams' own targets are not charged.
         let Some(left) = room.checked_sub(cost.saturating_sub("stderr".len() as u64)) else { break };
         *room = left;
-        fits += 1;
+        kept.push(&record);
     }
-    records.truncate(fits);
+    *log = kept;
 }
 
-/// Cuts text and replaces control characters; text as a cell in order sends it is only looked at.
 fn tidy(text: &mut String, max: usize) {
-    if text.len() > max {
-        let end = (0..=max).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
-        text.truncate(end);
+    if let Some(tidied) = tidied(text, max) {
+        *text = tidied;
     }
-    if text.contains(|c: char| c.is_control() && c != '\t') {
-        *text = text.replace(|c: char| c.is_control() && c != '\t', "?");
+}
+
+fn tidy_cow(text: &mut Cow<'_, str>, max: usize) {
+    if let Some(tidied) = tidied(text, max) {
+        *text = Cow::Owned(tidied);
     }
+}
+
+/// Text cut and without control characters, unless it is so; as a cell in order sends it, it is only looked at.
+fn tidied(text: &str, max: usize) -> Option<String> {
+    let end = (0..=max.min(text.len())).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    let control = |c: char| c.is_control() && c != '\t';
+    (end < text.len() || text.contains(control)).then(|| text[..end].replace(control, "?"))
 }
 
 #[cfg(test)]
@@ -180,7 +193,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
     use crate::files::File;
-    use crate::outcome::{Frame, LogLevel, Receipt};
+    use crate::outcome::{Frame, LogLevel, LogRecord, Receipt};
     use proptest::prelude::*;
 
     fn outcome(text: &str, number: u64, count: usize, bytes: usize) -> Outcome {
@@ -215,6 +228,8 @@ mod tests {
                     message: words(),
                     fields: vec![(words(), words()); if n == 0 { MAX_FIELDS + 1 } else { n % 2 }],
                 })
+                .collect::<Vec<_>>()
+                .iter()
                 .collect(),
             backtrace: vec![
                 Frame { function: words(), file: Some(words()), line: None, module_offset: None };
@@ -226,15 +241,15 @@ mod tests {
         }
     }
 
-    fn texts(outcome: &Outcome) -> Vec<&str> {
+    fn texts(outcome: &Outcome) -> Vec<String> {
         let Termination::GuestError { message, .. } = &outcome.termination else { panic!() };
-        let mut texts = vec![message.as_str(), &outcome.content_type];
-        for record in &outcome.logs {
-            texts.extend([record.target.as_str(), &record.message]);
-            texts.extend(record.fields.iter().flat_map(|(k, v)| [k.as_str(), v]));
+        let mut texts = vec![message.clone(), outcome.content_type.clone()];
+        for record in outcome.logs.records() {
+            texts.extend([record.target, record.message]);
+            texts.extend(record.fields.into_iter().flat_map(|(k, v)| [k, v]));
         }
         for frame in &outcome.backtrace {
-            texts.extend([frame.function.as_str(), frame.file.as_deref().unwrap()]);
+            texts.extend([frame.function.clone(), frame.file.clone().unwrap()]);
         }
         texts
     }
@@ -260,8 +275,8 @@ mod tests {
             prop_assert_eq!(said.receipt.output_bytes, said.output.len() as u64 + kept);
             prop_assert!(said.receipt.fuel <= limits.fuel && said.receipt.wall_ns < 60_000_000_000);
             prop_assert!(said.receipt.host_calls <= MAX_COUNT && said.receipt.log_bytes <= limit);
-            let logged: usize = said.logs.iter().map(|record| record.message.len()).sum();
-            prop_assert!(logged as u64 <= limit * GROWTH as u64 && said.logs.len() as u64 <= limit * 3 / 26 + 1);
+            let logged: usize = said.logs.records().map(|record| record.message.len()).sum();
+            prop_assert!(logged as u64 <= limit * GROWTH as u64 && said.logs.count() as u64 <= limit * 3 / 26 + 1);
         }
 
         #[test]
@@ -280,11 +295,30 @@ mod tests {
                 let text = String::from_utf8_lossy(piece).into_owned();
                 crate::output::lock(&capture).record(LogLevel::Warn, &text, &text, &[(text.clone(), text.clone())]);
             }
-            let logs = crate::output::lock(&capture).finish().records;
+            let logs = crate::output::lock(&capture).finish().log;
             let mut said = Outcome { logs, ..outcome("text/plain", 5, 1, 10) };
             let before = Outcome { artifacts: Vec::new(), receipt: Receipt { output_bytes: 10, ..said.receipt }, ..said.clone() };
             Sent::under(limits, false).outcome(&mut said);
             prop_assert_eq!(said, before);
+        }
+    }
+    #[test]
+    fn a_log_in_a_form_that_is_not_ours_is_written_in_ours_up_to_what_is_no_record() {
+        let odd = format!(
+            "{{ \"level\":\"info\",{}\"target\":\"t\",\"message\":\"a\\u0007b\\u0041\",\"at_us\":1,\"more\":[1] }}\n",
+            " ".repeat(9_000)
+        );
+        for behind in ["nonsense\n", "{}\n", "\u{7f}\n", "{\"at_us\":-1}"] {
+            let mut log = Log::of_lines(format!("{odd}{behind}{odd}").into_bytes());
+            records(&mut log, &mut 1_000);
+            let ours = LogRecord {
+                at_us: 1,
+                level: LogLevel::Info,
+                target: "t".to_owned(),
+                message: "a?bA".to_owned(),
+                fields: Vec::new(),
+            };
+            assert_eq!(log, [ours].iter().collect(), "{behind}");
         }
     }
 }

@@ -24,6 +24,7 @@ use crate::engine;
 use crate::files::{self, Collected, Scratch, p1::Files};
 use crate::limiter::Limiter;
 use crate::limits::{Limits, hostcall_bytes};
+use crate::log::Log;
 use crate::module::{ModuleHash, ModuleKind};
 use crate::outcome::{Outcome, Receipt, Termination};
 use crate::output::{Capture, Captured, Reader, SharedCapture, Stream, Writer, clean, media_type, text_type};
@@ -354,7 +355,9 @@ fn component_door(pre: ComponentPre<Host>) -> wasmtime::Result<Door> {
 
 /// An outcome of an attempt that never reached a guest.
 pub(crate) fn host_fault(message: &str) -> Outcome {
-    bare_outcome(Termination::HostFault { message: clean(message.as_bytes(), MAX_FAILURE_MESSAGE).0 })
+    bare_outcome(Termination::HostFault {
+        message: clean(message.as_bytes(), MAX_FAILURE_MESSAGE).0.into_owned(),
+    })
 }
 
 /// An outcome without any cost.
@@ -364,7 +367,7 @@ pub(crate) fn bare_outcome(termination: Termination) -> Outcome {
         receipt: Receipt { fuel_exact: true, ..Receipt::default() },
         output: Vec::new(),
         content_type: crate::output::OCTET_STREAM.to_owned(),
-        logs: Vec::new(),
+        logs: Log::default(),
         backtrace: Vec::new(),
         artifacts: Vec::new(),
     }
@@ -579,7 +582,7 @@ impl Run<'_> {
         let calls = common.calls;
         let peak = common.limiter.peak();
         let capture: SharedCapture = common.capture.clone();
-        let Captured { out, out_dropped, records, log_kept, log_dropped } =
+        let Captured { out, out_dropped, log, log_kept, log_dropped } =
             crate::output::lock(&capture).finish();
         let Given { ended, result, collect } = given;
         let room = self.limits.output_bytes.saturating_sub(out.len() as u64);
@@ -631,7 +634,7 @@ impl Run<'_> {
             },
             output,
             content_type,
-            logs: records,
+            logs: log,
             backtrace,
             artifacts,
         }
@@ -645,7 +648,7 @@ fn facts<T: Accounted>(store: &Store<T>, task: bool) -> Facts {
 fn failed(failure: &Failure) -> Termination {
     Termination::GuestError {
         retryable: matches!(failure.kind, FailureKind::Retryable),
-        message: clean(failure.message.as_bytes(), MAX_FAILURE_MESSAGE).0,
+        message: clean(failure.message.as_bytes(), MAX_FAILURE_MESSAGE).0.into_owned(),
         retry_after_ms: failure.retry_after_ms.map(|wait| wait.min(MAX_RETRY_AFTER_MS)),
     }
 }

@@ -54,7 +54,7 @@ impl context::Host for Host {
     fn progress(&mut self, done: u64, total: u64, message: String) {
         self.common.calls += 1;
         let (message, _) = clean(message.as_bytes(), MAX_PROGRESS_MESSAGE);
-        let first = self.common.control.set_progress(Progress { done, total, message });
+        let first = self.common.control.set_progress(Progress { done, total, message: message.into_owned() });
         if first && let Some(sink) = &self.progress {
             sink.progress(&self.common.control);
         }

@@ -361,9 +361,9 @@ async fn what_a_running_attempt_logs_is_told_once_while_it_runs_and_again_with_i
     let mut told = Vec::new();
     let outcome = loop {
         match next(&mut events).await {
-            CellEvent::Log { token, first, records } => {
+            CellEvent::Log { token, first, log } => {
                 assert_eq!(token, 7);
-                told.push((first, records));
+                told.push((first, log));
             }
             CellEvent::Finished { outcome, .. } => break outcome,
             CellEvent::Progress { .. }
@@ -374,7 +374,7 @@ async fn what_a_running_attempt_logs_is_told_once_while_it_runs_and_again_with_i
         }
     };
     assert_eq!(told, [(0, outcome.logs.clone())]);
-    assert_eq!(outcome.logs[0].message, "hello");
+    assert_eq!(outcome.logs.records().next().unwrap().message, "hello");
 }
 
 #[tokio::test]
@@ -386,7 +386,7 @@ async fn an_attempt_that_ends_young_is_told_of_only_by_its_outcome() {
     cell.submit(7, &attempt(&code, 1, limits)).unwrap();
     let event = next(&mut events).await;
     let CellEvent::Finished { outcome, .. } = event else { panic!("{event:?}") };
-    assert_eq!(outcome.logs.len(), 1);
+    assert_eq!(outcome.logs.count(), 1);
 }
 
 #[tokio::test]

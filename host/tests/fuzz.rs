@@ -16,6 +16,7 @@ use sandbar_host::cell::{Cell, CellConfig, CellEvent};
 use sandbar_host::compile::{CompileError, CompileLimits, compile};
 use sandbar_host::inspect::{RejectionCode, inspect};
 use sandbar_host::limits::Limits;
+use sandbar_host::log::Log;
 use sandbar_host::outcome::{Outcome, Receipt, Termination};
 use sandbar_host::walls::Walls;
 
@@ -216,7 +217,7 @@ fn succeeded() -> Outcome {
         receipt: Receipt::default(),
         output: Vec::new(),
         content_type: String::new(),
-        logs: Vec::new(),
+        logs: Log::default(),
         backtrace: Vec::new(),
         artifacts: Vec::new(),
     }

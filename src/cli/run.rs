@@ -205,7 +205,7 @@ fn print_json(outcome: &Outcome) -> anyhow::Result<()> {
     let mut value = serde_json::json!({
         "termination": outcome.termination,
         "receipt": outcome.receipt,
-        "logs": outcome.logs,
+        "logs": outcome.logs.records().collect::<Vec<_>>(),
         "backtrace": outcome.backtrace,
         "content_type": outcome.content_type,
     });
@@ -226,13 +226,13 @@ fn print_json(outcome: &Outcome) -> anyhow::Result<()> {
 
 fn print_text(outcome: &Outcome) -> anyhow::Result<()> {
     let output = Output::new(false);
-    for record in &outcome.logs {
+    for record in outcome.logs.records() {
         let record = Record {
             attempt: 1,
             at_us: record.at_us,
             level: level(record.level).to_owned(),
-            message: record.message.clone(),
-            fields: record.fields.iter().cloned().collect(),
+            message: record.message,
+            fields: record.fields.into_iter().collect(),
         };
         output.note(show::log(&record, |style, text| output.paint_err(style, text)));
     }

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use sandbar_host::cell::Progress;
 use sandbar_host::files::{File, Scratch};
 use sandbar_host::limits::Limits;
-use sandbar_host::outcome::{Frame, LogRecord, Termination};
+use sandbar_host::outcome::{Frame, Termination};
 use sandbar_host::run::Determinism;
 use serde::{Deserialize, Serialize, Serializer};
 use sqlx::postgres::PgRow;
@@ -145,22 +145,6 @@ pub enum InputKind {
     },
     /// No guest: as the body of the request that the version describes.
     Http,
-}
-
-/// Records as JSON lines; `None` for none.
-#[must_use]
-pub fn encode_logs(records: &[LogRecord]) -> Option<Vec<u8>> {
-    if records.is_empty() {
-        return None;
-    }
-    let mut bytes = Vec::with_capacity(records.len() * 96);
-    for record in records {
-        // Writing strings and numbers into memory cannot fail; a record that did would only be missing.
-        if serde_json::to_writer(&mut bytes, record).is_ok() {
-            bytes.push(b'\n');
-        }
-    }
-    Some(bytes)
 }
 
 /// What is the same in a list and alone.

@@ -4,6 +4,7 @@
 
 use chrono::{DateTime, Utc};
 use sandbar_host::cell::Progress;
+use sandbar_host::log;
 use sandbar_host::outcome::LogRecord;
 use sqlx::Row;
 use sqlx::types::Json;
@@ -125,12 +126,13 @@ impl TenantConn {
 /// The records of a piece with their numbers. A line that cannot be read was never written by this code; it is left
 /// out, and keeps its number.
 pub fn records(piece: &Piece) -> impl Iterator<Item = (i32, LogRecord)> {
-    let lines = piece.records.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-    (piece.first..).zip(lines).filter_map(|(index, line)| match serde_json::from_slice(line) {
-        Ok(record) => Some((index, record)),
-        Err(_) => {
-            tracing::warn!(attempt = piece.attempt, index, "a stored log line is not readable");
-            None
+    (piece.first..).zip(log::lines(&piece.records)).filter_map(|(index, line)| {
+        match serde_json::from_slice(line) {
+            Ok(record) => Some((index, record)),
+            Err(_) => {
+                tracing::warn!(attempt = piece.attempt, index, "a stored log line is not readable");
+                None
+            }
         }
     })
 }

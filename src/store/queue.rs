@@ -468,9 +468,10 @@ impl WorkerStore {
             };
         }
         let backtraces = column!(|i| (!i.outcome.backtrace.is_empty()).then_some(Json(&i.outcome.backtrace)));
-        let encoded = column!(|i| crate::store::invocation::encode_logs(&i.outcome.logs));
-        let logs = items.iter().zip(&encoded).map(|(i, plain)| i.sealed_log.as_deref().or(plain.as_deref()));
-        let logs = logs.collect::<Vec<_>>();
+        let logs = column!(|i| {
+            let lines = i.sealed_log.as_deref().unwrap_or_else(|| i.outcome.logs.as_bytes());
+            Some(lines).filter(|lines| !lines.is_empty())
+        });
         let query = sqlx::query(
             "SELECT invocation_id, state, wake FROM ack($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21,$22,$23,$24,$25,$26,$27,$28,$29)",
         )

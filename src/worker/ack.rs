@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use sandbar_host::outcome::{LogRecord, Outcome, Termination};
+use sandbar_host::log::Log;
+use sandbar_host::outcome::{Outcome, Termination};
 use tokio::sync::{Notify, mpsc};
 use tracing::{error, warn};
 
@@ -23,8 +24,6 @@ use crate::worker::lease::Lease;
 const MAX_ROWS: usize = 500;
 /// Bytes of output and log in one ack; one attempt may exceed it alone.
 const MAX_BYTES: usize = 16 << 20;
-/// Bytes of a record of a log besides its texts: names, numbers, quotes.
-const RECORD_BYTES: usize = 64;
 /// Ids waiting to be notified about; beyond that waiters find out by polling.
 const MAX_NOTIFY: usize = 4096;
 
@@ -94,14 +93,10 @@ pub async fn run(
     let _ = tokio::time::timeout(Duration::from_secs(2), notifier).await;
 }
 
-/// Bytes of an outcome on their way into the database, about. What a log says counts as it is: lines may be long.
+/// Bytes of an outcome on their way into the database, about.
 fn size(outcome: &Outcome) -> usize {
-    let record = |record: &LogRecord| {
-        let fields: usize = record.fields.iter().map(|(key, value)| key.len() + value.len()).sum();
-        RECORD_BYTES + record.target.len() + record.message.len() + fields
-    };
     outcome.output.len()
-        + outcome.logs.iter().map(record).sum::<usize>()
+        + outcome.logs.as_bytes().len()
         + outcome.artifacts.iter().map(|file| file.bytes.len()).sum::<usize>()
 }
 
@@ -180,7 +175,7 @@ async fn acknowledge(
                         },
                         output: Vec::new(),
                         content_type: String::new(),
-                        logs: Vec::new(),
+                        logs: Log::default(),
                         backtrace: Vec::new(),
                         artifacts: Vec::new(),
                         receipt: end.outcome.receipt,
@@ -223,34 +218,6 @@ async fn notifier(store: WorkerStore, mut heard: mpsc::Receiver<Vec<InvocationId
         ids.truncate(MAX_NOTIFY);
         if let Err(error) = store.notify_done(&ids).await {
             warn!(%error, "could not notify; waiters will find out by polling");
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-    use sandbar_host::outcome::LogLevel;
-
-    use super::*;
-    use crate::store::invocation::encode_logs;
-    use crate::worker::attempt::without_run;
-
-    #[test]
-    fn a_log_of_long_lines_counts_as_what_is_written_of_it() {
-        for (lines, bytes) in [(1, 8 << 10), (500, 8 << 10), (4_000, 0), (10, 100)] {
-            let record = LogRecord {
-                at_us: 12_345_678,
-                level: LogLevel::Info,
-                target: "stderr".to_owned(),
-                message: "x".repeat(bytes),
-                fields: vec![("key".to_owned(), "y".repeat(bytes))],
-            };
-            let mut outcome = without_run(Termination::Succeeded);
-            outcome.logs = vec![record; lines];
-            let written = encode_logs(&outcome.logs).unwrap().len();
-            let counted = size(&outcome);
-            assert!(counted * 2 >= written && counted <= written * 2, "{counted} for {written}");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A claimed attempt on its way to whoever runs it, and what its end means for its invocation. Pure: holds nothing.
 
 use sandbar_host::ModuleHash;
+use sandbar_host::log::Log;
 use sandbar_host::outcome::{Outcome, Receipt, Termination};
 use sandbar_host::run::{Attempt, Context, Input, Options};
 use tracing::warn;
@@ -103,7 +104,7 @@ pub fn without_run(termination: Termination) -> Outcome {
         receipt: Receipt { fuel_exact: true, ..Receipt::default() },
         output: Vec::new(),
         content_type: String::new(),
-        logs: Vec::new(),
+        logs: Log::default(),
         backtrace: Vec::new(),
         artifacts: Vec::new(),
     }

@@ -219,7 +219,7 @@ impl Job {
             },
             output,
             content_type,
-            logs: if fits { vec![line] } else { Vec::new() },
+            logs: fits.then_some(&line).into_iter().collect(),
             backtrace: Vec::new(),
             artifacts: Vec::new(),
         }

@@ -10,12 +10,11 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use sandbar_host::cell::Progress;
 use sandbar_host::limits::Limits;
-use sandbar_host::outcome::LogRecord;
+use sandbar_host::log::Log;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
 use crate::app::sealed::keys::Keys;
-use crate::store::invocation::encode_logs;
 use crate::store::log::Said;
 use crate::store::queue::Claimed;
 use crate::store::{Error, WorkerStore};
@@ -66,16 +65,16 @@ impl Live {
         claimed: &Claimed,
         started_at: DateTime<Utc>,
         first: u32,
-        records: &[LogRecord],
+        log: Log,
     ) {
         if self.over {
             return;
         }
-        let count = u32::try_from(records.len()).unwrap_or(u32::MAX);
+        let count = u32::try_from(log.count()).unwrap_or(u32::MAX);
         let next = self.next.checked_add(count).filter(|next| i32::try_from(*next).is_ok());
         let limits: &Limits = &claimed.spec.limits;
         let room = limits.log_bytes.saturating_mul(STORED_PER_BYTE).saturating_add(STORED_SLACK);
-        let bytes = encode_logs(records).unwrap_or_default();
+        let bytes = log.into_bytes();
         let stored = self.stored.saturating_add(bytes.len() as u64);
         let (Some(next), Ok(place)) =
             (next.filter(|_| first == self.next && stored <= room), i32::try_from(first))

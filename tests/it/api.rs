@@ -266,7 +266,7 @@ fn success(claimed: Claimed) -> Finished {
             receipt: Receipt { fuel: 7, fuel_exact: true, peak_memory_bytes: 65_536, ..Receipt::default() },
             output,
             content_type: "application/json".to_owned(),
-            logs: vec![record("one"), record("two")],
+            logs: [record("one"), record("two")].iter().collect(),
             backtrace: Vec::new(),
             artifacts: Vec::new(),
         },

@@ -18,6 +18,7 @@ use sandbar::store::queue::{Acked, Cancelled, Claimed, Enqueued, Finished, NewIn
 use sandbar::store::worker::{Load, Registration};
 use sandbar::store::{ApiStore, Connect, Error, WorkerStore};
 use sandbar_host::limits::Limits;
+use sandbar_host::log::Log;
 use sandbar_host::outcome::{Outcome, Receipt, Termination};
 use sqlx::PgPool;
 
@@ -217,7 +218,7 @@ fn finished(claimed: Claimed, verdict: Verdict) -> Finished {
             receipt: Receipt { fuel: 7, fuel_exact: true, ..Receipt::default() },
             output: b"out".to_vec(),
             content_type: "application/json".to_owned(),
-            logs: Vec::new(),
+            logs: Log::default(),
             backtrace: Vec::new(),
             artifacts: Vec::new(),
         },

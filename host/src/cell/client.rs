@@ -28,8 +28,9 @@ use crate::artifact::Artifact;
 use crate::capability::call::{Answer, Ask};
 use crate::control::{CancelReason, Progress};
 use crate::egress::call::{FromGuest, ToGuest};
+use crate::log::Log;
 use crate::module::ModuleHash;
-use crate::outcome::{LogRecord, Outcome};
+use crate::outcome::Outcome;
 use crate::recheck::{self, Sent};
 use crate::run::Attempt;
 use crate::walls::Walls;
@@ -77,7 +78,7 @@ pub enum CellEvent {
         /// Number of the first of them in the attempt's log, from 0.
         first: u32,
         /// In order.
-        records: Vec<LogRecord>,
+        log: Log,
     },
     /// A guest says something about an HTTP call. A cell that has been taken over may say anything here, also for any
     /// attempt that is in it.
@@ -227,6 +228,18 @@ impl Shared {
     /// An attempt ended; what was remembered of it, unless it was not there.
     pub(super) fn finished(&self, token: u64) -> Option<Sent> {
         self.book().finished(token)
+    }
+
+    /// What is remembered of an attempt for what it logs while it runs.
+    pub(super) fn live(&self, token: u64) -> Option<Sent> {
+        self.book().attempts.get(&token).map(|out| out.sent.clone())
+    }
+
+    /// Remembers that it logged.
+    pub(super) fn logged(&self, token: u64, sent: Sent) {
+        if let Some(out) = self.book().attempts.get_mut(&token) {
+            out.sent = sent;
+        }
     }
 }
 
@@ -657,11 +670,12 @@ fn event(shared: &Shared, message: FromCell) -> Option<CellEvent> {
     Some(match message {
         FromCell::Finished { token, outcome } => CellEvent::Finished { token, outcome },
         FromCell::Progress { token, progress } => CellEvent::Progress { token, progress },
-        FromCell::Log { token, first, records } => CellEvent::Log { token, first, records },
         FromCell::Http { token, call, message } => CellEvent::Http { token, call, message },
         FromCell::Ask { token, call, ask } => CellEvent::Ask { token, call, ask },
         FromCell::Used(report) => CellEvent::Used(shared.book().tenants.believe(&report, Instant::now())),
-        FromCell::Ready(_) | FromCell::Loaded(_) | FromCell::NotLoaded { .. } => return None,
+        FromCell::Ready(_) | FromCell::Loaded(_) | FromCell::NotLoaded { .. } | FromCell::Log { .. } => {
+            return None;
+        }
     })
 }
 
@@ -670,7 +684,8 @@ fn event(shared: &Shared, message: FromCell) -> Option<CellEvent> {
 fn note(shared: &Shared, messages: &mut [FromCell]) -> bool {
     let mut book = shared.book();
     messages.iter_mut().all(|message| match message {
-        FromCell::Ready(_) => false,
+        // The first is said before, the second by the other socket.
+        FromCell::Ready(_) | FromCell::Log { .. } => false,
         FromCell::Loaded(hash) => book.loaded(hash, &Ok(())),
         FromCell::NotLoaded { hash, message } => book.loaded(hash, &Err(LoadError::Refused(message.clone()))),
         FromCell::Finished { token, outcome } => {
@@ -681,13 +696,6 @@ fn note(shared: &Shared, messages: &mut [FromCell]) -> bool {
         FromCell::Used(report) => report.len() <= MAX_TENANTS,
         FromCell::Progress { progress, .. } => {
             recheck::progress(&mut progress.message);
-            true
-        }
-        FromCell::Log { token, records, .. } => {
-            match book.attempts.get_mut(token) {
-                Some(out) => out.sent.log(records),
-                None => records.clear(),
-            }
             true
         }
     })

@@ -333,7 +333,7 @@ impl State {
             tenant.pending.pop_front().map(|(_, job)| {
                 // Under the same lock that takes it from the queue: a cancellation finds it in one
                 // place or in the other.
-                let control = Arc::new(Control::new(job.token));
+                let control = Arc::new(Control::new(job.token, id));
                 self.attempts.insert(job.token, Entry::Live { control: control.clone(), tenant: id });
                 Pick::Start(job, control)
             })

@@ -1,6 +1,6 @@
-//! Large outcomes of one cell: they come by a socket of their own and are read and unpacked on a thread that yields to
-//! guests. Thousands of log lines take milliseconds, and nobody's guests are to wait for somebody's flood. Owns that
-//! thread; what is believed of an outcome is `client`'s.
+//! Large outcomes of one cell, and what its attempts log while they run: they come by a socket of their own and are read
+//! and checked on a thread that yields to guests. Thousands of log lines take milliseconds, and nobody's guests are to
+//! wait for somebody's flood. Owns that thread; what is believed is `recheck`'s.
 
 use std::io;
 use std::net::Shutdown;
@@ -78,12 +78,22 @@ fn run(
             more |= first.is_some();
             first = Some(message);
         });
-        let (Ok(()), Some(FromCell::Finished { token, mut outcome }), false) = (read, first, more) else {
-            return false;
+        let event = match (read, first, more) {
+            (Ok(()), Some(FromCell::Finished { token, mut outcome }), false) => {
+                let Some(sent) = shared.finished(token) else { return false };
+                sent.outcome(&mut outcome);
+                CellEvent::Finished { token, outcome }
+            }
+            (Ok(()), Some(FromCell::Log { token, first, mut log }), false) => {
+                // A small outcome may have come by the other socket meanwhile: it has said all of this.
+                let Some(mut sent) = shared.live(token) else { continue };
+                sent.log(&mut log);
+                shared.logged(token, sent);
+                CellEvent::Log { token, first, log }
+            }
+            _ => return false,
         };
-        let Some(sent) = shared.finished(token) else { return false };
-        sent.outcome(&mut outcome);
-        if events.blocking_send(vec![CellEvent::Finished { token, outcome }]).is_err() {
+        if events.blocking_send(vec![event]).is_err() {
             return true;
         }
         if frame.capacity() > HUGE_BYTES {

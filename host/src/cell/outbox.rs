@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::protocol::{FromCell, MAX_TENANTS, Packer, Used};
+use super::protocol::{FromCell, MAX_TENANTS, Packer, ProtocolError, Used};
 use crate::capability::call::Ask;
 use crate::capability::guest::Asks;
 use crate::control::Control;
@@ -62,11 +62,12 @@ impl Rate {
     }
 }
 
-/// Bytes of log and results from which an outcome is large: it goes out by a socket and a thread of its own, and tenants
-/// take turns with theirs. So what a flood of logs has to wait for is the flood.
+/// Bytes of log and results from which an outcome is large: it goes out by a socket and a thread of its own, as does what
+/// attempts log while they run, and tenants take turns with theirs. So what a flood of logs has to wait for is the flood.
 const LARGE_BYTES: u64 = 32 << 10;
 
-/// Large outcomes on their way, complete frames each.
+/// What is large on its way, complete frames each. No more than what the slots' attempts may log and leave: a slot is free
+/// for the parent when it has the outcome.
 #[derive(Default)]
 struct Large {
     by_tenant: HashMap<u64, VecDeque<Vec<u8>>>,
@@ -181,12 +182,7 @@ impl Outbox {
         let is_large = bytes >= LARGE_BYTES;
         let message = FromCell::Finished { token, outcome: Box::new(outcome) };
         let sent = if is_large {
-            // Nobody waits for the lock meanwhile.
-            let mut packer = Packer::new(self.max_frame_bytes);
-            packer.push(&message).map(|()| {
-                self.large().push(tenant, packer.take(Vec::new()));
-                self.large_filled.notify_one();
-            })
+            self.send_large(tenant, &message)
         } else {
             let mut state = self.state();
             let sent = state.packer.push(&message);
@@ -197,6 +193,15 @@ impl Outbox {
             self.refused(token, host_fault("the outcome is larger than a frame"));
         }
         is_large
+    }
+
+    fn send_large(&self, tenant: u64, message: &FromCell) -> Result<(), ProtocolError> {
+        // Nobody waits for the lock meanwhile.
+        let mut packer = Packer::new(self.max_frame_bytes);
+        packer.push(message)?;
+        self.large().push(tenant, packer.take(Vec::new()));
+        self.large_filled.notify_one();
+        Ok(())
     }
 
     fn large(&self) -> MutexGuard<'_, Large> {
@@ -278,19 +283,24 @@ impl Outbox {
             if !state.reports.is_empty() && now >= next.reports {
                 next.reports = now + REPORTS_EVERY;
                 let mut room = LOG_BYTES.1;
-                for control in std::mem::take(&mut state.reports) {
-                    let token = control.token;
+                let reports = std::mem::take(&mut state.reports);
+                for control in &reports {
                     if let Some(progress) = control.take_progress() {
-                        let _ = state.packer.push(&FromCell::Progress { token, progress });
-                    }
-                    // Beyond the room of this delivery the ticker brings it again. Of an attempt that has ended there
-                    // is nothing left to take, so nothing can follow its outcome.
-                    if let Some((first, records)) = control.take_log(LOG_BYTES.0.min(room)) {
-                        let before = state.packer.len();
-                        let _ = state.packer.push(&FromCell::Log { token, first, records });
-                        room = room.saturating_sub(state.packer.len().saturating_sub(before));
+                        let _ = state.packer.push(&FromCell::Progress { token: control.token, progress });
                     }
                 }
+                // Those that have ended meanwhile do not wait for the lock.
+                drop(state);
+                for control in &reports {
+                    // Beyond the room of this delivery the ticker brings it again. Of an attempt that has ended there
+                    // is nothing left to take, so nothing can follow its outcome.
+                    if let Some((first, log)) = control.take_log(LOG_BYTES.0.min(room)) {
+                        room = room.saturating_sub(log.as_bytes().len());
+                        let _ = self
+                            .send_large(control.tenant, &FromCell::Log { token: control.token, first, log });
+                    }
+                }
+                state = self.state();
             }
             if !state.packer.is_empty() {
                 let messages = state.packer.messages();

@@ -12,13 +12,14 @@ use crate::capability::call::{Answer, Ask};
 use crate::control::{CancelReason, Progress};
 use crate::egress::call::{FromGuest, ToGuest};
 use crate::files::File;
+use crate::log::Log;
 use crate::module::ModuleHash;
-use crate::outcome::{Frame, LogLevel, LogRecord, Outcome, Receipt, Termination, TrapKind};
+use crate::outcome::{Frame, Outcome, Receipt, Termination, TrapKind};
 use crate::run::Attempt;
 use crate::walls::Walls;
 
 /// Version of the protocol; the child refuses another.
-pub const VERSION: u32 = 8;
+pub const VERSION: u32 = 9;
 /// Bytes of a frame's length.
 pub const HEADER_BYTES: usize = 4;
 /// A frame that has reached this size is closed and a new one begun.
@@ -163,15 +164,15 @@ pub enum FromCell {
         /// The latest report.
         progress: Progress,
     },
-    /// A running attempt logged. Its outcome brings these records again.
+    /// A running attempt logged. Its outcome brings these records again. By the second socket.
     Log {
         /// Which attempt.
         token: u64,
         /// Number of the first of them in the attempt's log, from 0.
         first: u32,
         /// In order.
-        #[serde(with = "records")]
-        records: Vec<LogRecord>,
+        #[serde(with = "lines")]
+        log: Log,
     },
     /// A guest says something about an HTTP call.
     Http {
@@ -424,43 +425,16 @@ enum TerminationDef {
     HostFault { message: String },
 }
 
-/// [`LogRecord`]s as postcard needs them: no skipped fields.
-mod records {
+/// A [`Log`] as it is; what a worker reads of it, it checks.
+mod lines {
     use super::*;
 
-    pub(super) type Out<'a> = (u64, LogLevel, &'a str, &'a str, &'a [(String, String)]);
-    pub(super) type In = (u64, LogLevel, String, String, Vec<(String, String)>);
-
-    pub(super) fn out(records: &[LogRecord]) -> Vec<Out<'_>> {
-        records
-            .iter()
-            .map(|log| {
-                (log.at_us, log.level, log.target.as_str(), log.message.as_str(), log.fields.as_slice())
-            })
-            .collect()
+    pub(super) fn serialize<S: Serializer>(log: &Log, serializer: S) -> Result<S::Ok, S::Error> {
+        blob::serialize(log.as_bytes(), serializer)
     }
 
-    pub(super) fn read(records: Vec<In>) -> Vec<LogRecord> {
-        records
-            .into_iter()
-            .map(|(at_us, level, target, message, fields)| LogRecord {
-                at_us,
-                level,
-                target,
-                message,
-                fields,
-            })
-            .collect()
-    }
-
-    pub(super) fn serialize<S: Serializer>(records: &[LogRecord], serializer: S) -> Result<S::Ok, S::Error> {
-        out(records).serialize(serializer)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Vec<LogRecord>, D::Error> {
-        Ok(read(Vec::deserialize(deserializer)?))
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Log, D::Error> {
+        Ok(Log::of_lines(blob::deserialize(deserializer)?))
     }
 }
 
@@ -478,7 +452,8 @@ mod outcome {
         receipt: &'a Receipt,
         output: Bytes<'a>,
         content_type: &'a str,
-        logs: Vec<records::Out<'a>>,
+        #[serde(with = "lines")]
+        logs: &'a Log,
         backtrace: Vec<FrameOut<'a>>,
         artifacts: &'a [File],
     }
@@ -491,7 +466,8 @@ mod outcome {
         #[serde(with = "blob")]
         output: Vec<u8>,
         content_type: String,
-        logs: Vec<records::In>,
+        #[serde(with = "lines")]
+        logs: Log,
         backtrace: Vec<FrameIn>,
         artifacts: Vec<File>,
     }
@@ -502,7 +478,7 @@ mod outcome {
             receipt: &outcome.receipt,
             output: Bytes(&outcome.output),
             content_type: &outcome.content_type,
-            logs: records::out(&outcome.logs),
+            logs: &outcome.logs,
             backtrace: outcome
                 .backtrace
                 .iter()
@@ -522,7 +498,7 @@ mod outcome {
             receipt: parts.receipt,
             output: parts.output,
             content_type: parts.content_type,
-            logs: records::read(parts.logs),
+            logs: parts.logs,
             backtrace: parts
                 .backtrace
                 .into_iter()
@@ -568,13 +544,7 @@ mod tests {
             receipt: Receipt { fuel: 5, fuel_exact: true, ..Receipt::default() },
             output: vec![0, 1, 2],
             content_type: "a/b".into(),
-            logs: vec![LogRecord {
-                at_us: 3,
-                level: LogLevel::Warn,
-                target: "x".into(),
-                message: "y".into(),
-                fields: vec![("k".into(), "v".into())],
-            }],
+            logs: Log::of_lines(b"{}\n".to_vec()),
             backtrace: vec![Frame { function: "f".into(), file: None, line: Some(3), module_offset: None }],
             artifacts: vec![File { path: "a/b".into(), bytes: vec![0, 9] }],
         }
@@ -629,7 +599,7 @@ mod tests {
 
     #[test]
     fn records_survive() {
-        let message = FromCell::Log { token: 9, first: 7, records: full_outcome().logs };
+        let message = FromCell::Log { token: 9, first: 7, log: full_outcome().logs };
         let mut packer = Packer::new(1 << 20);
         packer.push(&message).unwrap();
         let bytes = packer.take(Vec::new());

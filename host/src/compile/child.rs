@@ -150,5 +150,5 @@ fn unlinkable(err: &wasmtime::Error) -> Rejection {
 }
 
 fn words(err: &wasmtime::Error) -> String {
-    clean(format!("{err:#}").as_bytes(), MAX_WORDS).0
+    clean(format!("{err:#}").as_bytes(), MAX_WORDS).0.into_owned()
 }

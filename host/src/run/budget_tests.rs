@@ -104,7 +104,7 @@ proptest! {
         let limits = Limits { memory_bytes: limit, ..Limits::default() };
         for _ in 0..2 {
             let one = attempt(&module, command(b""), limits);
-            let outcome = tokio.block_on(runtime.attempt(module.clone(), one, Arc::new(Control::new(0))));
+            let outcome = tokio.block_on(runtime.attempt(module.clone(), one, Arc::new(Control::new(0, 0))));
             prop_assert!(outcome.receipt.peak_memory_bytes <= limit);
             match peak {
                 Some(peak) => {

@@ -56,7 +56,7 @@ async fn run_in(body: &str, scratch: Scratch) -> Outcome {
     let module = load(&runtime, &program(body));
     let mut one = attempt(&module, command(b"stdin"), Limits::default());
     one.options.scratch = Some(scratch);
-    runtime.attempt(module, one, Arc::new(Control::new(0))).await
+    runtime.attempt(module, one, Arc::new(Control::new(0, 0))).await
 }
 
 fn scratch(bytes: u64) -> Scratch {
@@ -102,7 +102,7 @@ async fn nothing_of_one_attempt_is_there_in_the_next_and_without_a_scratch_direc
     let runtime = Runtime::new(1).unwrap();
     let module = load(&runtime, &program("(call $must (call $prestat (i32.const 3) (i32.const 64)))"));
     let one = attempt(&module, command(b""), Limits::default());
-    let outcome = runtime.attempt(module, one, Arc::new(Control::new(0))).await;
+    let outcome = runtime.attempt(module, one, Arc::new(Control::new(0, 0))).await;
     assert_eq!(outcome.termination, Termination::ExitCode { code: 8 }, "EBADF");
 }
 
@@ -181,7 +181,7 @@ async fn artifacts_share_the_output_limit_and_what_does_not_fit_is_counted() {
     let mut one = attempt(&module, command(b""), limits);
     let files = vec![file("a", &[1; 60]), file("b", &[1; 60]), file("c", &[1; 10])];
     one.options.scratch = Some(Scratch { files, collect: vec!["*".to_owned()], ..scratch(1 << 20) });
-    let outcome = runtime.attempt(module, one, Arc::new(Control::new(0))).await;
+    let outcome = runtime.attempt(module, one, Arc::new(Control::new(0, 0))).await;
     let paths: Vec<_> = outcome.artifacts.iter().map(|file| file.path.as_str()).collect();
     assert_eq!((paths, outcome.receipt.output_dropped_bytes), (vec!["a", "c"], 60));
 }
@@ -201,7 +201,7 @@ async fn a_fixed_clock_and_seed_give_the_same_course_and_another_seed_another() 
     for seed in [1, 1, 3] {
         let mut one = attempt(&module, command(b""), Limits::default());
         one.options.determinism = Some(Determinism { clock_ns: 1_700_000_000_000_000_000, seed });
-        outcomes.push(runtime.attempt(module.clone(), one, Arc::new(Control::new(0))).await);
+        outcomes.push(runtime.attempt(module.clone(), one, Arc::new(Control::new(0, 0))).await);
     }
     assert_eq!(outcomes[0].output[..8], 1_700_000_000_000_000_000_u64.to_le_bytes());
     assert_eq!(outcomes[0].output, outcomes[1].output);

@@ -20,6 +20,11 @@ const OPERANDS_F64: [u64; 6] = [
     0xfff0_0000_0000_0000,
 ];
 
+/// Of the operands of a width, how many are NaNs: all but the last two.
+const NANS: usize = OPERANDS_F32.len() - 2;
+/// Results of conversions from the other width, the last of each width: of each NaN one scalar and two lanes of a vector.
+const CONVERTED: usize = 3 * NANS;
+
 /// A command that does every operation of both widths, scalar and in vectors, on operands from memory, where no
 /// compiler can look, and writes all results to stdout: first those of 32 bits, then those of 64.
 fn program() -> (String, usize, usize) {
@@ -57,6 +62,28 @@ fn program() -> (String, usize, usize) {
             emit(kind, format!("({prefix}.sub {0} {0})", load(kind, count - 2)));
             emit(kind, format!("({prefix}.div {} {})", load(kind, count - 2), load(kind, count - 1)));
         }
+        // From the other width. Of a vector's results only those that come from NaNs are looked at.
+        for n in 0..NANS {
+            let (narrow, wide) = (64 + n * 4, 1_024 + n * 8);
+            let values = if width == "f32" {
+                let pair = format!("(f32x4.demote_f64x2_zero (f64x2.splat (f64.load (i32.const {wide}))))");
+                vec![
+                    format!("(f32.demote_f64 (f64.load (i32.const {wide})))"),
+                    format!("(f32x4.extract_lane 0 {pair})"),
+                    format!("(f32x4.extract_lane 1 {pair})"),
+                ]
+            } else {
+                let pair = format!("(f64x2.promote_low_f32x4 (f32x4.splat (f32.load (i32.const {narrow}))))");
+                vec![
+                    format!("(f64.promote_f32 (f32.load (i32.const {narrow})))"),
+                    format!("(f64x2.extract_lane 0 {pair})"),
+                    format!("(f64x2.extract_lane 1 {pair})"),
+                ]
+            };
+            for value in values {
+                emit(width, value);
+            }
+        }
         ends.push(at);
     }
     let data = |at: usize, bytes: Vec<u8>| {
@@ -87,7 +114,7 @@ async fn results(engine: Engine) -> (Vec<u32>, Vec<u64>) {
     let runtime = Runtime::with(engine).unwrap();
     let module = runtime.load(&Artifact::trusted(ModuleHash::of(&wasm), code.into())).unwrap();
     let one = attempt(&module, command(b""), Limits::default());
-    let outcome = runtime.attempt(module, one, Arc::new(Control::new(0))).await;
+    let outcome = runtime.attempt(module, one, Arc::new(Control::new(0, 0))).await;
     assert_eq!(outcome.termination, Termination::Succeeded);
     assert_eq!(outcome.output.len(), of_32 + of_64);
     let (narrow, wide) = outcome.output.split_at(of_32);
@@ -112,6 +139,12 @@ async fn without_the_setting_the_same_arithmetic_shows_other_nans() {
     config.cranelift_nan_canonicalization(false);
     let (narrow, wide) = results(Engine::new(&config).unwrap()).await;
     assert!(narrow.iter().any(|n| *n != F32) && wide.iter().any(|n| *n != F64), "nobody would see it");
+    let demoted = &narrow[narrow.len() - CONVERTED..];
+    let promoted = &wide[wide.len() - CONVERTED..];
+    assert!(
+        demoted.iter().any(|n| *n != F32) && promoted.iter().any(|n| *n != F64),
+        "nobody would see it of conversions"
+    );
     // Whatever they are, NaNs they are: the program makes nothing else.
     assert!(
         narrow.iter().all(|n| f32::from_bits(*n).is_nan())

@@ -133,7 +133,7 @@ async fn run(runtime: &Runtime, module: &Arc<Loaded>, what: &[u8; 2]) -> Vec<u32
     };
     let mut one = attempt(module, input, Limits::default());
     one.options.scratch = Some(Scratch { bytes: 1 << 20, ..Scratch::default() });
-    let outcome = runtime.attempt(module.clone(), one, Arc::new(Control::new(0))).await;
+    let outcome = runtime.attempt(module.clone(), one, Arc::new(Control::new(0, 0))).await;
     assert_eq!(outcome.termination, Termination::Succeeded);
     outcome.output.chunks_exact(4).map(|n| u32::from_le_bytes(n.try_into().unwrap())).collect()
 }

@@ -48,7 +48,7 @@ async fn run_with(wat: &str, input: Input, limits: Limits) -> Outcome {
     let runtime = Runtime::new(4).unwrap();
     let module = load(&runtime, wat);
     let attempt = attempt(&module, input, limits);
-    runtime.attempt(module, attempt, Arc::new(Control::new(0))).await
+    runtime.attempt(module, attempt, Arc::new(Control::new(0, 0))).await
 }
 
 async fn run(wat: &str) -> Outcome {
@@ -157,7 +157,7 @@ async fn a_loop_ends_when_it_is_cancelled() {
     for (why, end) in
         [(CancelReason::Cancelled, Termination::Cancelled), (CancelReason::LeaseLost, Termination::LeaseLost)]
     {
-        let control = Arc::new(Control::new(0));
+        let control = Arc::new(Control::new(0, 0));
         let attempt = attempt(&module, command(b""), Limits::default());
         let running = tokio::spawn(runtime.attempt(module.clone(), attempt, control.clone()));
         let began = Instant::now();
@@ -193,7 +193,7 @@ async fn a_sleeping_guest_ends_at_its_deadline() {
 async fn a_sleeping_guest_ends_at_once_when_cancelled() {
     let runtime = Runtime::new(1).unwrap();
     let module = load(&runtime, &p1(SLEEP));
-    let control = Arc::new(Control::new(0));
+    let control = Arc::new(Control::new(0, 0));
     let attempt = attempt(&module, command(b""), Limits::default());
     let running = tokio::spawn(runtime.attempt(module, attempt, control.clone()));
     tokio::task::yield_now().await;
@@ -307,9 +307,10 @@ async fn stderr_garbage_becomes_clean_lines_and_counted_drops() {
     let limits = Limits { log_bytes: 1_200, ..Limits::default() };
     let outcome = run_with(&p1_with(items, &write_loop(2, 100)), command(b""), limits).await;
     assert_eq!(outcome.termination, Termination::Succeeded);
-    assert!(outcome.logs.len() >= 2);
-    assert_eq!(outcome.logs[1].message, "next\tä");
-    for log in &outcome.logs {
+    let logs: Vec<_> = outcome.logs.records().collect();
+    assert!(logs.len() >= 2);
+    assert_eq!(logs[1].message, "next\tä");
+    for log in &logs {
         assert_eq!(log.target, "stderr");
         assert!(!log.message.contains(|c: char| c.is_control() && c != '\t'));
     }
@@ -341,7 +342,7 @@ async fn attempts_of_one_module_share_no_state() {
     let module = load(&runtime, &p1_with(items, body));
     for _ in 0..3 {
         let attempt = attempt(&module, command(b""), Limits::default());
-        let outcome = runtime.attempt(module.clone(), attempt, Arc::new(Control::new(0))).await;
+        let outcome = runtime.attempt(module.clone(), attempt, Arc::new(Control::new(0, 0))).await;
         assert_eq!(outcome.termination, Termination::Succeeded);
     }
 }
@@ -480,7 +481,7 @@ async fn log_records_arrive_with_their_level() {
                 (call $ok (i32.const 0) (i32.const 0))";
     let outcome = run_task(body, b"", Limits::default()).await;
     assert_eq!(outcome.termination, Termination::Succeeded);
-    let log = &outcome.logs[0];
+    let log = &outcome.logs.records().next().unwrap();
     assert_eq!(log.level, crate::outcome::LogLevel::Warn);
     assert_eq!((log.target.as_str(), log.message.as_str()), ("text", "no luck"));
     assert_eq!(outcome.receipt.log_bytes, 11);
@@ -500,7 +501,7 @@ async fn a_task_that_watches_for_cancellation_may_clean_up() {
     let body = "(block $out (loop $l (br_if $out (call $cancelled)) (br $l)))
                 (call $ok (i32.const 64) (i32.const 4))";
     let module = load(&runtime, &task_component(body));
-    let control = Arc::new(Control::new(0));
+    let control = Arc::new(Control::new(0, 0));
     let attempt = attempt(&module, Input::Task { bytes: vec![] }, Limits::default());
     let running = tokio::spawn(runtime.attempt(module, attempt, control.clone()));
     let began = Instant::now();

@@ -4,6 +4,7 @@
 use anyhow::{Context as _, anyhow, ensure};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use sandbar_host::log;
 use sandbar_host::outcome::{Frame, Termination};
 use serde_json::{Value, json};
 
@@ -42,8 +43,7 @@ pub fn line(history: &History) -> Value {
 }
 
 fn records(lines: &[u8]) -> Vec<Value> {
-    let whole = lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-    whole
+    log::lines(lines)
         .map(|line| {
             serde_json::from_slice(line).unwrap_or_else(|_| json!({"broken": String::from_utf8_lossy(line)}))
         })

@@ -6,13 +6,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use sandbar_host::log::Log;
 use sandbar_host::outcome::Outcome;
 
 use crate::app::sealed::{Part, Sealer, message};
 use crate::app::vault::{DataKey, Vault, VaultError, Wrapped};
 use crate::domain::ids::{InvocationId, TenantId};
 use crate::store::dead_letter::Unclassified;
-use crate::store::invocation::encode_logs;
 use crate::store::log::Said;
 use crate::store::queue::{Claimed, Finished, Withheld};
 use crate::store::{Result, WorkerStore};
@@ -231,8 +231,7 @@ impl Keys {
         for end in ends {
             let Some((tenant, invocation, id)) = key_of(&end.claimed) else { continue };
             let attempt = end.claimed.attempt;
-            let log = encode_logs(&end.outcome.logs).unwrap_or_default();
-            end.outcome.logs.clear();
+            let log = std::mem::take(&mut end.outcome.logs).into_bytes();
             let sealed = self
                 .sealer(tenant, invocation, &id)
                 .ok()
@@ -342,5 +341,5 @@ fn strip(outcome: &mut Outcome) {
     outcome.backtrace.clear();
     outcome.output.clear();
     outcome.artifacts.clear();
-    outcome.logs.clear();
+    outcome.logs = Log::default();
 }

@@ -22,9 +22,9 @@ impl Dispatch<'_> {
                     live::progress(&self.live, &flight.claimed, flight.started_at, &progress);
                 }
             }
-            CellEvent::Log { token, first, records } => {
+            CellEvent::Log { token, first, log } => {
                 if let Some(flight) = self.in_flight.get_mut(&token) {
-                    flight.live.log(&self.live, &flight.claimed, flight.started_at, first, &records);
+                    flight.live.log(&self.live, &flight.claimed, flight.started_at, first, log);
                 }
             }
             CellEvent::Http { token, call, message } => {

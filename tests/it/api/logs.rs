@@ -2,10 +2,10 @@
 
 use chrono::Utc;
 use sandbar::domain::retry::Verdict;
-use sandbar::store::invocation::encode_logs;
 use sandbar::store::log::Said;
 use sandbar::store::queue::Claimed;
 use sandbar_host::cell::Progress;
+use sandbar_host::log::Log;
 use sandbar_host::outcome::{LogLevel, LogRecord};
 use serde_json::{Value, json};
 
@@ -30,7 +30,7 @@ fn said(claimed: &Claimed, first: i32, records: &[LogRecord]) -> Said {
     Said {
         claim: claimed.claim(),
         started_at: Utc::now(),
-        log: Some((first, encode_logs(records).unwrap())),
+        log: Some((first, records.iter().collect::<Log>().into_bytes())),
         progress: None,
     }
 }
@@ -51,7 +51,8 @@ async fn pages_follow_each_other_without_gaps_or_repetitions_and_filters_pass_ov
     let id = invoke(&api).await;
     for attempt in 0..2 {
         let mut finished = trapped(api.claim(me).await, Verdict::Release { delay_ms: 0 });
-        finished.outcome.logs = (0..450).map(|n| record(attempt * 1_000 + n)).collect();
+        finished.outcome.logs =
+            (0..450).map(|n| record(attempt * 1_000 + n)).collect::<Vec<_>>().iter().collect();
         if attempt == 1 {
             finished.verdict = Verdict::Dead;
         }
@@ -115,7 +116,7 @@ async fn a_running_attempts_words_have_the_places_they_keep_when_it_ends() {
     api.worker.write_live(me.0, me.1, &[said(&claimed, 5, &records[5..])]).await.unwrap();
     assert_eq!(messages(&page(&api, &id, "after=1.2").await), ["3"]);
     let mut finished = success(claimed);
-    finished.outcome.logs = records;
+    finished.outcome.logs = records.iter().collect();
     api.ack(me, finished).await;
     assert_eq!(messages(&page(&api, &id, "after=1.2").await), ["3", "4", "5"]);
     assert_eq!(messages(&page(&api, &id, "").await).len(), 6);

@@ -103,7 +103,7 @@ async fn a_log_longer_than_one_look_at_it_comes_whole() {
     let long = "x".repeat(5 << 20);
     for attempt in 1..=3 {
         let mut finished = trapped(api.claim(me).await, Verdict::Release { delay_ms: 0 });
-        finished.outcome.logs = vec![super::record(&long)];
+        finished.outcome.logs = [super::record(&long)].iter().collect();
         if attempt == 3 {
             finished.verdict = Verdict::Dead;
         }

@@ -13,11 +13,12 @@ use sandbar::app::vault::{KEY_BYTES, Vault};
 use sandbar::domain::ids::WorkerId;
 use sandbar::domain::retry::Verdict;
 use sandbar::scheduler::retention;
-use sandbar::store::invocation::{InputKind, encode_logs};
+use sandbar::store::invocation::InputKind;
 use sandbar::store::log::Said;
 use sandbar::store::queue::{Claimed, Finished, Withheld};
 use sandbar_host::cell::Progress;
 use sandbar_host::files::File;
+use sandbar_host::log::Log;
 use sandbar_host::outcome::{Frame, LogLevel, LogRecord, Termination, TrapKind};
 use serde_json::{Value, json};
 
@@ -87,11 +88,11 @@ impl Api {
             message: message.to_owned(),
             fields: vec![("k".to_owned(), canary.to_owned())],
         };
-        let logs = vec![record(LogLevel::Info, "first"), record(LogLevel::Error, canary)];
+        let logs = [record(LogLevel::Info, "first"), record(LogLevel::Error, canary)];
         let said = Said {
             claim: claimed.claim(),
             started_at: Utc::now(),
-            log: Some((0, encode_logs(&logs[..1]).unwrap())),
+            log: Some((0, logs[..1].iter().collect::<Log>().into_bytes())),
             progress: Some((Progress { done: 1, total: 2, message: canary.to_owned() }, Utc::now())),
         };
         self.say(me, said).await;
@@ -100,7 +101,7 @@ impl Api {
         let mut end = success(claimed);
         end.verdict = Verdict::Dead;
         end.outcome.output = canary.as_bytes().to_vec();
-        end.outcome.logs = logs;
+        end.outcome.logs = logs.iter().collect();
         end.outcome.termination =
             Termination::Trap { kind: TrapKind::Unreachable, message: format!("it saw {canary}") };
         end.outcome.backtrace =

@@ -21,6 +21,7 @@ use sandbar::store::queue::{
 use sandbar::store::worker::{Load, Registration};
 use sandbar::store::{ApiStore, Connect, Error, WorkerStore};
 use sandbar_host::limits::Limits;
+use sandbar_host::log::Log;
 use sandbar_host::outcome::{Outcome, Receipt, Termination};
 use sqlx::PgPool;
 
@@ -723,7 +724,7 @@ fn finished(claimed: sandbar::store::queue::Claimed) -> Finished {
             receipt: Receipt { fuel_exact: true, ..Receipt::default() },
             output: b"1".to_vec(),
             content_type: "application/json".to_owned(),
-            logs: Vec::new(),
+            logs: Log::default(),
             backtrace: Vec::new(),
             artifacts: Vec::new(),
         },
