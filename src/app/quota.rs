@@ -19,7 +19,8 @@ use crate::app::vault::{DataKey, Vault, VaultError, Wrapped};
 use crate::app::{App, Error, Inner, Result, audit};
 use crate::domain::ids::{KeyId, TaskId, TenantId};
 use crate::domain::names::TaskName;
-use crate::domain::quota::{Amount, Level, Levels, Quota, Source, Tokens};
+use crate::domain::quota::{Amount, Level, Levels, Quota, Source};
+use crate::domain::tokens::{Taken, Window};
 use crate::store::key::KeyRow;
 use crate::store::queue::Enqueued;
 use crate::store::quota::{MAX_PLANS, MAX_TASK_SHARES, PlanRow, Stored, Want, Whose};
@@ -33,8 +34,6 @@ const MAX_TENANTS: usize = 10_000;
 const IDLE: Duration = Duration::from_secs(5);
 /// Tokens of one quota that a server takes ahead at the most.
 const MOST_AHEAD: u64 = 10_000;
-/// After a refusal, Postgres is asked again at the earliest after this time: somebody may have given tokens back.
-const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// Longest time for giving tokens back when the server stops.
 const GIVE_BACK: Duration = Duration::from_secs(2);
 
@@ -147,18 +146,6 @@ impl Known {
     }
 }
 
-/// Tokens in hand, of one window.
-#[derive(Debug)]
-struct Window {
-    tokens: Tokens,
-    began: DateTime<Utc>,
-    ends: Instant,
-    /// What was used by everybody, when last heard.
-    used: u64,
-    /// There was nothing left of this limit; not to be asked before.
-    dry: Option<(u64, Instant)>,
-}
-
 type Slot = (Whose, Quota);
 
 #[derive(Debug, Default)]
@@ -191,7 +178,7 @@ impl Quotas {
                     || tenant
                         .windows
                         .try_lock()
-                        .is_ok_and(|windows| windows.values().any(|w| w.tokens.held > 0))
+                        .is_ok_and(|windows| windows.values().any(|window| window.left().is_some()))
             });
             if tenants.len() >= MAX_TENANTS {
                 tenants.clear();
@@ -213,20 +200,20 @@ impl Quotas {
 }
 
 /// Tokens that were taken. Given back when what they were for did not come about.
-struct Taken {
+struct Tokens {
     tenant: Arc<Tenant>,
     taken: Vec<(Slot, DateTime<Utc>)>,
 }
 
-impl Taken {
+impl Tokens {
     async fn give_back(self) {
         if self.taken.is_empty() {
             return;
         }
         let mut windows = self.tenant.windows.lock().await;
         for (slot, began) in self.taken {
-            if let Some(window) = windows.get_mut(&slot).filter(|window| window.began == began) {
-                window.tokens.put_back(1);
+            if let Some(window) = windows.get_mut(&slot) {
+                window.put_back(1, began);
             }
         }
     }
@@ -328,10 +315,10 @@ impl App {
         }
     }
 
-    async fn take(&self, tenant: TenantId, task: TaskId, by: Option<KeyId>) -> Result<Taken> {
+    async fn take(&self, tenant: TenantId, task: TaskId, by: Option<KeyId>) -> Result<Tokens> {
         let entry = self.inner.quotas.of(tenant);
         let known = self.known(tenant, &entry).await?;
-        let mut taken = Taken { tenant: Arc::clone(&entry), taken: Vec::new() };
+        let mut taken = Tokens { tenant: Arc::clone(&entry), taken: Vec::new() };
         let limited = by.and_then(|key| known.keys.get(&key));
         // The shares of key and task first: they are the smaller ones.
         for quota in [Quota::InvocationsPerSecond, Quota::InvocationsPerDay] {
@@ -361,45 +348,23 @@ impl App {
     ) -> Result<DateTime<Utc>> {
         let (whose, quota) = slot;
         let seconds = window_s(quota).unwrap_or(1);
+        // Whoever comes now waits for this answer, and most likely needs none of its own.
         let mut windows = entry.windows.lock().await;
         let now = Instant::now();
-        if let Some(window) = windows.get_mut(&slot).filter(|window| now < window.ends) {
-            if window.tokens.take(1) {
-                return Ok(window.began);
-            }
-            if window.dry.is_some_and(|(of, until)| of == limit && now < until) {
-                return Err(used_up(slot, limit, window, seconds));
-            }
-        } else if let Some(window) = windows.get_mut(&slot) {
-            // One that is over has taken its tokens with it: they count for nothing in what is asked for now.
-            window.tokens = Tokens::default();
-        }
-        // Whoever comes now waits for this answer, and most likely needs none of its own.
-        let ask =
-            windows.get(&slot).map_or(Tokens::default(), |window| window.tokens).to_ask(1, limit, MOST_AHEAD);
-        let want = Want { whose, quota, window_s: seconds, limit, want: ask, back: None };
-        let grant = self.tenant(tenant).await?.take_quota(&want).await?;
-        let ends = now + Duration::from_millis(grant.ends_in_ms);
         if windows.len() >= MAX_WINDOWS {
-            windows.retain(|_, window| now < window.ends);
+            windows.retain(|_, window| !window.is_over(now));
         }
-        let window = windows.entry(slot).or_insert_with(|| Window {
-            tokens: Tokens::default(),
-            began: grant.window,
-            ends,
-            used: 0,
-            dry: None,
-        });
-        if window.began != grant.window {
-            window.tokens = Tokens::default();
-        }
-        (window.began, window.ends, window.used, window.dry) = (grant.window, ends, grant.used, None);
-        window.tokens.put_back(grant.granted);
-        if window.tokens.take(1) {
-            return Ok(window.began);
-        }
-        window.dry = Some((limit, ends.min(now + ASK_AGAIN)));
-        Err(used_up(slot, limit, window, seconds))
+        let window = windows.entry(slot).or_default();
+        let began = match window.take(1, limit, MOST_AHEAD, now) {
+            Taken::Yes(began) => Some(began),
+            Taken::No => None,
+            Taken::Ask(want) => {
+                let want = Want { whose, quota, window_s: seconds, limit, want, back: None };
+                let grant = self.tenant(tenant).await?.take_quota(&want).await?;
+                window.granted(&grant, 1, limit, now)
+            }
+        };
+        began.ok_or_else(|| used_up(slot, limit, window, seconds))
     }
 
     /// Give back all tokens, before this server stops.
@@ -412,16 +377,15 @@ impl App {
             for (tenant, entry) in tenants {
                 for ((whose, quota), window) in entry.windows.lock().await.drain() {
                     // Those of a second are gone before anybody could use them.
-                    if window.tokens.held == 0 || quota == Quota::InvocationsPerSecond {
-                        continue;
-                    }
+                    let left = window.left().filter(|_| quota != Quota::InvocationsPerSecond);
+                    let Some(back) = left else { continue };
                     let want = Want {
                         whose,
                         quota,
                         window_s: window_s(quota).unwrap_or(1),
                         limit: 0,
                         want: 0,
-                        back: Some((window.tokens.held, window.began)),
+                        back: Some(back),
                     };
                     self.tenant(tenant).await?.take_quota(&want).await?;
                 }
@@ -630,8 +594,8 @@ fn used_up((whose, quota): Slot, limit: u64, window: &Window, seconds: u32) -> E
         name: quota.as_str(),
         whose: whose.as_str(),
         limit,
-        current: window.used.min(limit),
-        resets_at: Some(window.began + TimeDelta::seconds(seconds.into())),
+        current: window.used().min(limit),
+        resets_at: window.began().map(|began| began + TimeDelta::seconds(seconds.into())),
     }
 }
 

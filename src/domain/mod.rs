@@ -24,5 +24,6 @@ pub mod retry;
 pub mod rooms;
 pub mod spending;
 pub mod suspicion;
+pub mod tokens;
 pub mod why;
 pub mod worker;

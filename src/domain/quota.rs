@@ -395,44 +395,10 @@ impl Defaults {
     }
 }
 
-/// Tokens of one quota in one window that this process holds and has not used. Whoever takes one may accept one thing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Tokens {
-    /// Not used.
-    pub held: u64,
-}
-
-impl Tokens {
-    /// How many to ask for so that `wanted` can be taken: some more than needed (`most` of them), so that not everything
-    /// asks, and few enough that others get theirs.
-    #[must_use]
-    pub fn to_ask(self, wanted: u64, limit: u64, most: u64) -> u64 {
-        /// One process takes at most this part of a quota ahead.
-        const PART: u64 = 50;
-        wanted.saturating_sub(self.held).max((limit / PART).min(most)).min(limit.max(wanted))
-    }
-
-    /// Take them, all or none.
-    #[must_use]
-    pub fn take(&mut self, wanted: u64) -> bool {
-        let enough = self.held >= wanted;
-        if enough {
-            self.held -= wanted;
-        }
-        enough
-    }
-
-    /// Put back what was taken and not used.
-    pub fn put_back(&mut self, unused: u64) {
-        self.held = self.held.saturating_add(unused);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
-    use proptest::prelude::*;
     use serde_json::json;
 
     #[test]
@@ -485,68 +451,6 @@ mod tests {
             });
             let row = row.unwrap_or_else(|| panic!("{name} is not in the table"));
             assert!(row.contains(quota.effect().as_str()), "{name}: {row}");
-        }
-    }
-
-    /// Postgres as `take_quota` is: one row.
-    #[derive(Debug)]
-    struct Row {
-        used: u64,
-        limit: u64,
-    }
-
-    impl Row {
-        fn grant(&mut self, wanted: u64) -> u64 {
-            let granted = wanted.min(self.limit.saturating_sub(self.used));
-            self.used += granted;
-            granted
-        }
-    }
-
-    proptest! {
-        /// Some servers take, use, put back and stop, in any order.
-        #[test]
-        fn a_quota_is_never_passed_and_what_is_given_back_can_be_used(
-            limit in 1u64..500,
-            most in 1u64..20,
-            steps in prop::collection::vec((0usize..3, 0u8..4, 1u64..20), 1..200),
-        ) {
-            let mut row = Row { used: 0, limit };
-            let mut servers = [Tokens::default(); 3];
-            let mut accepted = 0;
-            let mut in_flight = [0u64; 3];
-            for (at, step, n) in steps {
-                match step {
-                    // A request of n.
-                    0 | 1 => {
-                        if servers[at].held < n {
-                            let ask = servers[at].to_ask(n, limit, most);
-                            prop_assert!(ask + servers[at].held >= n);
-                            let granted = row.grant(ask);
-                            servers[at].put_back(granted);
-                        }
-                        if servers[at].take(n) {
-                            in_flight[at] += n;
-                        }
-                    }
-                    // It was accepted.
-                    2 => accepted += std::mem::take(&mut in_flight[at]),
-                    // It was not, after all; or the server stops and returns what it holds.
-                    _ => {
-                        servers[at].put_back(std::mem::take(&mut in_flight[at]));
-                        row.used -= std::mem::take(&mut servers[at].held);
-                    }
-                }
-                let held: u64 = servers.iter().map(|tokens| tokens.held).sum();
-                let flying: u64 = in_flight.iter().sum();
-                prop_assert!(row.used <= limit);
-                prop_assert_eq!(row.used, accepted + held + flying);
-            }
-            // Nothing is lost: what was not used can be used by anybody.
-            for (tokens, flying) in servers.iter_mut().zip(in_flight) {
-                row.used -= std::mem::take(&mut tokens.held) + flying;
-            }
-            prop_assert_eq!(row.grant(limit), limit - accepted);
         }
     }
 }

@@ -9,6 +9,7 @@ use sqlx::{Connection as _, PgConnection, Row};
 
 use crate::domain::ids::{KeyId, TaskId, TenantId};
 use crate::domain::quota::{Amount, Level, Quota};
+use crate::domain::tokens::Grant;
 use crate::store::secret::WrappedRow;
 use crate::store::{ApiStore, Error, Result, TenantConn, Tries, WorkerStore};
 
@@ -106,19 +107,6 @@ pub struct Want {
     pub want: u64,
     /// Given back, of the window that began then.
     pub back: Option<(u64, DateTime<Utc>)>,
-}
-
-/// What was granted.
-#[derive(Debug, Clone, Copy)]
-pub struct Grant {
-    /// How many.
-    pub granted: u64,
-    /// What is used now, by everybody.
-    pub used: u64,
-    /// When the window began.
-    pub window: DateTime<Utc>,
-    /// When it ends, in milliseconds from now.
-    pub ends_in_ms: u64,
 }
 
 /// Counts are never negative; whoever stored one did not mean it.

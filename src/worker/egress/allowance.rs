@@ -6,19 +6,17 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, Utc};
 use sandbar_host::egress::call::{Code, Refusal};
 use tracing::warn;
 
 use crate::domain::ids::{TaskId, TenantId};
-use crate::domain::quota::{Defaults, Quota, Tokens};
+use crate::domain::quota::{Defaults, Quota};
+use crate::domain::tokens::{Taken, Window};
 use crate::store::WorkerStore;
 use crate::store::quota::Whose;
 
 /// That there is no bound is believed for so long.
 const UNBOUNDED_FOR: Duration = Duration::from_secs(2);
-/// After a refusal, Postgres is asked again at the earliest after this time.
-const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// Requests that are taken ahead at the most.
 const MOST_REQUESTS: u64 = 1_000;
 /// Bytes that are taken ahead at the most.
@@ -64,15 +62,11 @@ impl Short {
 
 #[derive(Debug, Default)]
 struct Count {
-    tokens: Tokens,
-    /// The window that the tokens are of, and its end.
-    window: Option<(DateTime<Utc>, Instant)>,
+    window: Window,
     /// The bound, when last heard; `None`: there was none.
     bound: Option<u64>,
     /// Until then, there is no bound.
     unbounded_until: Option<Instant>,
-    /// There was nothing left; not to be asked before.
-    dry_until: Option<Instant>,
 }
 
 /// What this worker holds of its tenants' days.
@@ -111,7 +105,8 @@ impl Allowance {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         if counts.len() >= MAX_COUNTS && !counts.contains_key(&slot) {
             counts.retain(|_, count| {
-                Arc::strong_count(count) > 1 || count.try_lock().is_ok_and(|count| count.tokens.held > 0)
+                Arc::strong_count(count) > 1
+                    || count.try_lock().is_ok_and(|count| count.window.left().is_some())
             });
             if counts.len() >= MAX_COUNTS {
                 counts.clear();
@@ -129,19 +124,14 @@ impl Allowance {
         if count.unbounded_until.is_some_and(|until| now < until) {
             return Ok(());
         }
-        if count.window.is_some_and(|(_, ends)| now < ends) {
-            if count.tokens.take(n) {
-                return Ok(());
-            }
-            if count.dry_until.is_some_and(|until| now < until) {
-                return Err(used_up(quota, whose, count.bound.unwrap_or(0)));
-            }
-        } else {
-            // A window that is over has taken its tokens with it.
-            count.tokens = Tokens::default();
-        }
         let most = if quota == Quota::EgressBytesPerDay { MOST_BYTES } else { MOST_REQUESTS };
-        let ask = count.bound.map_or(n, |bound| count.tokens.to_ask(n, bound, most));
+        // Of a bound that is not known yet only what is needed.
+        let known = count.bound.unwrap_or(0);
+        let ask = match count.window.take(n, known, most, now) {
+            Taken::Yes(_) => return Ok(()),
+            Taken::No => return Err(used_up(quota, whose, known)),
+            Taken::Ask(ask) => ask,
+        };
         let default = self.defaults.bound(quota);
         let answer = self.store.take_quota_per_day(slot, default, ask, None).await.map_err(|error| {
             warn!(%error, quota = quota.as_str(), "what guests send cannot be counted");
@@ -151,25 +141,17 @@ impl Allowance {
             *count = Count { unbounded_until: Some(now + UNBOUNDED_FOR), ..Count::default() };
             return Ok(());
         };
-        if count.window.is_none_or(|(began, _)| began != grant.window) {
-            count.tokens = Tokens::default();
-        }
-        count.window = Some((grant.window, now + Duration::from_millis(grant.ends_in_ms)));
-        (count.bound, count.unbounded_until, count.dry_until) = (Some(bound), None, None);
-        count.tokens.put_back(grant.granted);
-        if count.tokens.take(n) {
-            return Ok(());
-        }
-        count.dry_until = Some(now + ASK_AGAIN);
-        Err(used_up(quota, whose, bound))
+        (count.bound, count.unbounded_until) = (Some(bound), None);
+        let taken = count.window.granted(&grant, n, bound, now);
+        taken.map(|_| ()).ok_or_else(|| used_up(quota, whose, bound))
     }
 
     async fn put_back_one(&self, slot: Slot, n: u64) {
         let count = self.count(slot);
         let mut count = count.lock().await;
         // What had no bound was not counted; a window that is over takes its tokens with it.
-        if count.window.is_some_and(|(_, ends)| Instant::now() < ends) {
-            count.tokens.put_back(n);
+        if let Some(began) = count.window.began().filter(|_| !count.window.is_over(Instant::now())) {
+            count.window.put_back(n, began);
         }
     }
 
@@ -182,8 +164,7 @@ impl Allowance {
         let work = async {
             for (slot, count) in counts {
                 let count = count.lock().await;
-                if let Some((began, _)) = count.window.filter(|_| count.tokens.held > 0) {
-                    let back = Some((count.tokens.held, began));
+                if let back @ Some(_) = count.window.left() {
                     self.store.take_quota_per_day(slot, self.defaults.bound(slot.2), 0, back).await?;
                 }
             }
