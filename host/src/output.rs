@@ -25,13 +25,20 @@ pub(crate) const RECORD_OVERHEAD: u64 = 32;
 /// Bytes a stream accepts in one write.
 const WRITE_PERMIT: usize = 64 << 10;
 
+/// Whether there may be a control character other than tab in it. Looks at bytes, several at a time: 0xC2 begins the
+/// control characters from U+0080 to U+009F, and others.
+pub(crate) fn may_control(text: &str) -> bool {
+    let odd = |byte: &u8| ((*byte < 0x20) & (*byte != b'\t')) | (*byte == 0x7f) | (*byte == 0xc2);
+    text.as_bytes().chunks(32).any(|bytes| bytes.iter().fold(false, |any, byte| any | odd(byte)))
+}
+
 /// Makes guest text fit for storage and terminals: valid UTF-8, no control characters but tab,
 /// newlines as `\n`, at most `max` bytes. Returns the text and how many input bytes were cut.
 pub(crate) fn clean(bytes: &[u8], max: usize) -> (Cow<'_, str>, u64) {
     let kept = &bytes[..bytes.len().min(max)];
     let cut = (bytes.len() - kept.len()) as u64;
     if let Ok(text) = std::str::from_utf8(kept)
-        && !text.contains(|c: char| c.is_control() && c != '\t')
+        && !may_control(text)
     {
         return (Cow::Borrowed(text), cut);
     }
@@ -490,6 +497,15 @@ mod tests {
     }
 
     proptest::proptest! {
+        #[test]
+        fn no_control_character_is_overlooked(text: String) {
+            let control = text.contains(|c: char| c.is_control() && c != '\t');
+            proptest::prop_assert!(!control || may_control(&text));
+            let cleaned = clean(text.as_bytes(), MAX_LINE).0;
+            proptest::prop_assert!(!cleaned.contains(|c: char| c.is_control() && c != '\t'));
+            proptest::prop_assert!(control || cleaned == text);
+        }
+
         #[test]
         fn whatever_is_written_in_whatever_pieces_the_log_is_clean_bounded_and_counted(
             pieces in proptest::collection::vec(proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200), 0..40),

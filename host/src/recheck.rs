@@ -11,7 +11,7 @@ use crate::files::{MAX_ARTIFACTS, check_path};
 use crate::limits::Limits;
 use crate::log::Log;
 use crate::outcome::{Outcome, Termination};
-use crate::output::{MAX_FIELDS, MAX_LINE, MAX_TARGET, RECORD_OVERHEAD, media_type};
+use crate::output::{MAX_FIELDS, MAX_LINE, MAX_TARGET, RECORD_OVERHEAD, may_control, media_type};
 use crate::run::{Attempt, MAX_RETRY_AFTER_MS};
 
 /// Bytes that cleaning makes of one byte at the most: U+FFFD in place of a control character.
@@ -185,7 +185,8 @@ fn tidy_cow(text: &mut Cow<'_, str>, max: usize) {
 fn tidied(text: &str, max: usize) -> Option<String> {
     let end = (0..=max.min(text.len())).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
     let control = |c: char| c.is_control() && c != '\t';
-    (end < text.len() || text.contains(control)).then(|| text[..end].replace(control, "?"))
+    (end < text.len() || (may_control(text) && text.contains(control)))
+        .then(|| text[..end].replace(control, "?"))
 }
 
 #[cfg(test)]

@@ -212,3 +212,22 @@ async fn what_wants_more_memory_than_all_of_its_tenant_may_is_refused_and_the_re
     let shown = api.client.get(&format!("/v1/invocations/{}", small["id"].as_str().unwrap())).await.json();
     assert_eq!(shown["limits"]["memory_bytes"], 1 << 20, "{shown:#}");
 }
+
+#[tokio::test]
+async fn the_database_and_the_code_know_the_same_quotas_of_periods() {
+    let api = Api::start().await;
+    let stored: Vec<(String, String, String)> =
+        sqlx::query_as("SELECT name, measure, period FROM sandbar.period_quotas ORDER BY name")
+            .fetch_all(&api.admin)
+            .await
+            .unwrap();
+    let mut known: Vec<_> = Quota::ALL
+        .iter()
+        .filter_map(|quota| {
+            let (measure, period) = quota.of_period()?;
+            Some((quota.as_str().to_owned(), measure.as_str().to_owned(), period.as_str().to_owned()))
+        })
+        .collect();
+    known.sort();
+    assert_eq!(stored, known);
+}
