@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::{QUICK, compiler, program, script};
+use sandbar_host::artifact::{ArtifactCache, ArtifactKey};
 use sandbar_host::compile::{CompileError, CompileLimits, compile};
 use sandbar_host::inspect::{Rejection, RejectionCode};
-use sandbar_host::{ArtifactError, ModuleHash};
+use sandbar_host::{ArtifactError, Compiler, ModuleHash};
 
 /// A valid module that keeps the compiler busy for many seconds: large functions of nested loops
 /// over many locals.
@@ -150,6 +151,73 @@ async fn a_program_that_is_no_compiler_is_a_host_error_or_a_rejection_but_never_
     let missing =
         compile(std::path::Path::new("/nonexistent/program"), wasm, &CompileLimits::default()).await;
     assert!(matches!(missing, Err(CompileError::Host(_))));
+}
+
+#[tokio::test]
+async fn a_module_that_kills_the_compiler_is_rejected_and_is_no_fault_of_the_host() {
+    let dir = tempfile::tempdir().unwrap();
+    let wasm = Bytes::from(wat::parse_str(QUICK).unwrap());
+    let hash = ModuleHash::of(&wasm);
+    // How a compiler may end that has read the module, and what is said of the module then. The verdicts that come
+    // before are of one that compiled (1) so many bytes.
+    let ends = [
+        ("abort", "kill -ABRT $$", RejectionCode::DoesNotCompile, "died of signal 6"),
+        ("overflow", "kill -SEGV $$", RejectionCode::DoesNotCompile, "died of signal 11"),
+        ("panic", "exit 101", RejectionCode::DoesNotCompile, "the compiler failed"),
+        ("silence", "exit 0", RejectionCode::DoesNotCompile, "the compiler failed"),
+        ("oom-killer", "kill -KILL $$", RejectionCode::CompileMemory, "bytes of memory"),
+        (
+            "allocator",
+            "echo memory allocation of 9 bytes failed >&2; kill -ABRT $$",
+            RejectionCode::CompileMemory,
+            "bytes of memory",
+        ),
+        ("cpu-limit", "kill -XCPU $$", RejectionCode::CompileTimeout, "s of CPU"),
+        (
+            "half-a-verdict",
+            r"printf '\001\004\000\000\000\000\000\000\000co'; kill -ABRT $$",
+            RejectionCode::DoesNotCompile,
+            "died of signal 6",
+        ),
+        (
+            "death-after-the-verdict",
+            r"printf '\001\004\000\000\000\000\000\000\000code'; kill -SEGV $$",
+            RejectionCode::DoesNotCompile,
+            "died of signal 11",
+        ),
+        (
+            "a-rejection-that-is-none",
+            r"printf '\002\004\000\000\000\000\000\000\000code'; exit 1",
+            RejectionCode::DoesNotCompile,
+            "the compiler failed",
+        ),
+    ];
+    for (name, end, code, words) in ends {
+        let dies = script(&dir.path().join(name), &format!("ulimit -c 0; cat >/dev/null; {end}"));
+        match compile(&dies, wasm.clone(), &CompileLimits::default()).await {
+            Err(CompileError::Rejected(rejection)) => {
+                assert_eq!(rejection.code, code, "{name}: {rejection}");
+                assert!(rejection.detail.contains(words), "{name}: {rejection}");
+            }
+            other => panic!("{name}: {other:?}"),
+        }
+        // The same to whoever has an upload compiled; and no code is kept of it.
+        let cache =
+            ArtifactCache::open(dir.path().join("code"), ArtifactKey::random().unwrap(), 1 << 30).unwrap();
+        let cache = Arc::new(cache);
+        let compiler = Compiler::new(dies, CompileLimits::default(), cache.clone(), 1);
+        match compiler.artifact(1, &hash, || async { Ok::<_, ()>(wasm.clone()) }).await {
+            Err(ArtifactError::Rejected(rejection)) => assert_eq!(rejection.code, code, "{name}"),
+            other => panic!("{name}: {other:?}"),
+        }
+        assert_eq!(cache.size().unwrap(), 0, "{name}");
+    }
+    // The control: a program that says it has compiled, and ends well, is believed.
+    let lives = script(
+        &dir.path().join("lives"),
+        r"cat >/dev/null; printf '\001\004\000\000\000\000\000\000\000code'",
+    );
+    assert_eq!(compile(&lives, wasm, &CompileLimits::default()).await.unwrap(), b"code");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

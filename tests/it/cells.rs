@@ -177,6 +177,65 @@ async fn a_cell_that_dies_takes_only_attempts_of_its_own_tenant_or_group_with_it
     );
 }
 
+/// Some seconds of CPU, and an end.
+const WORK: &str = r#"(module (memory (export "memory") 1)
+  (func (export "_start") (local $i i32) (local $x i64)
+    (local.set $i (i32.const 1500000000))
+    (loop $l
+      (local.set $x (i64.add (i64.const 1442695040888963407)
+        (i64.mul (local.get $x) (i64.const 6364136223846793005))))
+      (br_if $l (local.tee $i (i32.sub (local.get $i) (i32.const 1)))))
+    (i64.store (i32.const 0) (local.get $x))))"#;
+
+#[tokio::test]
+async fn a_shared_cell_that_dies_costs_its_attempt_no_retry_and_those_of_the_other_cell_nothing() {
+    let settings = settings(&[("SANDBAR_WORKER__CELLS", "2".to_owned())]);
+    let deployment = Deployment::on(support::database().await, 0, &settings).await;
+    let worker = deployment.spawn_worker();
+    let mut body = spin();
+    // If a death took it, there would be no second one.
+    body["retry"] = json!({"max_attempts": 1});
+    let mut working = Vec::new();
+    for name in ["ada", "bob"] {
+        let tenant = Tenant::new(&deployment, Uuid::now_v7(), name, 100).await;
+        tenant.upload("work", WORK).await;
+        working.push((tenant, String::new()));
+    }
+    for (tenant, id) in &mut working {
+        *id = tenant.enqueue("work", &body).await;
+    }
+    let found = support::eventually(PATIENCE, "both cells to work", async || {
+        Some(busy(&worker)).filter(|cells| cells.len() == 2)
+    })
+    .await;
+    assert_eq!(cells(&worker).len(), 2);
+    let (dies, lives) = (found[0], found[1]);
+    let killed_at = chrono::Utc::now();
+    support::kill(dies, Signal::KILL);
+
+    let mut ends = Vec::new();
+    for (tenant, id) in &working {
+        let done = tenant.ended(id).await;
+        assert_eq!(done["state"], "succeeded", "{done:#}");
+        let begun = &done["attempts"].as_array().unwrap().last().unwrap()["started_at"];
+        let begun: chrono::DateTime<chrono::Utc> = begun.as_str().unwrap().parse().unwrap();
+        ends.push((reasons(&done).join(", "), begun > killed_at));
+    }
+    ends.sort();
+    let [hit, spared] = &ends[..] else { panic!("two") };
+    assert_eq!((hit.0.as_str(), hit.1), ("host-fault, succeeded", true), "{ends:?}");
+    assert_eq!(
+        (spared.0.as_str(), spared.1),
+        ("succeeded", false),
+        "the one that ran then is the one that ended: {ends:?}"
+    );
+    let now = support::eventually(PATIENCE, "another cell in its place", async || {
+        Some(cells(&worker)).filter(|cells| cells.len() == 2)
+    })
+    .await;
+    assert!(now.contains(&lives) && !now.contains(&dies), "{now:?} after {dies} died beside {lives}");
+}
+
 #[tokio::test]
 async fn tenants_take_turns_where_there_are_fewer_cells_than_tenants_and_never_more_run() {
     let settings = settings(&[

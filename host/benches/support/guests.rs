@@ -84,6 +84,40 @@ pub fn file_flood() -> String {
     )
 }
 
+/// Opens a file again and again and closes nothing, until the host refuses with "too many open files"; any other answer is
+/// a trap.
+pub fn descriptor_flood() -> String {
+    command(
+        r#"(data (i32.const 1024) "f")"#,
+        1,
+        "(loop $l
+           (local.set $n (call $open (i32.const 3) (i32.const 1) (i32.const 1024) (i32.const 1)
+             (i32.const 1) (i64.const 66) (i64.const 0) (i32.const 0) (i32.const 512)))
+           (br_if $l (i32.eqz (local.get $n))))
+         (if (i32.ne (local.get $n) (i32.const 33)) (then unreachable))",
+    )
+}
+
+/// A valid command that keeps the compiler busy: so many large functions of branches over many locals.
+pub fn slow_to_compile(functions: u32) -> String {
+    const LOCALS: u32 = 200;
+    const BRANCHES: u32 = 600;
+    let function = |f: u32| {
+        let branches = (0..BRANCHES).map(|i| {
+            let (a, b, c) = (1 + i % LOCALS, 1 + (i * 7 + f) % LOCALS, 1 + (i * 13) % LOCALS);
+            format!(
+                "(if (local.get 0)
+                   (then (local.set {a}
+                     (i64.add (local.get {b}) (i64.load (i32.wrap_i64 (local.get {c}))))))
+                   (else (local.set {b} (i64.mul (local.get {a}) (local.get {c})))))"
+            )
+        });
+        let locals = "(local i64)".repeat(LOCALS as usize);
+        format!("(func (param i32) (result i64) {locals} {} (local.get 1))", branches.collect::<String>())
+    };
+    command(&(0..functions).map(function).collect::<String>(), 1, "")
+}
+
 /// One subscription to the monotonic clock.
 pub fn sleep_for(seconds: u64) -> String {
     format!(
