@@ -5,7 +5,7 @@
 //! about time. See docs/performance.md.
 //!
 //! `cargo bench -p sandbar-host --bench neighbours -- [victim] [given-up] [scaling] [slices] [suspended]`;
-//! without a name all of them, in less than fifteen minutes.
+//! without a name all of them (`SANDBAR_BENCH_BESIDE="log flood"`: of `victim` only that), in less than fifteen minutes.
 
 #![allow(missing_docs, clippy::print_stdout, clippy::print_stderr)]
 
@@ -154,7 +154,9 @@ async fn victim(bench: &Bench) -> Result<()> {
     ];
     let one = attempt(&small, VICTIM);
     host.watch(&one, &mut Crowd::default(), SETTLE, || VICTIM_EVERY).await?;
-    for beside in all {
+    // One of them alone, by a part of its name: to try something out.
+    let only = std::env::var("SANDBAR_BENCH_BESIDE").unwrap_or_default();
+    for beside in all.into_iter().filter(|beside| beside.name.contains(&only)) {
         measure_beside(&mut host, &one, beside).await?;
     }
     host.stop().await;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::engine::BACKTRACE_FRAMES;
 use crate::files::{MAX_ARTIFACTS, check_path};
 use crate::limits::Limits;
-use crate::log::Log;
+use crate::log::{self, Log};
 use crate::outcome::{Outcome, Termination};
 use crate::output::{MAX_FIELDS, MAX_LINE, MAX_TARGET, RECORD_OVERHEAD, may_control, media_type};
 use crate::run::{Attempt, MAX_RETRY_AFTER_MS};
@@ -144,13 +144,23 @@ fn log_room(limits: &Limits) -> u64 {
     limits.log_bytes.saturating_mul(GROWTH as u64)
 }
 
-/// As many records as there is room for, up to one that is none. All of them are written anew, so that the form is ours,
-/// whatever the cell's was.
+/// As many records as there is room for, up to one that is none. What is not in our form to the last byte is written anew.
 fn records(log: &mut Log, room: &mut u64) {
     let said = std::mem::take(log);
     let mut kept = Log::with_capacity(said.as_bytes().len());
-    for record in said.read() {
-        let Some(mut record) = record else { break };
+    for line in log::lines(said.as_bytes()) {
+        if let Some((target, message)) = log::plain(line)
+            && target.len() <= MAX_TARGET
+            && message.len() <= MAX_LINE
+            && !may_control(message)
+            && !may_control(target)
+        {
+            let Some(left) = room.checked_sub(cost(target.len() + message.len())) else { break };
+            *room = left;
+            kept.push_raw(line);
+            continue;
+        }
+        let Some(mut record) = log::read(line) else { break };
         tidy_cow(&mut record.target, MAX_TARGET * GROWTH);
         tidy_cow(&mut record.message, MAX_LINE * GROWTH);
         record.fields.truncate(MAX_FIELDS);
@@ -160,13 +170,18 @@ fn records(log: &mut Log, room: &mut u64) {
         }
         record.at_us = record.at_us.min(MAX_COUNT);
         let fields: usize = record.fields.iter().map(|(key, value)| key.0.len() + value.0.len()).sum();
-        let cost = (record.target.len() + record.message.len() + fields) as u64 + RECORD_OVERHEAD;
-        // The streams' own targets are not charged.
-        let Some(left) = room.checked_sub(cost.saturating_sub("stderr".len() as u64)) else { break };
+        let Some(left) = room.checked_sub(cost(record.target.len() + record.message.len() + fields)) else {
+            break;
+        };
         *room = left;
         kept.push(&record);
     }
     *log = kept;
+}
+
+/// What so many bytes of words cost of the log's room. The streams' own targets are not charged.
+fn cost(words: usize) -> u64 {
+    (words as u64 + RECORD_OVERHEAD).saturating_sub("stderr".len() as u64)
 }
 
 fn tidy(text: &mut String, max: usize) {
