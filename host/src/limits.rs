@@ -72,8 +72,8 @@ impl Limits {
 
 /// Bytes that a cell keeps for an attempt besides what it declares: stack, store, instances, handles.
 const FIXED_BYTES: u64 = 1 << 20;
-/// What a byte of log costs in the host at the most: records with their strings and times.
-const LOG_FACTOR: u64 = 5;
+/// What a byte of log costs in the host at the most: three for the lines, and as many when they are packed to be sent.
+const LOG_FACTOR: u64 = 6;
 /// What a byte of input costs: in the frame it came in, and as the guest reads it.
 const INPUT_FACTOR: u64 = 2;
 

@@ -22,6 +22,8 @@ pub(crate) const MAX_TARGET: usize = 256;
 pub(crate) const MAX_FIELDS: usize = 64;
 /// What a record costs of the log limit beyond its text, so that empty records are bounded too.
 pub(crate) const RECORD_OVERHEAD: u64 = 32;
+/// What a field of a record costs beyond its text: records of many empty fields are bounded too.
+pub(crate) const FIELD_OVERHEAD: u64 = 8;
 /// Bytes a stream accepts in one write.
 const WRITE_PERMIT: usize = 64 << 10;
 
@@ -53,6 +55,11 @@ pub(crate) fn clean(bytes: &[u8], max: usize) -> (Cow<'_, str>, u64) {
         }
     }
     (Cow::Owned(text), cut)
+}
+
+/// What a record with so many fields costs of the log limit beyond its text.
+pub(crate) fn overhead(fields: usize) -> u64 {
+    RECORD_OVERHEAD + fields.min(MAX_FIELDS) as u64 * FIELD_OVERHEAD
 }
 
 /// Everything an attempt wrote so far.
@@ -136,7 +143,7 @@ impl Capture {
     ) {
         let raw: usize =
             target.len() + message.len() + fields.iter().map(|(k, v)| k.len() + v.len()).sum::<usize>();
-        if self.full || raw as u64 + RECORD_OVERHEAD > self.log_limit - self.log_charged {
+        if self.full || raw as u64 + overhead(fields.len()) > self.log_limit - self.log_charged {
             self.full = true;
             self.log_dropped += raw as u64;
             return;
@@ -167,7 +174,7 @@ impl Capture {
         message: Cow<'_, str>,
         fields: Vec<(Text<'_>, Text<'_>)>,
     ) {
-        self.log_charged += raw - cut + RECORD_OVERHEAD;
+        self.log_charged += raw - cut + overhead(fields.len());
         self.log_kept += raw - cut;
         self.log_dropped += cut;
         self.log.push(&Record { at_us: self.at_us(), level, target, message, fields });
@@ -210,7 +217,7 @@ impl Capture {
     fn finish_line(&mut self, line: &mut Line, target: &str) {
         let raw = line.bytes.len() as u64;
         let cut = std::mem::take(&mut line.dropped);
-        if self.full || raw + RECORD_OVERHEAD > self.log_limit - self.log_charged {
+        if self.full || raw + overhead(0) > self.log_limit - self.log_charged {
             self.full = true;
             self.log_dropped += raw + cut;
             line.bytes = Vec::new();
@@ -556,6 +563,21 @@ mod tests {
         let mut capture = capture(1 << 10, 0);
         capture.write(Stream::StderrLines, &vec![b'\n'; 1 << 20]);
         assert!(capture.finish().log.count() <= 32);
+    }
+
+    #[test]
+    fn whatever_records_are_made_of_they_take_at_most_three_bytes_for_each_of_the_limit() {
+        let many = |text: &str| vec![(text.to_owned(), text.to_owned()); MAX_FIELDS + 10];
+        for fields in [many(""), many("\0"), many("\n"), many("\"\n"), Vec::new()] {
+            for words in ["", "\n\n\n", "\u{1b}[0m"] {
+                let mut capture = capture(1 << 16, 0);
+                for _ in 0..10_000 {
+                    capture.record(LogLevel::Error, words, words, &fields);
+                }
+                let taken = capture.finish().log.as_bytes().len();
+                assert!(taken <= 3 << 16, "{taken} bytes of {words:?} and {:?}", fields.first());
+            }
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::files::{MAX_ARTIFACTS, check_path};
 use crate::limits::Limits;
 use crate::log::{self, Log};
 use crate::outcome::{Outcome, Termination};
-use crate::output::{MAX_FIELDS, MAX_LINE, MAX_TARGET, RECORD_OVERHEAD, may_control, media_type};
+use crate::output::{MAX_FIELDS, MAX_LINE, MAX_TARGET, may_control, media_type, overhead};
 use crate::run::{Attempt, MAX_RETRY_AFTER_MS};
 
 /// Bytes that cleaning makes of one byte at the most: U+FFFD in place of a control character.
@@ -155,7 +155,7 @@ fn records(log: &mut Log, room: &mut u64) {
             && !may_control(message)
             && !may_control(target)
         {
-            let Some(left) = room.checked_sub(cost(target.len() + message.len())) else { break };
+            let Some(left) = room.checked_sub(cost(target.len() + message.len(), 0)) else { break };
             *room = left;
             kept.push_raw(line);
             continue;
@@ -169,8 +169,10 @@ fn records(log: &mut Log, room: &mut u64) {
             tidy_cow(&mut value.0, MAX_LINE * GROWTH);
         }
         record.at_us = record.at_us.min(MAX_COUNT);
-        let fields: usize = record.fields.iter().map(|(key, value)| key.0.len() + value.0.len()).sum();
-        let Some(left) = room.checked_sub(cost(record.target.len() + record.message.len() + fields)) else {
+        let words: usize = record.fields.iter().map(|(key, value)| key.0.len() + value.0.len()).sum();
+        let Some(left) =
+            room.checked_sub(cost(record.target.len() + record.message.len() + words, record.fields.len()))
+        else {
             break;
         };
         *room = left;
@@ -179,9 +181,9 @@ fn records(log: &mut Log, room: &mut u64) {
     *log = kept;
 }
 
-/// What so many bytes of words cost of the log's room. The streams' own targets are not charged.
-fn cost(words: usize) -> u64 {
-    (words as u64 + RECORD_OVERHEAD).saturating_sub("stderr".len() as u64)
+/// What a record costs of the log's room. The streams' own targets are not charged.
+fn cost(words: usize, fields: usize) -> u64 {
+    (words as u64 + overhead(fields)).saturating_sub("stderr".len() as u64)
 }
 
 fn tidy(text: &mut String, max: usize) {
