@@ -21,7 +21,7 @@ use super::large::Large;
 use super::present::{Present, Use};
 use super::protocol::{
     CODE_CHUNK_BYTES, Configure, FromCell, HEADER_BYTES, Limit, MAX_CODE_BYTES, MAX_TENANTS, Packer,
-    ProtocolError, ToCell, VERSION, frame_len, unpack,
+    ProtocolError, ToCell, VERSION, frame_len, is_large, unpack,
 };
 use super::{CellConfig, MAX_FRAME_BYTES, MAX_SLOTS, MIN_FRAME_BYTES, SUBCOMMAND};
 use crate::artifact::Artifact;
@@ -688,8 +688,9 @@ fn note(shared: &Shared, messages: &mut [FromCell]) -> bool {
         FromCell::Ready(_) | FromCell::Log { .. } => false,
         FromCell::Loaded(hash) => book.loaded(hash, &Ok(())),
         FromCell::NotLoaded { hash, message } => book.loaded(hash, &Err(LoadError::Refused(message.clone()))),
+        // A large one has its own socket, so that reading it is in nobody's way.
         FromCell::Finished { token, outcome } => {
-            book.finished(*token).map(|sent| sent.outcome(outcome)).is_some()
+            !is_large(outcome) && book.finished(*token).map(|sent| sent.outcome(outcome)).is_some()
         }
         // A call is let go of a little later than its attempt ends, and a large outcome may overtake what was said before it.
         FromCell::Http { .. } | FromCell::Ask { .. } => true,

@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::protocol::{FromCell, MAX_TENANTS, Packer, ProtocolError, Used};
+use super::protocol::{FromCell, MAX_TENANTS, Packer, ProtocolError, Used, is_large};
 use crate::capability::call::Ask;
 use crate::capability::guest::Asks;
 use crate::control::Control;
@@ -62,11 +62,8 @@ impl Rate {
     }
 }
 
-/// Bytes of log and results from which an outcome is large: it goes out by a socket and a thread of its own, as does what
-/// attempts log while they run, and tenants take turns with theirs. So what a flood of logs has to wait for is the flood.
-const LARGE_BYTES: u64 = 32 << 10;
-
-/// What is large on its way, complete frames each. No more than what the slots' attempts may log and leave: a slot is free
+/// What is large on its way, complete frames each: outcomes ([`is_large`]), and what attempts log while they run. It goes out by
+/// a socket and a thread of its own, and tenants take turns with theirs. So what a flood of logs has to wait for is the flood. No more than what the slots' attempts may log and leave: a slot is free
 /// for the parent when it has the outcome.
 #[derive(Default)]
 struct Large {
@@ -175,11 +172,10 @@ impl Outbox {
 
     /// Sends an outcome, and before it a progress report that was not sent yet. Returns whether that was work that counts.
     pub(super) fn finished(&self, token: u64, tenant: u64, control: &Control, outcome: Outcome) -> bool {
-        let bytes = outcome.receipt.log_bytes.saturating_add(outcome.receipt.output_bytes);
         if let Some(progress) = control.take_progress() {
             self.send(&FromCell::Progress { token, progress });
         }
-        let is_large = bytes >= LARGE_BYTES;
+        let is_large = is_large(&outcome);
         let message = FromCell::Finished { token, outcome: Box::new(outcome) };
         let sent = if is_large {
             self.send_large(tenant, &message)

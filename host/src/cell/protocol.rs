@@ -24,6 +24,8 @@ pub const VERSION: u32 = 9;
 pub const HEADER_BYTES: usize = 4;
 /// A frame that has reached this size is closed and a new one begun.
 const SOFT_FRAME_BYTES: usize = 256 << 10;
+/// Bytes of log and results from which an outcome is large.
+const LARGE_BYTES: usize = 32 << 10;
 /// Bytes of compiled code in one message.
 pub const CODE_CHUNK_BYTES: usize = 1 << 20;
 /// Bytes of compiled code a cell accepts for one module.
@@ -149,7 +151,7 @@ pub enum FromCell {
         /// Why.
         message: String,
     },
-    /// An attempt ended. By the second socket, where there is nothing else, if it has much to tell.
+    /// An attempt ended. By the second socket if it has much to tell ([`is_large`]).
     Finished {
         /// Which.
         token: u64,
@@ -194,6 +196,14 @@ pub enum FromCell {
     },
     /// What tenants used since the last report; at most [`MAX_TENANTS`] of them.
     Used(Vec<Used>),
+}
+
+/// Whether an outcome goes by the second socket, and by that only. By what it is, not by what its receipt counts: a log of
+/// empty lines counts no bytes.
+#[must_use]
+pub fn is_large(outcome: &Outcome) -> bool {
+    let files: usize = outcome.artifacts.iter().map(|file| file.path.len() + file.bytes.len()).sum();
+    outcome.logs.as_bytes().len() + outcome.output.len() + files >= LARGE_BYTES
 }
 
 /// A frame or message that cannot be read or written.
@@ -595,6 +605,21 @@ mod tests {
             unpack::<FromCell>(&bytes[4..], |message| got.push(message)).unwrap();
             assert_eq!(got, [message]);
         }
+    }
+
+    #[test]
+    fn an_outcome_is_large_by_what_it_carries_whatever_its_receipt_says() {
+        let plain = || Outcome { artifacts: Vec::new(), ..full_outcome() };
+        let file = |bytes| File { path: "a".into(), bytes: vec![0; bytes] };
+        assert!(!is_large(&plain()));
+        let lines = Log::of_lines(b"{}\n".repeat(LARGE_BYTES / 3 + 1));
+        assert!(is_large(&Outcome { logs: lines, ..plain() }));
+        assert!(is_large(&Outcome { output: vec![0; LARGE_BYTES], ..plain() }));
+        assert!(is_large(&Outcome { artifacts: vec![file(LARGE_BYTES / 2); 2], ..plain() }));
+        assert!(is_large(&Outcome {
+            artifacts: vec![File { path: "a".repeat(LARGE_BYTES), ..file(0) }],
+            ..plain()
+        }));
     }
 
     #[test]
