@@ -21,9 +21,9 @@ pub(crate) const MAX_TARGET: usize = 256;
 /// Fields of one record.
 pub(crate) const MAX_FIELDS: usize = 64;
 /// What a record costs of the log limit beyond its text, so that empty records are bounded too.
-pub(crate) const RECORD_OVERHEAD: u64 = 32;
+const RECORD_OVERHEAD: u64 = 32;
 /// What a field of a record costs beyond its text: records of many empty fields are bounded too.
-pub(crate) const FIELD_OVERHEAD: u64 = 8;
+const FIELD_OVERHEAD: u64 = 8;
 /// Bytes a stream accepts in one write.
 const WRITE_PERMIT: usize = 64 << 10;
 

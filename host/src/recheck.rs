@@ -192,6 +192,7 @@ fn tidy(text: &mut String, max: usize) {
     }
 }
 
+/// [`tidy`] for words that are borrowed as long as nothing is wrong with them.
 fn tidy_cow(text: &mut Cow<'_, str>, max: usize) {
     if let Some(tidied) = tidied(text, max) {
         *text = Cow::Owned(tidied);

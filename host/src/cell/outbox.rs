@@ -62,9 +62,10 @@ impl Rate {
     }
 }
 
-/// What is large on its way, complete frames each: outcomes ([`is_large`]), and what attempts log while they run. It goes out by
-/// a socket and a thread of its own, and tenants take turns with theirs. So what a flood of logs has to wait for is the flood. No more than what the slots' attempts may log and leave: a slot is free
-/// for the parent when it has the outcome.
+/// What is large on its way, complete frames each: outcomes ([`is_large`]), and what attempts log while they run. It goes
+/// out by a socket and a thread of its own, and tenants take turns with theirs. So what a flood of logs has to wait for is
+/// the flood. Bounded by what the attempts in the slots may log and leave: for the parent, a slot is free when it has the
+/// outcome.
 #[derive(Default)]
 struct Large {
     by_tenant: HashMap<u64, VecDeque<Vec<u8>>>,
@@ -289,7 +290,8 @@ impl Outbox {
                 drop(state);
                 for control in &reports {
                     // Beyond the room of this delivery the ticker brings it again. Of an attempt that has ended there
-                    // is nothing left to take, so nothing can follow its outcome.
+                    // is nothing left to take; of one that ends at this moment it may follow the outcome, which has
+                    // it too, and is ignored.
                     if let Some((first, log)) = control.take_log(LOG_BYTES.0.min(room)) {
                         room = room.saturating_sub(log.as_bytes().len());
                         let _ = self
