@@ -165,6 +165,11 @@ pub enum Verdict {
         /// The wait.
         delay_ms: u64,
     },
+    /// The same where this host could not run it, by no fault that counts against [`MAX_HOST_FAULTS`].
+    HandBack {
+        /// The wait.
+        delay_ms: u64,
+    },
 }
 
 impl Verdict {
@@ -176,7 +181,7 @@ impl Verdict {
             Self::Dead => "dead",
             Self::Cancelled => "cancelled",
             Self::Retry { .. } => "retry",
-            Self::Release { .. } => "release",
+            Self::Release { .. } | Self::HandBack { .. } => "release",
         }
     }
 }
@@ -185,9 +190,9 @@ impl Verdict {
 /// cannot do so for ever.
 pub const MAX_HOST_FAULTS: u16 = 10;
 
-/// Decide after attempt number `attempt`, of which `spent` earlier ones counted as failures.
+/// Decide after an attempt; of the earlier ones `spent` counted as failures, and `faults` ended by the fault of a host.
 #[must_use]
-pub fn decide(ending: Ending, policy: &RetryPolicy, attempt: u16, spent: u16, random: f64) -> Verdict {
+pub fn decide(ending: Ending, policy: &RetryPolicy, spent: u16, faults: u16, random: f64) -> Verdict {
     match ending {
         Ending::Success => Verdict::Succeeded,
         Ending::Fatal => Verdict::Dead,
@@ -204,8 +209,7 @@ pub fn decide(ending: Ending, policy: &RetryPolicy, attempt: u16, spent: u16, ra
             }
         }
         Ending::HostFault => {
-            // Attempts that did not count, this one included.
-            let faults = attempt.saturating_sub(spent);
+            let faults = faults.saturating_add(1);
             if faults > MAX_HOST_FAULTS {
                 Verdict::Dead
             } else {
@@ -259,20 +263,19 @@ mod tests {
         #[test]
         fn retryable_failures_end_after_exactly_max_attempts(p in policies(), r in 0.0f64..1.0) {
             let mut spent = 0;
-            let mut attempt = 1;
-            while let Verdict::Retry { .. } = decide(Ending::Retryable { after_ms: None }, &p, attempt, spent, r) {
+            while let Verdict::Retry { .. } = decide(Ending::Retryable { after_ms: None }, &p, spent, 0, r) {
                 spent += 1;
-                attempt += 1;
             }
-            prop_assert_eq!(attempt, p.max_attempts);
+            prop_assert_eq!(spent + 1, p.max_attempts);
         }
     }
 
     #[test]
     fn host_faults_do_not_use_up_retries_but_end_in_the_end() {
         let once = RetryPolicy { max_attempts: 1, ..RetryPolicy::default() };
-        assert_eq!(decide(Ending::HostFault, &once, 1, 0, 0.0), Verdict::Release { delay_ms: 0 });
-        assert_eq!(decide(Ending::HostFault, &once, 11, 0, 0.0), Verdict::Dead);
+        assert_eq!(decide(Ending::HostFault, &once, 0, 0, 0.0), Verdict::Release { delay_ms: 0 });
+        assert!(matches!(decide(Ending::HostFault, &once, 0, 9, 0.0), Verdict::Release { .. }));
+        assert_eq!(decide(Ending::HostFault, &once, 0, 10, 0.0), Verdict::Dead);
     }
 
     #[test]

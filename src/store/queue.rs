@@ -6,6 +6,8 @@ mod moves;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use sandbar_host::outcome::Termination;
+use serde::Serialize;
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 use sqlx::{PgPool, Row};
@@ -13,7 +15,7 @@ use sqlx::{PgPool, Row};
 use crate::domain::admission::Admission;
 use crate::domain::ids::{InvocationId, LeaseId, TaskId, TenantId, WorkerId};
 use crate::domain::invocation::State;
-use crate::domain::retry::Verdict;
+use crate::domain::retry::{MAX_HOST_FAULTS, Verdict};
 use crate::store::breaker::Guard;
 use crate::store::invocation::Spec;
 use crate::store::lane::Lane;
@@ -234,6 +236,9 @@ pub struct Claimed {
     pub attempt: i16,
     /// Earlier attempts that counted as failures.
     pub spent: i16,
+    /// Earlier ones that ended by the fault of a host, or more where that is not many
+    /// ([`MAX_HOST_FAULTS`](crate::domain::retry::MAX_HOST_FAULTS)).
+    pub faults: i32,
     /// Its place in the order of service.
     pub rank: DateTime<Utc>,
     /// Share of the tenant, 1 to 10,000.
@@ -410,7 +415,9 @@ impl WorkerStore {
         wanted: &[Want],
     ) -> Result<Vec<Claimed>> {
         let query = sqlx::query(
-            "SELECT $3 AS lease_id, slot, tenant_id, invocation_id, attempt, spent, rank, weight, task_id, task, sha256, input, spec, tags
+            "SELECT $3 AS lease_id, slot, tenant_id, invocation_id, attempt, spent,
+               CASE WHEN attempt - spent > $7 THEN host_faults(tenant_id, invocation_id) ELSE attempt - spent - 1 END AS faults,
+               rank, weight, task_id, task, sha256, input, spec, tags
              FROM claim($1, $2, $3, $4, $5, ARRAY(SELECT COALESCE(a, '-infinity') FROM unnest($6::timestamptz[]) a))",
         )
         .bind(worker)
@@ -418,7 +425,8 @@ impl WorkerStore {
         .bind(lease)
         .bind(wanted.iter().map(|w| w.tenant).collect::<Vec<_>>())
         .bind(wanted.iter().map(|w| w.count).collect::<Vec<_>>())
-        .bind(wanted.iter().map(|w| w.after).collect::<Vec<_>>());
+        .bind(wanted.iter().map(|w| w.after).collect::<Vec<_>>())
+        .bind(i32::from(MAX_HOST_FAULTS));
         let rows = self.lanes.claim.fetch_all(&self.pool, query).await.map_err(worker_gone)?;
         rows.iter().map(claimed).collect()
     }
@@ -430,6 +438,7 @@ impl WorkerStore {
     pub async fn leased(&self, worker: WorkerId, epoch: i64, leases: &[LeaseId]) -> Result<Vec<Claimed>> {
         let rows = sqlx::query(
             "SELECT l.lease_id, u.slot::int AS slot, u.tenant_id, u.invocation_id, u.attempt, u.spent,
+               CASE WHEN u.attempt - u.spent > $4 THEN host_faults(u.tenant_id, u.invocation_id) ELSE u.attempt - u.spent - 1 END AS faults,
                rank_of(i.created_at, i.run_at, i.priority) AS rank, o.weight, i.task_id, t.name AS task, v.sha256, i.input, i.spec, i.tags
              FROM leases l
              CROSS JOIN LATERAL unnest(l.tenants, l.invocations, l.attempts, l.spent) WITH ORDINALITY
@@ -445,6 +454,7 @@ impl WorkerStore {
         .bind(worker)
         .bind(epoch)
         .bind(leases)
+        .bind(i32::from(MAX_HOST_FAULTS))
         .fetch_all(&self.pool)
         .await?;
         rows.iter().map(claimed).collect()
@@ -486,11 +496,16 @@ impl WorkerStore {
         .bind(column!(|i| i.claimed.task_id))
         .bind(column!(|i| i.verdict.as_str()))
         .bind(column!(|i| match i.verdict {
-            Verdict::Retry { delay_ms } | Verdict::Release { delay_ms } => delay_ms as i64,
+            Verdict::Retry { delay_ms }
+            | Verdict::Release { delay_ms }
+            | Verdict::HandBack { delay_ms } => delay_ms as i64,
             _ => 0,
         }))
         .bind(column!(|i| i.started_at))
-        .bind(column!(|i| Json(&i.outcome.termination)))
+        .bind(column!(|i| Json(Ended {
+            termination: &i.outcome.termination,
+            handed_back: matches!(i.verdict, Verdict::HandBack { .. }).then_some(true),
+        })))
         .bind(receipt!(fuel))
         .bind(column!(|i| i.outcome.receipt.fuel_exact))
         .bind(receipt!(cpu_ns))
@@ -570,6 +585,16 @@ impl WorkerStore {
     }
 }
 
+/// How an attempt ended, as it is stored.
+#[derive(Serialize)]
+struct Ended<'a> {
+    #[serde(flatten)]
+    termination: &'a Termination,
+    /// No fault: the count of an invocation's faults passes over it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    handed_back: Option<bool>,
+}
+
 /// A row of a claim.
 fn claimed(row: &PgRow) -> Result<Claimed> {
     let sha256: Vec<u8> = row.try_get("sha256")?;
@@ -580,6 +605,7 @@ fn claimed(row: &PgRow) -> Result<Claimed> {
         invocation: row.try_get("invocation_id")?,
         attempt: row.try_get("attempt")?,
         spent: row.try_get("spent")?,
+        faults: row.try_get("faults")?,
         rank: row.try_get("rank")?,
         task_id: row.try_get("task_id")?,
         weight: row.try_get("weight")?,

@@ -511,18 +511,18 @@ impl Dispatch<'_> {
         if let Some(charge) = flight.charge {
             self.settled.push((charge, Duration::from_nanos(outcome.receipt.cpu_ns)));
         }
-        let attempt = u16::try_from(flight.claimed.attempt).unwrap_or(u16::MAX);
         let spent = u16::try_from(flight.claimed.spent).unwrap_or(u16::MAX);
+        let faults = u16::try_from(flight.claimed.faults).unwrap_or(u16::MAX);
         let verdict = match flight.claimed.withheld {
             // A mistake in this worker's configuration costs the invocation nothing, however often it happens.
-            Some(Withheld::NoKey) => Become::Release { delay_ms: WITHOUT_KEY_MS },
+            Some(Withheld::NoKey) => Become::HandBack { delay_ms: WITHOUT_KEY_MS },
             // Nor does the crowd that it met here.
-            None if flight.placeless => Become::Release { delay_ms: WITHOUT_CELL_MS },
+            None if flight.placeless => Become::HandBack { delay_ms: WITHOUT_CELL_MS },
             // No doing of its own, however often: it is ended by those that are older, and some day it is the oldest.
-            _ if handed_back => Become::Release { delay_ms: HANDED_BACK_MS },
+            _ if handed_back => Become::HandBack { delay_ms: HANDED_BACK_MS },
             _ => {
                 let ending = ending(&outcome.termination);
-                decide(ending, &flight.claimed.spec.retry, attempt, spent, rand::random())
+                decide(ending, &flight.claimed.spec.retry, spent, faults, rand::random())
             }
         };
         if let Some(ends) = &self.ends {

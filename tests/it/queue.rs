@@ -419,6 +419,37 @@ async fn an_invocation_that_loses_too_many_workers_is_dead() {
 }
 
 #[tokio::test]
+async fn what_was_only_handed_back_is_not_near_its_end_when_a_host_fails_under_it() {
+    let f = Fixture::new().await;
+    let id = f.enqueue_one().await;
+    let me = f.register().await;
+    let end = async |verdict| {
+        let mut end = finished(f.claim(me, 1).await.remove(0), verdict);
+        end.outcome.termination = Termination::HostFault { message: String::new() };
+        let faults = end.claimed.faults;
+        f.ack(me, &[end]).await;
+        faults
+    };
+    // More often than faults are allowed, and more often than leases may be lost (10 each).
+    for _ in 0..12 {
+        end(Verdict::HandBack { delay_ms: 0 }).await;
+    }
+    assert_eq!(end(Verdict::Release { delay_ms: 0 }).await, 0, "handed back, not failed");
+    assert_eq!(end(Verdict::Release { delay_ms: 0 }).await, 1, "the fault before it counts");
+
+    let lost = f.register().await;
+    assert_eq!(f.claim(lost, 1).await[0].faults, 2);
+    let reaped = f.reap(lost).await;
+    assert_eq!((reaped.handed_on, reaped.given_up), (1, 0));
+
+    let again = f.claim(me, 1).await.remove(0);
+    assert_eq!((again.invocation, again.faults), (id, 3), "a lost lease counts");
+    let recovered = f.worker.leased(me.0, me.1, &[again.lease]).await.unwrap();
+    assert_eq!(recovered[0].faults, 3);
+    f.check_places().await;
+}
+
+#[tokio::test]
 async fn a_retry_waits_and_counts_and_a_release_does_neither() {
     let f = Fixture::new().await;
     let id = f.enqueue_one().await;

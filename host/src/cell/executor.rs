@@ -1,7 +1,8 @@
 //! The executor of a cell: own threads that poll guests in order of their tenants' virtual time.
 //! Owns fairness inside a cell and the CPU accounting of receipts. A tenant is charged the measured
 //! CPU time of its thread slices, divided by its weight; the tenant that was charged least goes
-//! next; a slice ends at the epoch. What other cells do it does not know: the parent may say on how many threads a tenant
+//! next; a slice ends at the epoch, and by its own clock where that is late. Between slices a thread gives way to whatever of
+//! the machine waits for its core. What other cells do it does not know: the parent may say on how many threads a tenant
 //! runs here for a while, by what it hears from all of them.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -18,12 +19,18 @@ use super::protocol::{LIMITS_FOR, Limit, MAX_TENANTS};
 use crate::control::{CancelReason, Control};
 use crate::outcome::{Outcome, Termination};
 use crate::run::{Attempt, Loaded, Runtime, bare_outcome, host_fault, thread_cpu_ns};
+use crate::ticker::TICK;
 
 /// Niceness of the threads that run guests: the cell's own threads and the worker go first.
 const NICE: i32 = 10;
 /// CPU a tenant may be ahead of the others when it wakes up, in nanoseconds: lets a rarely active
 /// tenant start at once among many busy ones.
 const WAKE_CREDIT_NS: u64 = 5_000_000;
+/// A tenant that is this much virtual time behind the others, in nanoseconds, is one that wakes up rarely: its slices do not
+/// give way.
+const BEHIND_NS: u64 = 1_000_000;
+/// CPU time after which a thread gives way at the end of a slice, in nanoseconds.
+const KEEPS_NS: u64 = 500_000;
 /// The weight at which virtual time passes like CPU time.
 const ORDINARY_WEIGHT: u64 = 100;
 /// Largest weight that counts; beyond it a slice would cost nothing.
@@ -123,7 +130,14 @@ struct Task {
     guest: Mutex<Option<Guest>>,
 }
 
-enum Pick {
+/// What to do next.
+struct Pick {
+    what: Turn,
+    /// Its tenant is behind the others by more than [`BEHIND_NS`].
+    behind: bool,
+}
+
+enum Turn {
     Start(Job, Arc<Control>),
     Resume(Arc<Task>),
 }
@@ -320,6 +334,7 @@ impl State {
             })
         })?;
         let tenant = self.tenants.get_mut(&id)?;
+        let behind = tenant.virtual_ns.saturating_add(BEHIND_NS) <= self.now;
         tenant.running += 1;
         self.now = self.now.max(tenant.virtual_ns);
         let ready = tenant.ready.front().map(|(serial, _)| *serial);
@@ -329,16 +344,16 @@ impl State {
             (None, Some(_)) => true,
             _ => false,
         };
-        let pick = if start {
+        let what = if start {
             tenant.pending.pop_front().map(|(_, job)| {
                 // Under the same lock that takes it from the queue: a cancellation finds it in one
                 // place or in the other.
                 let control = Arc::new(Control::new(job.token, id));
                 self.attempts.insert(job.token, Entry::Live { control: control.clone(), tenant: id });
-                Pick::Start(job, control)
+                Turn::Start(job, control)
             })
         } else {
-            tenant.ready.pop_front().map(|(_, task)| Pick::Resume(task))
+            tenant.ready.pop_front().map(|(_, task)| Turn::Resume(task))
         };
         if !tenant.has_work() {
             let key = (tenant.virtual_ns, id);
@@ -347,7 +362,7 @@ impl State {
         if start {
             self.active += 1;
         }
-        pick
+        what.map(|what| Pick { what, behind })
     }
 
     /// Until when the limits hold, if they do.
@@ -411,8 +426,10 @@ impl Wake for Task {
 /// One thread that runs guests.
 fn work(shared: &Arc<Shared>) {
     let mut clock = thread_cpu_ns();
+    // CPU time since the thread last gave way.
+    let mut kept_ns = 0;
     loop {
-        let pick = {
+        let Pick { what, behind } = {
             let mut state = shared.state();
             loop {
                 if let Some(pick) = state.pick(shared.slots) {
@@ -430,9 +447,9 @@ fn work(shared: &Arc<Shared>) {
                 state.idle -= 1;
             }
         };
-        let task = match pick {
-            Pick::Resume(task) => task,
-            Pick::Start(job, control) => start(shared, job, control),
+        let task = match what {
+            Turn::Resume(task) => task,
+            Turn::Start(job, control) => start(shared, job, control),
         };
         let ended = slice(&task);
         // Everything since the last reading was done for this attempt: choosing it, building its
@@ -441,17 +458,26 @@ fn work(shared: &Arc<Shared>) {
         clock = thread_cpu_ns();
         let used = clock.saturating_sub(before);
         let cpu_ns = task.cpu_ns.fetch_add(used, Ordering::Relaxed) + used;
+        // Linux lets a thread that runs have its core until the next tick, 4 ms on many machines, whatever wakes meanwhile
+        // and however much nicer this one is: those that bring work and carry ends, the clock of the epochs, the
+        // worker, a database beside it. Not after a slice of a tenant that is behind: it would wait for those that take
+        // up the core on behalf of its neighbours.
+        kept_ns += used;
+        let mut give_way = !behind && kept_ns >= KEEPS_NS;
         match ended {
             Some(mut outcome) => {
                 outcome.receipt.cpu_ns = cpu_ns;
                 finish(shared, &task, used);
                 let token = task.control.token;
-                if shared.outbox.finished(token, task.tenant, &task.control, outcome) {
+                let told = shared.outbox.finished(token, task.tenant, &task.control, outcome);
+                if told.large {
                     // Not for whoever comes next to pay.
                     let before = clock;
                     clock = thread_cpu_ns();
                     shared.state().charge_more(task.tenant, clock.saturating_sub(before));
                 }
+                // The end is not to wait for the slice of whoever is next.
+                give_way |= told.woke;
             }
             None => {
                 let again = task.state.load(Ordering::Acquire) == RUNNING_WOKEN;
@@ -459,6 +485,10 @@ fn work(shared: &Arc<Shared>) {
                 shared.outbox.used(task.tenant, used, runnable);
                 settle(&task);
             }
+        }
+        if give_way {
+            kept_ns = 0;
+            std::thread::yield_now();
         }
     }
 }
@@ -485,13 +515,15 @@ fn slice(task: &Arc<Task>) -> Option<Outcome> {
     let waker = Waker::from(task.clone());
     let mut cx = Context::from_waker(&waker);
     let mut slot = task.guest.lock().unwrap_or_else(PoisonError::into_inner);
+    let began = Instant::now();
     loop {
         task.state.store(RUNNING, Ordering::Release);
         let guest = slot.as_mut()?;
         match catch_unwind(AssertUnwindSafe(|| guest.as_mut().poll(&mut cx))) {
             Ok(Poll::Pending) => {
                 let again = task.state.load(Ordering::Acquire) == RUNNING_WOKEN;
-                if !(again && runtime.epoch() == epoch) {
+                // The clock of the epochs may itself have to wait for a core.
+                if !(again && runtime.epoch() == epoch && began.elapsed() < TICK) {
                     return None;
                 }
             }

@@ -95,6 +95,14 @@ impl Large {
     }
 }
 
+/// What became of an outcome.
+pub(super) struct Told {
+    /// It was large: putting it on its way was work that counts.
+    pub(super) large: bool,
+    /// It woke the thread that writes.
+    pub(super) woke: bool,
+}
+
 /// Shared by everybody in the cell that has something to say.
 pub(super) struct Outbox {
     /// HTTP calls of guests.
@@ -152,10 +160,13 @@ impl Outbox {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wake(&self, state: &mut State) {
-        if std::mem::take(&mut state.waiting) {
+    /// Whether it was waiting.
+    fn wake(&self, state: &mut State) -> bool {
+        let waiting = std::mem::take(&mut state.waiting);
+        if waiting {
             self.filled.notify_one();
         }
+        waiting
     }
 
     pub(super) fn send(&self, message: &FromCell) {
@@ -171,25 +182,26 @@ impl Outbox {
         self.send(&FromCell::Finished { token, outcome: Box::new(outcome) });
     }
 
-    /// Sends an outcome, and before it a progress report that was not sent yet. Returns whether that was work that counts.
-    pub(super) fn finished(&self, token: u64, tenant: u64, control: &Control, outcome: Outcome) -> bool {
+    /// Sends an outcome, and before it a progress report that was not sent yet.
+    pub(super) fn finished(&self, token: u64, tenant: u64, control: &Control, outcome: Outcome) -> Told {
         if let Some(progress) = control.take_progress() {
             self.send(&FromCell::Progress { token, progress });
         }
-        let is_large = is_large(&outcome);
+        let large = is_large(&outcome);
         let message = FromCell::Finished { token, outcome: Box::new(outcome) };
-        let sent = if is_large {
+        let mut woke = false;
+        let sent = if large {
             self.send_large(tenant, &message)
         } else {
             let mut state = self.state();
             let sent = state.packer.push(&message);
-            self.wake(&mut state);
+            woke = self.wake(&mut state);
             sent
         };
         if sent.is_err() {
             self.refused(token, host_fault("the outcome is larger than a frame"));
         }
-        is_large
+        Told { large, woke }
     }
 
     fn send_large(&self, tenant: u64, message: &FromCell) -> Result<(), ProtocolError> {

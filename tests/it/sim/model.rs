@@ -574,14 +574,16 @@ impl Db {
             self.unplace(id);
             let cancelled = self.cancels.contains(&id);
             let state = match end.verdict {
-                Verdict::Retry { .. } | Verdict::Release { .. } if cancelled => {
+                Verdict::Retry { .. } | Verdict::Release { .. } | Verdict::HandBack { .. } if cancelled => {
                     self.end(id, State::Cancelled, "cancelled")
                 }
                 Verdict::Succeeded => self.end(id, State::Succeeded, end.reason),
                 Verdict::Dead => self.end(id, State::Dead, end.reason),
                 Verdict::Cancelled => self.end(id, State::Cancelled, "cancelled"),
                 Verdict::Retry { delay_ms } => self.again(id, delay_ms, attempt + 1, spent + 1, true),
-                Verdict::Release { delay_ms } => self.again(id, delay_ms, attempt + 1, spent, delay_ms > 0),
+                Verdict::Release { delay_ms } | Verdict::HandBack { delay_ms } => {
+                    self.again(id, delay_ms, attempt + 1, spent, delay_ms > 0)
+                }
             };
             answers.push((id, state));
         }

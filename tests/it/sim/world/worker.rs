@@ -263,8 +263,8 @@ impl World {
         let verdict = decide(
             ending(termination),
             &self.policies,
-            item.attempt.unsigned_abs(),
             item.spent.unsigned_abs(),
+            (item.attempt - item.spent - 1).unsigned_abs(),
             random,
         );
         let reason = match termination {
