@@ -39,6 +39,8 @@ pub use crate::state::LiveSink;
 
 /// Fuel after which the engine settles its counter and yields: 0.03 to 0.1 ms of ordinary code.
 pub const FUEL_YIELD_INTERVAL: u64 = 500_000;
+/// Memory in bytes that takes as long to clear as a slice, and more.
+const LONG_TO_CLEAR: u64 = 16 << 20;
 /// Component handles of one attempt.
 const MAX_HANDLES: usize = 4_096;
 /// Bytes of a guest's error message, as the WIT says.
@@ -588,6 +590,10 @@ impl Run<'_> {
         let room = self.limits.output_bytes.saturating_sub(out.len() as u64);
         let Collected { files: artifacts, dropped: files_dropped } =
             store.data().tree().map(|tree| files::collect(tree, &collect, room)).unwrap_or_default();
+        if peak >= LONG_TO_CLEAR {
+            // Whoever waits for this core has already waited for the last slice.
+            std::thread::yield_now();
+        }
         drop(store);
         let Ended { mut termination, fuel_exact, backtrace } = ended;
         // An abort before the first settlement would read as nothing although code has run.
