@@ -8,7 +8,7 @@ use sqlx::Row;
 use crate::domain::ids::InvocationId;
 use crate::domain::invocation::{State, UnknownState};
 use crate::domain::why::{Cap, Facts, Held};
-use crate::store::invocation::{READY, RESULT, SCHEDULED, STATE};
+use crate::store::invocation::{ONE, READY, RESULT, SCHEDULED, STATE};
 use crate::store::{Error, Result, TenantConn};
 
 /// Invocations ahead that are counted.
@@ -43,14 +43,13 @@ impl TenantConn {
                  SELECT 1 FROM ready a WHERE a.tenant_id = i.tenant_id AND (a.rank, a.invocation_id) < (q.rank, q.invocation_id)
                  LIMIT $3 + 1) before) ELSE 0 END AS ahead,
                f.workers, f.claiming, f.slots, f.running, f.room, f.share
-             FROM invocations i JOIN tenants o ON o.tenant_id = i.tenant_id
+             FROM {ONE} JOIN tenants o ON o.tenant_id = i.tenant_id
              JOIN tasks t ON t.tenant_id = i.tenant_id AND t.task_id = i.task_id
              LEFT JOIN {RESULT} LEFT JOIN {READY} LEFT JOIN {SCHEDULED}
              LEFT JOIN caps oc ON oc.tenant_id = i.tenant_id AND oc.scope = 0
              LEFT JOIN caps tc ON tc.tenant_id = i.tenant_id AND tc.scope = 1 AND tc.task_id = i.task_id
              LEFT JOIN caps kc ON kc.tenant_id = i.tenant_id AND kc.scope = 2 AND kc.task_id = i.task_id AND kc.key = i.concurrency_key
-             CROSS JOIN fleet() f
-             WHERE i.tenant_id = $1 AND i.invocation_id = $2"
+             CROSS JOIN fleet() f"
         ))
         .bind(tenant)
         .bind(id)

@@ -1,12 +1,23 @@
 //! Reading, listing and cancelling.
 
 use reqwest::Method;
+use sandbar::api::access::OPERATIONS;
+use sandbar::app::Settings;
+use sandbar::domain::permission::Role;
 use sandbar::domain::retry::Verdict;
 use sandbar_host::outcome::Termination;
 use serde_json::{Value, json};
 
+use super::access::insert_key;
+use super::strangers::measured;
 use super::{Api, problem, success, trapped};
 use crate::support;
+
+/// Invocations that wait.
+const MANY: i64 = 20_000;
+/// Blocks that a read may look at beyond those of an empty queue: an index has one more level, a plan is another. All that
+/// waits are some 200.
+const SLACK_BLOCKS: i64 = 60;
 
 async fn invoke(api: &Api, body: Value) -> String {
     let accepted = api.client.enqueue("echo", &body).await.expect(202);
@@ -273,4 +284,75 @@ async fn what_belongs_to_another_tenant_does_not_exist() {
     }
     let mine = api.client.get(&format!("/v1/invocations/{id}")).await.json();
     assert_eq!((&mine["state"], &mine["tags"]), (&json!("queued"), &json!({"a": "1"})));
+}
+
+/// In the first minute of an installation Postgres knows nothing of its tables, and takes them for empty.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_read_costs_does_not_grow_with_what_waits_whatever_statistics_say() {
+    let database = support::database().await;
+    let api = Api::on(&database, Settings::default()).await;
+    api.echo().await;
+    let id = invoke(&api, json!({})).await;
+    let key = insert_key(&api, api.tenant, Role::Owner, &[]).await;
+    sqlx::raw_sql(
+        "DO $$ DECLARE t record; BEGIN
+           FOR t IN SELECT oid::regclass AS name FROM pg_class WHERE relnamespace = 'sandbar'::regnamespace AND relkind = 'r'
+           LOOP EXECUTE format('ALTER TABLE %s SET (autovacuum_enabled = false)', t.name); END LOOP;
+         END $$",
+    )
+    .execute(&api.admin)
+    .await
+    .unwrap();
+    api.stop.cancel();
+    api.app.shutdown().await;
+    api.store.close().await;
+
+    let paths = [
+        format!("/v1/invocations/{id}"),
+        format!("/v1/invocations/{id}/why"),
+        "/v1/invocations?limit=1".to_owned(),
+        "/v1/invocations?limit=1&state=dead".to_owned(),
+        "/v1/invocations?limit=1&state=running".to_owned(),
+    ];
+    let look = async |path: &String| {
+        let plain = path.split('?').next().unwrap().replace(&id, "{id}");
+        let op = OPERATIONS.iter().find(|op| op.path == plain && op.method == "GET").unwrap();
+        let (answer, _, blocks) = measured(&api, &database, &key, op, path).await;
+        assert_eq!(answer.status.as_u16(), 200, "{path}: {}", answer.text());
+        blocks
+    };
+    let mut before = Vec::new();
+    for path in &paths {
+        before.push(look(path).await);
+    }
+    let admin = database.admin().await;
+    // Behind ours: how many are ahead of it is counted.
+    let filled = sqlx::query(
+        "WITH more AS (
+           INSERT INTO sandbar.invocations
+             SELECT (jsonb_populate_record(x, jsonb_build_object('invocation_id', gen_random_uuid(), 'created_at', now() + interval '1 s'))).*
+             FROM sandbar.invocations x, generate_series(1, $1) RETURNING *)
+         INSERT INTO sandbar.ready (tenant_id, rank, invocation_id, attempt, spent)
+           SELECT tenant_id, sandbar.rank_of(created_at, run_at, priority), invocation_id, 1, 0 FROM more",
+    )
+    .bind(MANY)
+    .execute(&admin)
+    .await
+    .unwrap();
+    assert_eq!(filled.rows_affected(), MANY.unsigned_abs());
+    admin.close().await;
+    for (path, before) in paths.iter().zip(before) {
+        // Postgres itself looks at tables now and then.
+        let mut least = i64::MAX;
+        for _ in 0..3 {
+            least = least.min(look(path).await);
+            if least <= before + SLACK_BLOCKS {
+                break;
+            }
+        }
+        assert!(
+            least <= before + SLACK_BLOCKS,
+            "{path} looks at {least} blocks, and {before} when nothing else waits"
+        );
+    }
 }

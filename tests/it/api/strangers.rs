@@ -140,7 +140,7 @@ async fn read_so_far(admin: &PgPool) -> (i64, i64) {
 }
 
 /// What one request reads, and its answer: of a server that does nothing else, whose connections tell when they end.
-async fn measured(
+pub(super) async fn measured(
     api: &Api,
     database: &Database,
     key: &str,
