@@ -634,23 +634,15 @@ impl TenantConn {
             QueryBuilder::new(format!("SELECT {COLUMNS}, {STATE} FROM (SELECT {}", ranked!()));
         // The place that a state names drives the query, so that its cost follows what is there, not all that was.
         let place = match filter.state {
-            None => "",
-            Some(State::Queued) => "queued",
-            Some(State::Scheduled) => "scheduled",
-            Some(State::Running) => "running_attempts()",
-            Some(_) => "results",
-        };
-        match filter.state {
-            None => {}
+            None => None,
+            Some(State::Queued) => Some("queued d ON d.tenant_id = x.tenant_id"),
+            Some(State::Scheduled) => Some("scheduled d ON d.tenant_id = x.tenant_id"),
             // It knows of one tenant only.
-            Some(State::Running) => {
-                sql.push(format_args!(" JOIN {place} d ON d.invocation_id = x.invocation_id"));
-            }
-            Some(_) => {
-                sql.push(format_args!(
-                    " JOIN {place} d ON d.tenant_id = x.tenant_id AND d.invocation_id = x.invocation_id"
-                ));
-            }
+            Some(State::Running) => Some("running_attempts() d ON true"),
+            Some(_) => Some("results d ON d.tenant_id = x.tenant_id"),
+        };
+        if let Some(place) = place {
+            sql.push(format_args!(" JOIN {place} AND d.invocation_id = x.invocation_id"));
         }
         sql.push(" WHERE x.tenant_id = ").push_bind(tenant);
         if let Some(state) = filter.state.filter(|state| state.is_terminal()) {

@@ -34,6 +34,17 @@ pub const CANCEL_CHANNEL: &str = "sandbar_cancel";
 /// behind it; what a crash takes, polling makes up for.
 const NOTIFY: &str = "SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, $2)";
 
+/// [`Claimed::faults`] of an attempt `u`. Counted only where the difference of the numbers passes the parameter `$max`.
+macro_rules! faults {
+    ($max:literal) => {
+        concat!(
+            "CASE WHEN u.attempt - u.spent > ",
+            $max,
+            " THEN host_faults(u.tenant_id, u.invocation_id) ELSE u.attempt - u.spent - 1 END AS faults"
+        )
+    };
+}
+
 /// An invocation to be queued. Everything in it has been checked.
 #[derive(Debug, Clone)]
 pub struct NewInvocation {
@@ -414,12 +425,12 @@ impl WorkerStore {
         lease: LeaseId,
         wanted: &[Want],
     ) -> Result<Vec<Claimed>> {
-        let query = sqlx::query(
-            "SELECT $3 AS lease_id, slot, tenant_id, invocation_id, attempt, spent,
-               CASE WHEN attempt - spent > $7 THEN host_faults(tenant_id, invocation_id) ELSE attempt - spent - 1 END AS faults,
-               rank, weight, task_id, task, sha256, input, spec, tags
-             FROM claim($1, $2, $3, $4, $5, ARRAY(SELECT COALESCE(a, '-infinity') FROM unnest($6::timestamptz[]) a))",
-        )
+        let query = sqlx::query(concat!(
+            "SELECT $3 AS lease_id, slot, tenant_id, invocation_id, attempt, spent, ",
+            faults!("$7"),
+            ", rank, weight, task_id, task, sha256, input, spec, tags
+             FROM claim($1, $2, $3, $4, $5, ARRAY(SELECT COALESCE(a, '-infinity') FROM unnest($6::timestamptz[]) a)) u",
+        ))
         .bind(worker)
         .bind(epoch)
         .bind(lease)
@@ -436,10 +447,10 @@ impl WorkerStore {
     /// # Errors
     /// Postgres does not answer.
     pub async fn leased(&self, worker: WorkerId, epoch: i64, leases: &[LeaseId]) -> Result<Vec<Claimed>> {
-        let rows = sqlx::query(
-            "SELECT l.lease_id, u.slot::int AS slot, u.tenant_id, u.invocation_id, u.attempt, u.spent,
-               CASE WHEN u.attempt - u.spent > $4 THEN host_faults(u.tenant_id, u.invocation_id) ELSE u.attempt - u.spent - 1 END AS faults,
-               rank_of(i.created_at, i.run_at, i.priority) AS rank, o.weight, i.task_id, t.name AS task, v.sha256, i.input, i.spec, i.tags
+        let rows = sqlx::query(concat!(
+            "SELECT l.lease_id, u.slot::int AS slot, u.tenant_id, u.invocation_id, u.attempt, u.spent, ",
+            faults!("$4"),
+            ", rank_of(i.created_at, i.run_at, i.priority) AS rank, o.weight, i.task_id, t.name AS task, v.sha256, i.input, i.spec, i.tags
              FROM leases l
              CROSS JOIN LATERAL unnest(l.tenants, l.invocations, l.attempts, l.spent) WITH ORDINALITY
                AS u(tenant_id, invocation_id, attempt, spent, slot)
@@ -450,7 +461,7 @@ impl WorkerStore {
              WHERE l.worker_id = $1 AND l.epoch = $2 AND l.lease_id = ANY ($3)
                AND NOT EXISTS (SELECT 1 FROM attempts a
                  WHERE a.tenant_id = u.tenant_id AND a.invocation_id = u.invocation_id AND a.attempt = u.attempt)",
-        )
+        ))
         .bind(worker)
         .bind(epoch)
         .bind(leases)
